@@ -1,0 +1,104 @@
+"""Where a score comes from: its parts by token of the candidate and by parameter block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msif.attribution.gradients import Side
+from msif.attribution.scoring import QueryVectors
+from msif.curvature.inputs import device_and_dtype
+from msif.models.blocks import TrackedModule
+from msif.models.capture import Capture
+from msif.models.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Parts of the scores of one candidate; positive for a proponent, like the scores.
+
+    Attributes:
+        index: the candidate's row number.
+        tokens: float64, (Q, T): the part of each token's position.
+        blocks: float64, (Q, K): the part of each parameter block, in the order of ``block_names``.
+        scores: float64, (Q,): the sum of either.
+    """
+
+    index: int
+    tokens: Tensor
+    blocks: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        return self.blocks.sum(1)
+
+
+def block_names(tracked: Iterable[TrackedModule]) -> list[str]:
+    """"MODULE" for a module of one block, "MODULE:q3" for a head's, in the order of ``Contributions.blocks``."""
+    return [
+        module.name if len(module.blocks) == 1 else f"{module.name}:{block.label}"
+        for module in tracked
+        for block in module.blocks
+    ]
+
+
+class _ContributionPass:
+    def __init__(self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors]) -> None:
+        self.vectors = vectors
+        self.queries = next(iter(vectors.values())).queries
+        self.columns: dict[str, slice] = {}
+        start = 0
+        for module in tracked:
+            self.columns[module.name] = slice(start, start + len(module.blocks))
+            start += len(module.blocks)
+        self.total_blocks = start
+
+    def begin(self, batch: Any, objective: Objective) -> None:
+        live = objective.live(batch)
+        sequences, positions = live.shape
+        self.tokens = torch.zeros(sequences, self.queries, positions, dtype=torch.float64, device=live.device)
+        self.blocks = torch.zeros(sequences, self.queries, self.total_blocks, dtype=torch.float64, device=live.device)
+
+    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
+        return x
+
+    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+        v = self.vectors[module.name]
+        weight = v.dense()
+        x, g = saved.to(weight.dtype), g.to(weight.dtype)
+        for query in range(self.queries):
+            mapped = x @ weight[query].T
+            if v.bias is not None:
+                mapped = mapped + v.bias[query]
+            parts = (mapped * g).unflatten(2, (len(module.blocks), -1)).sum(3, dtype=torch.float64)  # (B, T, nb)
+            self.tokens[:, query] += parts.sum(2)
+            self.blocks[:, query, self.columns[module.name]] += parts.sum(1)
+
+    def end(self, batch: Any) -> None: ...
+
+
+def contributions(side: Side, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> list[Contributions]:
+    """Parts of the scores of some candidates, in the order of the batches.
+
+    Costs one forward and backward pass and Q·T·P multiply-adds a sequence: meant for the documents that are shown.
+    """
+    device, _ = device_and_dtype(side.model)
+    consumer = _ContributionPass(side.tracked, vectors)
+    results = []
+    with Capture(side.model, side.tracked, consumer) as capture:
+        for batch in candidates:
+            capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
+            lengths = _lengths(batch, consumer.tokens.shape[2])
+            for row, (index, length) in enumerate(zip(batch.indices.tolist(), lengths, strict=True)):
+                tokens = consumer.tokens[row, :, :length].cpu()
+                results.append(Contributions(index, tokens, consumer.blocks[row].cpu()))
+    return results
+
+
+def _lengths(batch: Any, positions: int) -> list[int]:
+    mask = getattr(batch, "attention_mask", None)
+    return [positions] * len(batch) if mask is None else mask.sum(1).tolist()

@@ -1,0 +1,97 @@
+"""Gradients of queries: ∇m(q) for every tracked module, formed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msif.curvature.inputs import device_and_dtype
+from msif.curvature.preconditioners import Vectors
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+from msif.models.capture import Capture, FiniteGuard
+from msif.models.objectives import Measurement, Objective
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model as one end of an influence: where queries are measured, or where candidates were trained on."""
+
+    model: nn.Module
+    tracked: Sequence[TrackedModule]
+    objective: Objective
+
+    def restricted(self, names: Iterable[str]) -> Side:
+        """The same side with only the named modules."""
+        kept = set(names)
+        return Side(self.model, [module for module in self.tracked if module.name in kept], self.objective)
+
+
+def sequence_gradient(g: Tensor, x: Tensor, module: TrackedModule, dtype: torch.dtype) -> Tensor:
+    """Σ_t g_t x̄_tᵀ, (B, d_out, d) from g (B, T, d_out) and x (B, T, d_in)."""
+    g, x = g.to(dtype), x.to(dtype)
+    weight = g.transpose(1, 2) @ x
+    return torch.cat([weight, g.sum(1).unsqueeze(2)], dim=2) if module.bias else weight
+
+
+class _GradientPass:
+    """Collects per-sequence gradients, in the order in which the sequences come."""
+
+    def __init__(self, side: Side) -> None:
+        device, self.dtype = device_and_dtype(side.model)
+        self.device = device
+        self.collected: dict[str, list[Tensor]] = {module.name: [] for module in side.tracked}
+        self.shapes = {module.name: module.shape for module in side.tracked}
+        self._guard = FiniteGuard("the query gradient")
+
+    def begin(self, batch: Any, objective: Objective) -> None:
+        self._reached: set[str] = set()
+
+    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
+        return x
+
+    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+        gradient = sequence_gradient(g, saved, module, self.dtype)
+        self.collected[module.name].append(gradient)
+        self._reached.add(module.name)
+        self._guard.watch(module.name, gradient.sum())
+
+    def end(self, batch: Any) -> None:
+        for name in self.collected.keys() - self._reached:
+            zeros = torch.zeros(len(batch), *self.shapes[name], device=self.device, dtype=self.dtype)
+            self.collected[name].append(zeros)
+        self._guard.check(batch)
+
+
+def query_gradients(side: Side, queries: Iterable[Any], measurement: str | Measurement = "loss") -> Vectors:
+    """Module name -> ∇m of each query, (Q, d_out, d), rows ordered by the queries' ``indices``.
+
+    Args:
+        queries: batches of queries, their indices 0 … Q−1 in any order.
+        measurement: a name that the objective knows, or a callable (outputs, batch) -> (B,), lower for likelier
+            answers, so that a positive score names a proponent.
+
+    Raises:
+        MsifError: an unknown measurement, no query, or NaN or infinity in a gradient.
+    """
+    objective = side.objective
+    measure = objective.measurement(measurement) if isinstance(measurement, str) else measurement
+    consumer = _GradientPass(side)
+    order: list[Tensor] = []
+    with Capture(side.model, side.tracked, consumer) as capture:
+        for batch in queries:
+            cotangent = lambda outputs, batch: objective.measurement_gradient(outputs, batch, measure)  # noqa: E731
+            capture.run(objective, batch.to(consumer.device), [cotangent])
+            order.append(batch.indices.cpu())
+    if not order:
+        raise MsifError("there is no query.")
+    rows = torch.cat(order).argsort().to(consumer.device)
+    vectors: Vectors = {}
+    for name in list(consumer.collected):
+        parts = consumer.collected.pop(name)
+        vectors[name] = torch.cat(parts)[rows] if len(parts) > 1 or len(rows) > 1 else parts[0]
+    return vectors

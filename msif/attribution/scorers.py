@@ -1,0 +1,158 @@
+"""Scorers: queries × candidates → scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from msif.attribution.contributions import Contributions, contributions
+from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bias
+from msif.curvature.inputs import device_and_dtype
+from msif.curvature.preconditioners import Identity, Preconditioner, Vectors
+from msif.errors import MsifError
+from msif.models.capture import Capture
+from msif.models.objectives import Measurement
+from msif.models.select import match_modules
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of queries × candidates; positive for a proponent: training more on it makes the answer likelier.
+
+    Attributes:
+        values: float32 or float64, axes ("query", "candidate").
+        candidates: int64, (N,), the candidates' row numbers, in the order of the second axis.
+    """
+
+    values: np.ndarray
+    candidates: np.ndarray
+
+    axes = ("query", "candidate")
+
+    def ranked(self, query: int) -> np.ndarray:
+        """Positions along the candidate axis, the largest score first; ties by row number."""
+        return np.lexsort((self.candidates, -self.values[query]))
+
+
+class Scorer(Protocol):
+    """Anything that yields scores. Batches of queries are numbered 0 … Q−1 by their ``indices``."""
+
+    def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores: ...
+
+
+class InfluenceScorer:
+    """I(z → q) = ∇m(q; θ_K)ᵀ P_K ⋯ P_1 ∇L(z; θ_1) (DESIGN section 2, multi-stage influence).
+
+    ``preconditioners`` lists the stages in the order of training, P_1 first, each the (damped) inverse curvature of
+    its stage; since all are symmetric, they are applied to the query's side, P_K first, and each candidate costs one
+    forward and one backward pass. One preconditioner is single-stage influence; none is the gradient dot product, and
+    with ``normalize="both"`` the gradient cosine.
+
+    Args:
+        query_side: the last model, with the objective by which the query is measured.
+        candidate_side: the first model, with its training objective.
+        measurement: see ``query_gradients``.
+        query_rank: keep this rank of each module's query vectors; ``rank_errors`` then holds the relative error.
+        normalize: "unit" divides each score by the candidate's gradient norm, "both" by ‖v‖ too.
+
+    Raises:
+        MsifError: the two sides share no block.
+    """
+
+    def __init__(
+        self,
+        query_side: Side,
+        candidate_side: Side,
+        preconditioners: Sequence[Preconditioner] = (),
+        *,
+        measurement: str | Measurement = "loss",
+        query_rank: int | None = None,
+        normalize: Literal["none", "unit", "both"] = "none",
+    ) -> None:
+        if normalize not in ("none", "unit", "both"):
+            raise MsifError(f"normalize is '{normalize}': choose 'none', 'unit' or 'both'.")
+        if query_rank is not None and query_rank < 1:
+            raise MsifError(f"the query rank is {query_rank}: it must be 1 or more.")
+        shared, self.left_out = match_modules(list(query_side.tracked), list(candidate_side.tracked))
+        self.query_side = query_side.restricted(shared)
+        self.candidate_side = candidate_side.restricted(shared)
+        self.preconditioners = list(preconditioners) or [Identity()]
+        self.measurement = measurement
+        self.query_rank = query_rank
+        self.normalize = normalize
+        self.rank_errors: Tensor | None = None
+
+    def query_vectors(self, queries: Iterable[Any]) -> dict[str, QueryVectors]:
+        """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part."""
+        vectors = query_gradients(self.query_side, queries, self.measurement)
+        for preconditioner in reversed(self.preconditioners):
+            vectors = preconditioner.apply(vectors)
+        if self.normalize == "both":
+            vectors = _unit(vectors)
+        device, dtype = device_and_dtype(self.candidate_side.model)
+        vectors = {name: V.to(device, dtype) for name, V in vectors.items()}
+        split = split_bias(vectors, {module.name: module.bias for module in self.candidate_side.tracked})
+        if self.query_rank is not None:
+            split, self.rank_errors = compress(split, self.query_rank)
+        return split
+
+    def score_vectors(self, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> Scores:
+        """⟨v_q, ∇L(z)⟩ for vectors that ``query_vectors`` made; candidates come out in order of row number."""
+        side, normalized = self.candidate_side, self.normalize != "none"
+        device, _ = device_and_dtype(side.model)
+        consumer = ScorePass(vectors, with_norms=normalized)
+        rows, parts = [], []
+        progress = tqdm(desc="scoring", unit="doc", total=getattr(candidates, "size", None), disable=None)
+        with Capture(side.model, side.tracked, consumer) as capture, progress:
+            for batch in candidates:
+                capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
+                scores = consumer.scores
+                if normalized:
+                    scores = scores / consumer.norms.clamp(min=torch.finfo(scores.dtype).tiny)[:, None]
+                rows.append(batch.indices.cpu().numpy())
+                parts.append(scores.cpu().numpy())
+                progress.update(len(batch))
+        if not rows:
+            raise MsifError("there is no candidate to score.")
+        indices = np.concatenate(rows)
+        order = np.argsort(indices, kind="stable")
+        return Scores(np.concatenate(parts)[order].T.copy(), indices[order])
+
+    def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
+        return self.score_vectors(self.query_vectors(queries), candidates)
+
+    def explain(self, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> list[Contributions]:
+        """Per-token and per-block parts of the scores of a few candidates (before any normalisation)."""
+        return contributions(self.candidate_side, vectors, candidates)
+
+
+class EnsembleScorer:
+    """The mean of several scorers' scores: checkpoints or seeds of a stage.
+
+    Raises:
+        MsifError: no scorer is given, or they scored different candidates.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer]) -> None:
+        if not scorers:
+            raise MsifError("an ensemble needs at least one scorer.")
+        self.scorers = list(scorers)
+
+    def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
+        results = [scorer.score(queries, candidates) for scorer in self.scorers]
+        if any(not np.array_equal(result.candidates, results[0].candidates) for result in results):
+            raise MsifError("the scorers of an ensemble scored different candidates: give all of them the same ones.")
+        return Scores(np.mean([result.values for result in results], axis=0), results[0].candidates)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    squares = torch.stack([V.square().sum((1, 2)) for V in vectors.values()]).sum(0)
+    norms = squares.sqrt().clamp(min=torch.finfo(squares.dtype).tiny)[:, None, None]
+    return {name: V / norms for name, V in vectors.items()}

@@ -1,0 +1,182 @@
+"""Scores of candidates: ⟨v_q, ∇L(z)⟩ for Q query vectors, in one forward and one backward pass over candidates.
+
+Letters: B sequences of T positions, Q queries, P = d_out·d_in, r the rank of v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from msif.curvature.preconditioners import Vectors
+from msif.models.blocks import TrackedModule
+from msif.models.capture import FiniteGuard
+from msif.models.objectives import Objective
+
+Route = Literal["gradient", "direct", "low-rank"]
+
+# per-sequence gradients are formed for as many sequences at a time as fit in this many elements
+CHUNK_ELEMENTS = 2**22
+# what touching one element of a temporary costs, in multiply-adds of a matrix product
+TOUCH = 16
+
+
+@dataclass
+class QueryVectors:
+    """The Q preconditioned query vectors of one module, weight and bias column apart.
+
+    Attributes:
+        weight: (Q, d_out, d_in), or None when only the factored form is kept.
+        bias: (Q, d_out), or None.
+        left, right: (Q, d_out, r) and (Q, d_in, r) with weight ≈ left rightᵀ, or None.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    @property
+    def queries(self) -> int:
+        kept = self.weight if self.weight is not None else self.left
+        assert kept is not None
+        return kept.shape[0]
+
+    def dense(self) -> Tensor:
+        """The weight part, (Q, d_out, d_in), multiplied out when factored."""
+        if self.weight is not None:
+            return self.weight
+        assert self.left is not None and self.right is not None
+        return self.left @ self.right.transpose(1, 2)
+
+
+def split_bias(vectors: Vectors, biased: dict[str, bool]) -> dict[str, QueryVectors]:
+    """Takes (Q, d_out, d) vectors over and splits the bias column off each, one module at a time."""
+    result = {}
+    for name in list(vectors):
+        V = vectors.pop(name)
+        if biased[name]:
+            result[name] = QueryVectors(V[..., :-1].contiguous(), V[..., -1].contiguous())
+        else:
+            result[name] = QueryVectors(V.contiguous(), None)
+    return result
+
+
+def cheapest_route(positions: int, d_out: int, d_in: int, queries: int, rank: int | None) -> Route:
+    """Which algebra to use for one module, from the number of multiply-adds and touched elements of a sequence.
+
+    gradient: form Σ_t g_t x_tᵀ, contract it with all queries; direct: g_tᵀ v x_t for each query; low-rank: the same
+    through r columns.
+    """
+    P, narrow = d_out * d_in, min(d_out, d_in)
+    costs: dict[Route, float] = {
+        "gradient": positions * P + queries * P + TOUCH * P,
+        "direct": queries * positions * (P + TOUCH * narrow),
+    }
+    if rank is not None:
+        costs = {"low-rank": queries * positions * rank * (d_out + d_in + TOUCH), **costs}
+    return min(costs, key=lambda route: costs[route])
+
+
+class ScorePass:
+    """Computes the scores of each batch; after a run, ``scores`` is (B, Q), and ``norms`` (B,) where asked for.
+
+    Norms are those of ∇L(z) over the tracked modules.
+    """
+
+    def __init__(self, vectors: dict[str, QueryVectors], with_norms: bool = False) -> None:
+        self.vectors = vectors
+        self.with_norms = with_norms
+        self.scores = torch.empty(0)
+        self.norms = torch.empty(0)
+        self._guard = FiniteGuard("the gradient")
+
+    def begin(self, batch: Any, objective: Objective) -> None:
+        some = next(iter(self.vectors.values()))
+        kept = some.weight if some.weight is not None else some.left
+        assert kept is not None
+        self.scores = kept.new_zeros(len(batch), some.queries)
+        self.norms = kept.new_zeros(len(batch))
+
+    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
+        return x
+
+    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+        v = self.vectors[module.name]
+        x, g = saved.to(self.scores.dtype), g.to(self.scores.dtype)
+        rank = None if v.left is None else v.left.shape[2]
+        route = cheapest_route(x.shape[1], module.d_out, module.d_in, v.queries, rank)
+        if self.with_norms or route == "gradient":
+            scores, squares = self._by_gradient(g, x, v, module.bias)
+            self.norms += squares
+        else:
+            scores = _by_rank(g, x, v) if route == "low-rank" else _directly(g, x, v.dense())
+        if v.bias is not None:
+            scores = scores + g.sum(1) @ v.bias.T
+        self.scores += scores
+        self._guard.watch(module.name, scores.sum())
+
+    def _by_gradient(self, g: Tensor, x: Tensor, v: QueryVectors, bias: bool) -> tuple[Tensor, Tensor]:
+        weight = v.dense().flatten(1)
+        step = max(1, CHUNK_ELEMENTS // weight.shape[1])
+        scores, squares = [], []
+        for start in range(0, len(g), step):
+            g_part = g[start : start + step]
+            gradient = (g_part.transpose(1, 2) @ x[start : start + step]).flatten(1)
+            scores.append(gradient @ weight.T)
+            if self.with_norms:
+                own = gradient.square().sum(1)
+                squares.append(own + g_part.sum(1).square().sum(1) if bias else own)
+        zeros = self.norms.new_zeros(len(g))
+        return torch.cat(scores), torch.cat(squares) if squares else zeros
+
+    def end(self, batch: Any) -> None:
+        self.norms = self.norms.sqrt()
+        self._guard.check(batch)
+
+
+def _directly(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Σ_t g_tᵀ v_q x_t, (B, Q); the wider side is contracted first, so that the temporary is narrow."""
+    d_out, d_in = weight.shape[1:]
+    columns = []
+    for v in weight:
+        if d_out >= d_in:
+            columns.append(torch.linalg.vecdot((g @ v).flatten(1), x.flatten(1)))
+        else:
+            columns.append(torch.linalg.vecdot((x @ v.T).flatten(1), g.flatten(1)))
+    return torch.stack(columns, dim=1)
+
+
+def _by_rank(g: Tensor, x: Tensor, v: QueryVectors) -> Tensor:
+    """Σ_t (g_t · U_q) · (x_t · B_q), (B, Q)."""
+    assert v.left is not None and v.right is not None
+    queries, _, rank = v.left.shape
+    left = g @ v.left.permute(1, 0, 2).flatten(1)
+    right = x @ v.right.permute(1, 0, 2).flatten(1)
+    return (left * right).sum(1).unflatten(1, (queries, rank)).sum(2)
+
+
+def compress(vectors: dict[str, QueryVectors], rank: int) -> tuple[dict[str, QueryVectors], Tensor]:
+    """Rank-r factors of each query's weight part, and the relative error that they cause.
+
+    Returns:
+        The factored vectors (a module whose rank is r or less stays dense), and for each query ‖v − v_r‖ / ‖v‖ over
+        all modules, (Q,).
+    """
+    result, lost, whole = {}, [], []
+    for name, v in vectors.items():
+        weight = v.dense()
+        whole.append(weight.square().sum((1, 2)) + (v.bias.square().sum(1) if v.bias is not None else 0.0))
+        if rank >= min(weight.shape[1:]):
+            result[name] = v
+            continue
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        lost.append(S[:, rank:].square().sum(1))
+        left = U[:, :, :rank] * S[:, None, :rank]
+        result[name] = QueryVectors(None, v.bias, left.contiguous(), Vh[:, :rank].transpose(1, 2).contiguous())
+    total = torch.stack(whole).sum(0)
+    error = torch.stack(lost).sum(0) if lost else torch.zeros_like(total)
+    return result, (error / total.clamp(min=torch.finfo(total.dtype).tiny)).sqrt()

@@ -1,0 +1,133 @@
+"""Spectral filters: what is done to an eigenvalue σ of the curvature (DESIGN section 2).
+
+Each takes Λ of one module, (nb, r, d), and returns f(Λ) in the same shape. σ = Λ is in units of loss per parameter²
+(mean loss of a token); damping and α are in the same units, τ in their inverse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msif.errors import MsifError
+
+Filter = Callable[[Tensor, str], Tensor]
+"""(Λ of a module (nb, r, d), the module's name) -> f(Λ), same shape."""
+
+Scale = float | Mapping[str, Tensor]
+"""One number for all blocks, or for each module name a tensor (nb,), one number a block."""
+
+
+def per_block(value: Scale, name: str, Lambda: Tensor) -> Tensor:
+    """A scale as a tensor that broadcasts over Λ."""
+    if isinstance(value, Mapping):
+        return value[name].to(Lambda.device, Lambda.dtype).view(-1, 1, 1)
+    return torch.as_tensor(value, device=Lambda.device, dtype=Lambda.dtype)
+
+
+@dataclass(frozen=True)
+class DampedInverse:
+    """1/(σ + λ + α), with λ = ``damping``, or ``damping_scale`` · mean(Λ) of the block where no damping is given.
+
+    ``alpha`` is the strength of the pull towards the pre-trained parameters, (H + (α + λ) I)⁻¹.
+
+    Raises:
+        MsifError: a negative value, or λ + α = 0 on a block with a vanishing eigenvalue.
+    """
+
+    damping: Scale | None = None
+    damping_scale: float = 0.1
+    alpha: Scale = 0.0
+
+    def __post_init__(self) -> None:
+        _check_not_negative("damping", self.damping if self.damping is not None else 0.0)
+        _check_not_negative("damping scale", self.damping_scale)
+        _check_not_negative("alpha", self.alpha)
+
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+        if self.damping is None:
+            shift = self.damping_scale * Lambda.mean(dim=(1, 2), keepdim=True)
+        else:
+            shift = per_block(self.damping, name, Lambda)
+        damped = Lambda + (shift + per_block(self.alpha, name, Lambda))
+        # an eigenvalue below the rounding error of the largest one is noise, and its inverse would be the answer
+        floor = Lambda.amax() * torch.finfo(Lambda.dtype).eps * 1e-3
+        if bool((damped <= floor).any()):
+            raise MsifError(
+                f"Λ of module '{name}' is singular and the damping does not lift it: "
+                "use --damping with a positive value, or --damping-scale 0.1."
+            )
+        return damped.reciprocal_()
+
+
+@dataclass(frozen=True)
+class ProximalHop:
+    """α/(σ + α): what fine-tuning with a pull α towards the pre-trained parameters keeps of a displacement."""
+
+    alpha: Scale
+
+    def __post_init__(self) -> None:
+        _check_positive("alpha", self.alpha)
+
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+        alpha = per_block(self.alpha, name, Lambda)
+        return alpha / (Lambda + alpha)
+
+
+@dataclass(frozen=True)
+class Decay:
+    """exp(−τσ): what τ of gradient descent keeps of a displacement (SOURCE, Bae et al. 2024, eq. 14)."""
+
+    tau: Scale
+
+    def __post_init__(self) -> None:
+        _check_positive("tau", self.tau)
+
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+        return torch.exp(-per_block(self.tau, name, Lambda) * Lambda)
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """(1 − exp(−τσ))/σ, → τ as σ → 0: what τ of descent accumulates from a gradient (SOURCE, eq. 13)."""
+
+    tau: Scale
+
+    def __post_init__(self) -> None:
+        _check_positive("tau", self.tau)
+
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+        tau = per_block(self.tau, name, Lambda).expand(Lambda.shape)
+        small = tau * Lambda < torch.finfo(Lambda.dtype).eps
+        safe = torch.where(small, torch.ones_like(Lambda), Lambda)
+        return torch.where(small, tau, -torch.expm1(-tau * safe) / safe)
+
+
+@dataclass(frozen=True)
+class DampedPower:
+    """(σ + λ)^exponent with λ as in DampedInverse; −1/2 makes a symmetric index of both sides."""
+
+    exponent: float
+    damping: Scale | None = None
+    damping_scale: float = 0.1
+
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+        return DampedInverse(self.damping, self.damping_scale)(Lambda, name) ** (-self.exponent)
+
+
+def _values(value: Scale) -> list[float]:
+    return [float(v) for t in value.values() for v in t.flatten()] if isinstance(value, Mapping) else [value]
+
+
+def _check_not_negative(what: str, value: Scale) -> None:
+    if any(not math.isfinite(v) or v < 0 for v in _values(value)):
+        raise MsifError(f"{what} is {min(_values(value))}: it must be a finite number, 0 or larger.")
+
+
+def _check_positive(what: str, value: Scale) -> None:
+    if any(not math.isfinite(v) or v <= 0 for v in _values(value)):
+        raise MsifError(f"{what} is {min(_values(value))}: it must be a finite number larger than 0.")

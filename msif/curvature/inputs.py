@@ -1,0 +1,95 @@
+"""Modules that read the same input share A, its eigenvectors, and everything computed from x alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+from msif.models.capture import Capture
+from msif.models.objectives import Objective
+
+
+def find_input_groups(
+    model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batch: Any
+) -> dict[str, str]:
+    """Module name -> name of the first module that reads the very same tensor (with or without a bias, like it).
+
+    Found by one forward pass, so that it holds for any architecture: q/k/v and gate/up projections share, and so do
+    attention and MLP maps of a parallel block behind one norm. A module that does not run in it is left out.
+    """
+    probe = _InputProbe()
+    with Capture(model, tracked, probe) as capture:
+        capture.run(objective, batch, [])
+    return probe.groups
+
+
+class _InputProbe:
+    def __init__(self) -> None:
+        self.groups: dict[str, str] = {}
+        self._seen: dict[tuple[object, ...], tuple[str, Tensor]] = {}
+
+    def begin(self, batch: Any, objective: Objective) -> None: ...
+
+    def forward(self, module: TrackedModule, x: Tensor) -> None:
+        key = (*_identity(x), module.bias)
+        # x is kept, so that its memory is not given to another input before the pass ends
+        leader, _ = self._seen.setdefault(key, (module.name, x))
+        self.groups[module.name] = leader
+
+    def backward(self, module: TrackedModule, saved: Any, g: Tensor) -> None: ...
+
+    def end(self, batch: Any) -> None:
+        self._seen.clear()
+
+
+def _identity(x: Tensor) -> tuple[object, ...]:
+    return x.data_ptr(), x.shape, x.stride(), x._version
+
+
+class SharedInputs:
+    """Computes a function of x once a group and batch, and gives its result to every member.
+
+    ``groups`` maps module names to leaders, as ``find_input_groups`` returns it.
+    """
+
+    def __init__(self, groups: Mapping[str, str]) -> None:
+        self.groups = groups
+        self._members = {leader: list(groups.values()).count(leader) for leader in set(groups.values())}
+        self._results: dict[str, tuple[Tensor, Any, int]] = {}
+
+    def get(self, module: TrackedModule, x: Tensor, compute: Callable[[Tensor], Any]) -> Any:
+        leader = self.groups[module.name]
+        if self._members[leader] == 1:
+            return compute(x)
+        if leader not in self._results:
+            self._results[leader] = (x, compute(x), self._members[leader])
+        first, result, waiting = self._results.pop(leader)
+        if _identity(first) != _identity(x):
+            raise MsifError(
+                f"modules '{leader}' and '{module.name}' read one input in the first batch and two different ones now: "
+                "leave one of them out with --modules."
+            )
+        if waiting > 1:
+            self._results[leader] = (first, result, waiting - 1)
+        return result
+
+    def clear(self) -> None:
+        self._results.clear()
+
+
+def check_all_run(tracked: Sequence[TrackedModule], groups: Mapping[str, str]) -> None:
+    """Raises MsifError naming the first tracked module that took no part in the forward pass."""
+    for module in tracked:
+        if module.name not in groups:
+            raise MsifError(f"module '{module.name}' does not run in the forward pass: leave it out with --modules.")
+
+
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the model lives, and the dtype to compute in: float32, or float64 for a float64 model."""
+    parameter = next(model.parameters())
+    return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32

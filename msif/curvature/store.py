@@ -1,0 +1,169 @@
+"""Factors on disk: a manifest, and one safetensors file a layer, read lazily (DESIGN section 6).
+
+    factors/NAME/manifest.json            what was fitted, on what, how far it came
+    factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G, Lambda (each module)
+    factors/NAME/checkpoint.safetensors   running sums, while a pass is under way
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from msif.atomic import atomic_path, write_json
+from msif.curvature.factors import ModuleFactors
+from msif.errors import MsifError
+from msif.models.blocks import Block, TrackedModule
+
+SCHEMA = 1
+PARTS = ("covariance", "eigenvectors", "lambda")
+
+
+class FactorStore(Mapping[str, ModuleFactors]):
+    """A folder of factors as a mapping from module name to ``ModuleFactors``, each read when asked for.
+
+    Open a finished one with ``FactorStore.open``; ``msif.curvature.fit_factors`` makes one.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.tracked = [_module_from_json(entry) for entry in manifest["modules"]]
+        self.groups = {entry["name"]: entry["input"] for entry in manifest["modules"]}
+
+    @classmethod
+    def open(cls, path: str | Path) -> FactorStore:
+        """Opens complete factors.
+
+        Raises:
+            MsifError: there is no such folder, it is of another schema, or the fit did not end.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        missing = [part for part in PARTS if not manifest["parts"][part]]
+        if missing:
+            raise MsifError(
+                f"the factors in {path} are incomplete ({missing[0]} is missing): run msif.fit_factors again with the "
+                "same settings to finish them."
+            )
+        return cls(path, manifest)
+
+    def __getitem__(self, name: str) -> ModuleFactors:
+        if name not in self.groups:
+            raise KeyError(name)
+        return _factors_from(self._load([name]), name, self.groups[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def load_all(self) -> dict[str, ModuleFactors]:
+        """Every module's factors in memory; those that share an input share one Q_A."""
+        tensors = self._load(list(self.groups))
+        return {name: _factors_from(tensors, name, leader) for name, leader in self.groups.items()}
+
+    def _load(self, names: Sequence[str]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for file, members in files_of(self.groups).items():
+            wanted = [name for name in names if name in members]
+            if not wanted:
+                continue
+            keys = {key for name in wanted for key in _keys(name, self.groups[name])}
+            try:
+                with safe_open(self.path / file, framework="pt") as handle:
+                    tensors |= {key: handle.get_tensor(key) for key in handle.keys() if key in keys}  # noqa: SIM118
+            except Exception as error:
+                raise MsifError(f"{self.path / file} cannot be read ({error}): fit the factors again.") from error
+        return tensors
+
+    def save_layer(self, file: str, factors: Mapping[str, ModuleFactors]) -> None:
+        """Writes one layer's factors, with or without Λ."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in factors.items():
+            leader = self.groups[name]
+            tensors[f"{leader}:Q_A"], tensors[f"{leader}:S_A"] = module.Q_A, module.S_A
+            tensors[f"{name}:Q_G"], tensors[f"{name}:S_G"] = module.Q_G, module.S_G
+            if module.Lambda is not None:
+                tensors[f"{name}:Lambda"] = module.Lambda
+        save_tensors(self.path / file, tensors)
+
+    def save_manifest(self) -> None:
+        write_json(self.path / "manifest.json", self.manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a factors folder.
+
+    Raises:
+        MsifError: no folder, no manifest, one that does not parse, or another schema.
+    """
+    if not path.is_dir():
+        raise MsifError(f"there is no folder of factors at {path}: make it with python -m msif.fit_factors.")
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise MsifError(f"{path} holds no manifest.json, so it is no folder of factors: make one with msif.fit_factors.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise MsifError(f"{file} is damaged ({error}): remove the folder and fit the factors again.") from error
+    if manifest.get("schema") != SCHEMA:
+        raise MsifError(
+            f"{file} is of schema {manifest.get('schema')}, and this version reads schema {SCHEMA}: fit the factors again."
+        )
+    return manifest
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file atomically."""
+    with atomic_path(path) as part:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, dict(metadata) if metadata else None)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file."""
+    with safe_open(path, framework="pt") as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+
+
+def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """File name -> modules in it: one file a layer, that is up to the first number in the name of the input's leader."""
+    files: dict[str, list[str]] = {}
+    for name, leader in groups.items():
+        match = re.match(r"(.*?\d+)(?:\.|$)", leader)
+        layer = match.group(1) if match else "modules"
+        files.setdefault(f"{layer}.safetensors", []).append(name)
+    return files
+
+
+def module_to_json(module: TrackedModule, leader: str) -> dict[str, Any]:
+    blocks = [[block.start, block.stop, block.role, block.head] for block in module.blocks]
+    shape = {"d_in": module.d_in, "d_out": module.d_out, "bias": module.bias}
+    return {"name": module.name, "path": module.path, "input": leader, **shape, "blocks": blocks}
+
+
+def _module_from_json(entry: Mapping[str, Any]) -> TrackedModule:
+    fields = {key: entry[key] for key in ("name", "path", "d_in", "d_out", "bias")}
+    return TrackedModule(**fields, blocks=tuple(Block(*block) for block in entry["blocks"]))
+
+
+def _keys(name: str, leader: str) -> list[str]:
+    return [f"{leader}:Q_A", f"{leader}:S_A", f"{name}:Q_G", f"{name}:S_G", f"{name}:Lambda"]
+
+
+def _factors_from(tensors: Mapping[str, Tensor], name: str, leader: str) -> ModuleFactors:
+    return ModuleFactors(
+        Q_A=tensors[f"{leader}:Q_A"],
+        Q_G=tensors[f"{name}:Q_G"],
+        S_A=tensors[f"{leader}:S_A"],
+        S_G=tensors[f"{name}:S_G"],
+        Lambda=tensors.get(f"{name}:Lambda"),
+    )

@@ -1,0 +1,77 @@
+"""Documents and batches: what every pass over data consumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised row of a corpus.
+
+    Attributes:
+        index: row number in its corpus, counted from 0; it seeds the labels that are sampled for this document.
+        input_ids: int32, shape (T,).
+        supervised: bool, shape (T,): token t is one of the tokens whose loss counts (never the first one).
+        label: class index for classification, else None.
+    """
+
+    index: int
+    input_ids: np.ndarray
+    supervised: np.ndarray
+    label: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B documents, padded on the right to the longest, T tokens.
+
+    Attributes:
+        indices: int64, (B,), the documents' row numbers.
+        input_ids: int64, (B, T); the id at padded positions is never read.
+        attention_mask: int64, (B, T), 1 at real tokens.
+        supervised: bool, (B, T).
+        labels: int64, (B,) for classification, else None.
+    """
+
+    indices: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    supervised: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+def collate(documents: list[Document], pad_id: int = 0) -> Batch:
+    """Pad documents on the right into one batch (B, T)."""
+    length = max(len(document) for document in documents)
+    input_ids = np.full((len(documents), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(documents), length), dtype=np.int64)
+    supervised = np.zeros((len(documents), length), dtype=bool)
+    for row, document in enumerate(documents):
+        input_ids[row, : len(document)] = document.input_ids
+        mask[row, : len(document)] = 1
+        supervised[row, : len(document)] = document.supervised
+    labels = None
+    if documents[0].label is not None:
+        labels = torch.tensor([document.label for document in documents], dtype=torch.int64)
+    return Batch(
+        indices=torch.tensor([document.index for document in documents], dtype=torch.int64),
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        supervised=torch.from_numpy(supervised),
+        labels=labels,
+    )

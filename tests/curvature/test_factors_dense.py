@@ -1,0 +1,193 @@
+"""A, G and Λ against sums over autograd's own gradients, in float64, on models small enough to write out."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import DeepLinear, MLP, Classify, SquaredError, alone, dense_gradients, documents, examples, tiny_lm, track_plain
+
+from msif.curvature.covariance import CovariancePass
+from msif.curvature.eigenvalues import LambdaPass
+from msif.curvature.filters import DampedInverse
+from msif.curvature.fit import FitSettings
+from msif.curvature.inputs import find_input_groups
+from msif.curvature.preconditioners import EKFAC
+from msif.data.documents import collate
+from msif.models.capture import Capture, frozen
+from msif.models.objectives import CausalLM, generators_for
+from msif.models.select import track_modules
+
+
+def fitted(model, tracked, objective, batches, settings=None):
+    """(covariance pass, Λ pass, factors with Λ), all in memory."""
+    settings = settings or FitSettings()
+    groups = find_input_groups(model, tracked, objective, batches[0])
+    covariances = CovariancePass(tracked, groups, torch.device("cpu"), torch.float64, settings.label_samples)
+    run(model, tracked, objective, batches, covariances, settings)
+    factors = covariances.decompose([module.name for module in tracked])
+    second_moments = LambdaPass(tracked, groups, factors, torch.device("cpu"), torch.float64, settings.label_samples)
+    run(model, tracked, objective, batches, second_moments, settings)
+    from dataclasses import replace
+
+    return covariances, second_moments, {n: replace(f, Lambda=second_moments.Lambda(n)) for n, f in factors.items()}
+
+
+def run(model, tracked, objective, batches, consumer, settings):
+    with Capture(model, tracked, consumer) as capture:
+        for batch in batches:
+            capture.run(objective, batch, settings.cotangents(objective, consumer.stream))
+
+
+def sampled_losses(model, objective, batch, stream, seed=0, draw=0):
+    """L(z, ŷ) of a batch with the very labels that a pass draws, differentiable in the weights."""
+    with torch.enable_grad():
+        outputs = objective.outputs(model, batch)
+        labels = objective.sample(outputs.detach(), batch, generators_for(seed, stream * 2**32 + draw, batch.indices))
+        return objective.losses(outputs, batch, labels)
+
+
+@pytest.mark.parametrize("settings", [FitSettings(), FitSettings(label_samples=2), FitSettings(fisher="empirical")])
+def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings):
+    model, objective = tiny_lm(), CausalLM()
+    tracked = track_modules(model)
+    texts = documents([5, 9, 3, 7], prompt=2)
+    covariances, second_moments, factors = fitted(model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings)
+
+    # dense: activations and gradients by plain hooks, one document at a time, no padding anywhere
+    inputs, gradients = {m.name: [] for m in tracked}, {m.name: [] for m in tracked}
+    Lambda = {m.name: 0.0 for m in tracked}
+    model.eval()
+    supervised = 0
+    for batch in alone(texts):
+        live = int(batch.attention_mask.sum()) - 1
+        supervised += int(batch.supervised.sum())
+        for draw in range(settings.label_samples):
+            seen = {}
+            hooks = [
+                model.get_submodule(m.path).register_forward_hook(
+                    lambda _, x, y, n=m.name: (y.retain_grad(), seen.__setitem__(n, (x[0], y)))[1]
+                )
+                for m in tracked
+            ]
+            if settings.fisher == "empirical":
+                loss = objective.losses(objective.outputs(model, batch), batch).sum()
+            else:
+                loss = sampled_losses(model, objective, batch, CovariancePass.stream, draw=draw).sum()
+            loss.backward()
+            for m in tracked:
+                x, y = seen[m.name]
+                inputs[m.name].append(torch.cat([x[0, :live], torch.ones(live, 1, dtype=x.dtype)], 1).detach())
+                gradients[m.name].append(y.grad[0, :live])
+            for hook in hooks:
+                hook.remove()
+            model.zero_grad()
+            if settings.fisher == "empirical":
+                loss = objective.losses(objective.outputs(model, batch), batch).sum()
+            else:
+                loss = sampled_losses(model, objective, batch, LambdaPass.stream, draw=draw).sum()
+            for name, gradient in dense_gradients(model, tracked, loss).items():
+                f = factors[name]
+                rows = gradient.unflatten(0, (f.blocks, -1))
+                Lambda[name] += torch.stack([(f.Q_G[b].T @ rows[b] @ f.Q_A) ** 2 for b in range(f.blocks)])
+
+    for m in tracked:
+        x, g = torch.cat(inputs[m.name]), torch.cat(gradients[m.name])
+        torch.testing.assert_close(covariances.A(covariances.groups[m.name]), x.T @ x / len(x))
+        for b, block in enumerate(m.blocks):
+            rows = g[:, block.start : block.stop]
+            torch.testing.assert_close(covariances.G(m.name)[b], rows.T @ rows / len(g))
+        torch.testing.assert_close(factors[m.name].Lambda, Lambda[m.name] / (supervised * settings.label_samples))
+
+
+def test_sampled_factors_approach_the_fisher_by_enumeration():
+    """With two supervised tokens, E over ŷ is a sum over V² label pairs; the sampled Λ must approach it."""
+    model, objective = tiny_lm(), CausalLM()
+    tracked = track_modules(model, "mlp")
+    (document,) = documents([6], prompt=4)
+    batch = collate([document])
+    _, _, factors = fitted(model, tracked, objective, [batch], FitSettings(label_samples=1500))
+    model.eval()
+    outputs = objective.outputs(model, batch)
+    log_p = outputs.log_softmax(-1)[0]
+    expected = {m.name: 0.0 for m in tracked}
+    for first, second in itertools.product(range(log_p.shape[1]), repeat=2):
+        weight = (log_p[3, first] + log_p[4, second]).exp().item()
+        labels = batch.input_ids.roll(-1, 1)
+        labels[0, 3], labels[0, 4] = first, second
+        for name, gradient in dense_gradients(model, tracked, objective.losses(outputs, batch, labels).sum()).items():
+            f = factors[name]
+            expected[name] += weight * (f.Q_G[0].T @ gradient @ f.Q_A) ** 2 / 2
+    for name, value in expected.items():
+        assert (factors[name].Lambda - value).norm() < 0.15 * value.norm(), name
+
+
+def test_ekfac_is_exact_for_one_data_point():
+    """With one position, vec(g x̄ᵀ) = x̄ ⊗ g: the empirical Fisher of one point is a Kronecker product."""
+    torch.manual_seed(0)
+    model = MLP([4, 5, 3]).double()
+    tracked, objective = track_plain(model), Classify()
+    (batch,) = examples(torch.randn(1, 4).double(), torch.tensor([1]))
+    _, _, factors = fitted(model, tracked, objective, [batch], FitSettings(fisher="empirical"))
+    preconditioner = EKFAC(factors, DampedInverse(damping=0.01))
+    gradients = dense_gradients(model, tracked, objective.losses(model(batch.x), batch).sum())
+    for module in tracked:
+        V = torch.randn(1, *module.shape).double()
+        H = torch.outer(gradients[module.name].flatten(), gradients[module.name].flatten())
+        expected = torch.linalg.solve(H + 0.01 * torch.eye(len(H)).double(), V.flatten()).view_as(V)
+        torch.testing.assert_close(preconditioner.apply({module.name: V.clone()})[module.name], expected)
+
+
+def test_ekfac_is_exact_for_the_last_layer_of_a_deep_linear_network_with_squared_error():
+    """E[g gᵀ] = I for the last layer whatever x is, so H = A ⊗ I exactly; for earlier layers G = WᵀW is fixed too."""
+    torch.manual_seed(0)
+    model = DeepLinear([4, 3, 2], bias=False).double()
+    tracked, objective = track_plain(model), SquaredError()
+    x = torch.randn(6, 4).double()
+    batches = examples(x, torch.randn(6, 2).double(), size=4)
+    _, _, factors = fitted(model, tracked, objective, batches, FitSettings(label_samples=3000))
+    W1, W2 = (layer.weight.detach() for layer in model.layers)
+    A = {"layers.0": x.T @ x / 6, "layers.1": (x @ W1.T).T @ (x @ W1.T) / 6}
+    G = {"layers.0": W2.T @ W2, "layers.1": torch.eye(2).double()}
+    for module in tracked:
+        # the sampled factors themselves are within sampling error, so the inverse is too
+        H = torch.kron(G[module.name], A[module.name])
+        V = torch.randn(1, *module.shape).double()
+        expected = torch.linalg.solve(H + 0.1 * torch.eye(len(H)).double(), V.flatten()).view_as(V)
+        got = EKFAC(factors, DampedInverse(damping=0.1)).apply({module.name: V.clone()})[module.name]
+        assert (got - expected).norm() < 0.08 * expected.norm()
+
+
+def test_labels_do_not_depend_on_the_batch():
+    model, objective = tiny_lm(), CausalLM()
+    tracked = track_modules(model)
+    texts = documents([5, 9, 3, 7, 8])
+    _, _, together = fitted(model, tracked, objective, [collate(texts)])
+    _, _, apart = fitted(model, tracked, objective, alone(texts[::-1]))
+    for name, f in together.items():
+        torch.testing.assert_close(f.S_A, apart[name].S_A)
+        torch.testing.assert_close(f.S_G, apart[name].S_G)
+        V = torch.randn(1, f.blocks * f.Q_G.shape[1], f.Q_A.shape[0]).double()
+        one, other = (EKFAC(x).apply({name: V.clone()})[name] for x in (together, apart))
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_damping_never_changes_lambda():
+    """Damping added to Λ in place grew with every query in an earlier tool."""
+    model, objective = tiny_lm(), CausalLM()
+    tracked = track_modules(model)
+    _, _, factors = fitted(model, tracked, objective, [collate(documents([5, 6]))])
+    before = {name: f.Lambda.clone() for name, f in factors.items()}
+    V = {name: torch.randn(2, f.blocks * f.Q_G.shape[1], f.Q_A.shape[0]).double() for name, f in factors.items()}
+    first = EKFAC(factors, DampedInverse(damping=0.5)).apply({k: v.clone() for k, v in V.items()})
+    EKFAC(factors, DampedInverse(damping=3.0)).apply({k: v.clone() for k, v in V.items()})
+    again = EKFAC(factors, DampedInverse(damping=0.5)).apply({k: v.clone() for k, v in V.items()})
+    for name in V:
+        assert torch.equal(first[name], again[name])
+        assert torch.equal(factors[name].Lambda, before[name])
+
+
+def test_frozen_gradients_do_not_leak():
+    model = tiny_lm()
+    with frozen(model):
+        assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
