@@ -37,14 +37,12 @@ def neox_config(**changes) -> GPTNeoXConfig:
 
 def tiny_lm(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> nn.Module:
     torch.manual_seed(seed)
-    model = GPTNeoXForCausalLM(neox_config(**changes)).to(dtype)
-    return spread(model)
+    return spread(GPTNeoXForCausalLM(neox_config(**changes))).to(dtype)
 
 
 def tiny_classifier(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> nn.Module:
     torch.manual_seed(seed)
-    model = GPTNeoXForSequenceClassification(neox_config(num_labels=3, **changes)).to(dtype)
-    return spread(model)
+    return spread(GPTNeoXForSequenceClassification(neox_config(num_labels=3, **changes))).to(dtype)
 
 
 def spread(model: nn.Module) -> nn.Module:

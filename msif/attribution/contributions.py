@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msif.attribution.gradients import Side
+from msif.attribution.gradients import Side, sequence_gradient
 from msif.attribution.scoring import QueryVectors
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
@@ -47,8 +47,11 @@ def block_names(tracked: Iterable[TrackedModule]) -> list[str]:
 
 
 class _ContributionPass:
-    def __init__(self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors]) -> None:
+    def __init__(
+        self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors], with_norms: bool
+    ) -> None:
         self.vectors = vectors
+        self.with_norms = with_norms
         self.queries = next(iter(vectors.values())).queries
         self.columns: dict[str, slice] = {}
         start = 0
@@ -62,6 +65,7 @@ class _ContributionPass:
         sequences, positions = live.shape
         self.tokens = torch.zeros(sequences, self.queries, positions, dtype=torch.float64, device=live.device)
         self.blocks = torch.zeros(sequences, self.queries, self.total_blocks, dtype=torch.float64, device=live.device)
+        self.squares = torch.zeros(sequences, dtype=torch.float64, device=live.device)
 
     def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
         return x
@@ -70,6 +74,8 @@ class _ContributionPass:
         v = self.vectors[module.name]
         weight = v.dense()
         x, g = saved.to(weight.dtype), g.to(weight.dtype)
+        if self.with_norms:
+            self.squares += sequence_gradient(g, x, module, weight.dtype).square().sum((1, 2))
         for query in range(self.queries):
             mapped = x @ weight[query].T
             if v.bias is not None:
@@ -78,16 +84,21 @@ class _ContributionPass:
             self.tokens[:, query] += parts.sum(2)
             self.blocks[:, query, self.columns[module.name]] += parts.sum(1)
 
-    def end(self, batch: Any) -> None: ...
+    def end(self, batch: Any) -> None:
+        if self.with_norms:
+            norms = self.squares.sqrt().clamp(min=torch.finfo(self.squares.dtype).tiny)[:, None, None]
+            self.tokens, self.blocks = self.tokens / norms, self.blocks / norms
 
 
-def contributions(side: Side, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> list[Contributions]:
-    """Parts of the scores of some candidates, in the order of the batches.
+def contributions(
+    side: Side, vectors: dict[str, QueryVectors], candidates: Iterable[Any], *, normalized: bool = False
+) -> list[Contributions]:
+    """Parts of the scores of some candidates, in the order of the batches; of scores over gradient norms if normalized.
 
     Costs one forward and backward pass and Q·T·P multiply-adds a sequence: meant for the documents that are shown.
     """
     device, _ = device_and_dtype(side.model)
-    consumer = _ContributionPass(side.tracked, vectors)
+    consumer = _ContributionPass(side.tracked, vectors, normalized)
     results = []
     with Capture(side.model, side.tracked, consumer) as capture:
         for batch in candidates:

@@ -129,8 +129,8 @@ class InfluenceScorer:
         return self.score_vectors(self.query_vectors(queries), candidates)
 
     def explain(self, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> list[Contributions]:
-        """Per-token and per-block parts of the scores of a few candidates (before any normalisation)."""
-        return contributions(self.candidate_side, vectors, candidates)
+        """Per-token and per-block parts of the scores of a few candidates."""
+        return contributions(self.candidate_side, vectors, candidates, normalized=self.normalize != "none")
 
 
 class EnsembleScorer:

@@ -72,6 +72,7 @@ class Capture:
         self._saved: dict[str, Any] = {}
         self._sizes: tuple[int, int] = (0, 0)
         self._phase = "idle"
+        self._batch: Any = None
         self._keep = False
         self._scale = 1.0
 
@@ -101,7 +102,8 @@ class Capture:
             self._phase = "backward"
             if not outputs.requires_grad:
                 raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
-            _check_outputs(outputs, batch)
+            if not _all_finite(outputs.detach()):
+                self._name_what_is_not_finite(objective, batch)
             self._scale = HALF_GRADIENT_SCALE if outputs.dtype == torch.float16 else 1.0
             for number, cotangent in enumerate(cotangents, start=1):
                 self._keep = number < len(cotangents)
@@ -116,6 +118,10 @@ class Capture:
 
     def _forward_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if self._phase == "diagnosis":
+                if not _all_finite(output):
+                    raise MsifError(_not_finite(f"the output of module '{module.name}'", self._batch))
+                return output
             if self._phase == "backward" or not torch.is_grad_enabled():
                 raise MsifError(
                     f"module '{module.name}' is recomputed during the backward pass: "
@@ -151,6 +157,13 @@ class Capture:
 
         return hook
 
+    def _name_what_is_not_finite(self, objective: Objective, batch: Any) -> None:
+        """Runs the batch again to find the first module whose output is not finite, and raises."""
+        self._phase, self._batch = "diagnosis", batch
+        with torch.no_grad():
+            objective.outputs(self.model, batch)
+        raise MsifError(_not_finite("the model's output", batch))
+
     def _per_sequence(self, module: TrackedModule, values: Tensor) -> Tensor:
         """(B, T, d) from (B, T, d), (B·T, d), or (B, d) where T = 1."""
         sequences, positions = self._sizes
@@ -162,14 +175,17 @@ class Capture:
         return values.reshape(sequences, positions, values.shape[-1])
 
 
-def _check_outputs(outputs: Tensor, batch: Any) -> None:
-    if not bool(torch.isfinite(outputs.detach().sum(dtype=torch.float32 if outputs.dtype != torch.float64 else None))):
-        if bool(torch.isfinite(outputs.detach()).all()):
-            return
-        raise MsifError(
-            f"the model's outputs hold NaN or infinity in {describe_batch(batch)}: "
-            "check the weights, or use --dtype float32 (or bfloat16 instead of float16)."
-        )
+def _all_finite(values: Tensor) -> bool:
+    wide = values.dtype if values.dtype == torch.float64 else torch.float32
+    # one reduction in the good case; a sum of large finite values may overflow, so a bad one is looked at closely
+    return bool(torch.isfinite(values.sum(dtype=wide))) or bool(torch.isfinite(values).all())
+
+
+def _not_finite(what: str, batch: Any) -> str:
+    return (
+        f"{what} holds NaN or infinity in {describe_batch(batch)}: check that document and the weights, "
+        "or use --dtype float32 (bfloat16 instead of float16)."
+    )
 
 
 def describe_batch(batch: Any) -> str:
@@ -198,7 +214,4 @@ class FiniteGuard:
         good = torch.isfinite(torch.stack(self._values)).tolist()
         names, self._names, self._values = self._names, [], []
         if not all(good):
-            raise MsifError(
-                f"{self.what} of module '{names[good.index(False)]}' holds NaN or infinity in {describe_batch(batch)}: "
-                "check that document and the weights, or use --dtype float32."
-            )
+            raise MsifError(_not_finite(f"{self.what} of module '{names[good.index(False)]}'", batch))

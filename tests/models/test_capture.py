@@ -1,0 +1,201 @@
+"""The model comes back untouched, and what cannot be right is refused with a reason."""
+
+import pytest
+import torch
+from helpers import MLP, Classify, dense_gradients, documents, examples, tiny_lm, track_plain
+from torch.utils.checkpoint import checkpoint
+
+from msif.data.documents import collate
+from msif.errors import MsifError
+from msif.models.capture import Capture
+from msif.models.objectives import CausalLM, inverse_cdf
+from msif.models.select import track_modules
+
+
+class Collect:
+    """Per-batch gradients, Σ_z ∇L(z)."""
+
+    def __init__(self):
+        self.gradients = {}
+
+    def begin(self, batch, objective): ...
+
+    def forward(self, module, x):
+        return x
+
+    def backward(self, module, saved, g):
+        weight = torch.einsum("bto,bti->oi", g, saved)
+        self.gradients[module.name] = torch.cat([weight, g.sum((0, 1))[:, None]], 1) if module.bias else weight
+
+    def end(self, batch): ...
+
+
+def state_of(model):
+    hooks = [len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    modes = [m.training for m in model.modules()]
+    flags = [(p.requires_grad, p.dtype, p.grad is None) for p in model.parameters()]
+    return hooks, modes, flags
+
+
+def mixed_lm():
+    model = tiny_lm()
+    model.train()
+    model.gpt_neox.layers[0].eval()
+    model.get_output_embeddings().weight.requires_grad_(False)
+    return model
+
+
+def test_gradients_match_autograd_with_padding_and_frozen_parameters():
+    model, objective = mixed_lm(), CausalLM()
+    tracked = track_modules(model)
+    batch = collate(documents([4, 7], prompt=2))
+    consumer = Collect()
+    with Capture(model, tracked, consumer) as capture:
+        capture.run(objective, batch, [objective.loss_gradient])
+    model.eval()
+    dense = dense_gradients(model, tracked, objective.losses(objective.outputs(model, batch), batch).sum())
+    for name, gradient in dense.items():
+        torch.testing.assert_close(consumer.gradients[name], gradient)
+
+
+def test_the_model_comes_back_as_it_was_also_after_an_exception():
+    model, objective = mixed_lm(), CausalLM()
+    before, weights = state_of(model), {k: v.clone() for k, v in model.state_dict().items()}
+
+    class Fails(Collect):
+        def backward(self, module, saved, g):
+            raise RuntimeError("stop here")
+
+    for consumer in (Collect(), Fails()):
+        try:
+            with Capture(model, track_modules(model), consumer) as capture:
+                capture.run(objective, collate(documents([4])), [objective.loss_gradient])
+        except RuntimeError as error:
+            assert "stop here" in str(error)
+        assert state_of(model) == before
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def test_in_place_activations_after_a_module_are_right():
+    torch.manual_seed(0)
+    model, objective = MLP([4, 6, 6, 3]).double(), Classify()
+    tracked = track_plain(model)
+    (batch,) = examples(torch.randn(5, 4).double(), torch.randint(0, 3, (5,)))
+    consumer = Collect()
+    with Capture(model, tracked, consumer) as capture:
+        capture.run(objective, batch, [objective.loss_gradient])
+    dense = dense_gradients(model, tracked, objective.losses(model(batch.x), batch).sum())
+    for name, gradient in dense.items():
+        torch.testing.assert_close(consumer.gradients[name], gradient)
+
+
+def refuse(model, match, tracked=None, objective=None, batch=None):
+    objective = objective or Classify()
+    (plain,) = examples(torch.randn(5, 4).double(), torch.randint(0, 3, (5,)))
+    with pytest.raises(MsifError, match=match), Capture(model, tracked or track_plain(model), Collect()) as capture:
+        capture.run(objective, batch or plain, [objective.loss_gradient])
+
+
+def test_an_input_changed_in_place_is_refused():
+    class Changes(MLP):
+        def forward(self, x):
+            x = self.layers[0](x)
+            y = self.layers[1](x)
+            x.mul_(2)
+            return y + x[:, :3]
+
+    refuse(Changes([4, 6, 3]).double(), "changed in place")
+
+
+def test_a_module_used_twice_is_refused():
+    class Twice(MLP):
+        def forward(self, x):
+            return self.layers[1](self.layers[0](self.layers[0](x)))
+
+    refuse(Twice([4, 4, 3][:2] + [3]).double(), "more than once")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_is_refused(reentrant):
+    class Checkpointed(MLP):
+        def forward(self, x):
+            x = self.layers[0](x)
+            inner = torch.nn.Sequential(self.layers[1], torch.nn.Tanh(), self.layers[2])
+            return checkpoint(inner, x, use_reentrant=reentrant)
+
+    refuse(Checkpointed([4, 6, 6, 3]).double(), "checkpointing")
+
+
+def test_hugging_face_gradient_checkpointing_is_inactive_in_evaluation_mode():
+    model, objective = tiny_lm(), CausalLM()
+    model.gradient_checkpointing_enable()
+    model.train()
+    consumer = Collect()
+    with Capture(model, track_modules(model), consumer) as capture:
+        capture.run(objective, collate(documents([5])), [objective.loss_gradient])
+    assert len(consumer.gradients) == 8
+
+
+def test_routed_rows_are_refused():
+    class Routed(MLP):
+        def forward(self, x):
+            y = x.clone()
+            y[:2] = self.layers[0](x[:2])
+            return self.layers[1](y)
+
+    refuse(Routed([4, 4, 3]).double(), "routed")
+
+
+def test_nan_in_weights_names_the_module_and_the_batch():
+    model = tiny_lm()
+    with torch.no_grad():
+        model.gpt_neox.layers[1].mlp.dense_h_to_4h.weight[0, 0] = float("nan")
+    batch = collate(documents([4, 5], first_index=30))
+    refuse(model, r"layers\.1\.mlp\.dense_h_to_4h.*rows 30–31", track_modules(model), CausalLM(), batch)
+
+
+def test_eager_and_sdpa_attention_agree():
+    gradients = {}
+    for kind in ("eager", "sdpa"):
+        model, objective, consumer = tiny_lm(attn_implementation=kind), CausalLM(), Collect()
+        with Capture(model, track_modules(model), consumer) as capture:
+            capture.run(objective, collate(documents([4, 7])), [objective.loss_gradient])
+        gradients[kind] = consumer.gradients
+    for name, gradient in gradients["eager"].items():
+        torch.testing.assert_close(gradient, gradients["sdpa"][name])
+
+
+def test_gradients_are_zero_at_positions_that_are_not_live():
+    """The covariance pass counts on it: G needs no mask."""
+    model, objective = tiny_lm(), CausalLM()
+    batch = collate(documents([4, 9]))
+    live = objective.live(batch)
+
+    class Check(Collect):
+        def backward(self, module, saved, g):
+            assert torch.all(g[~live] == 0) and torch.any(g[live] != 0)
+
+    with Capture(model, track_modules(model), Check()) as capture:
+        capture.run(objective, batch, [objective.loss_gradient])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 7, 16, 50, 101])
+def test_inverse_cdf_is_the_inverse_of_the_cumulative_sum(classes):
+    probabilities = torch.rand(200, classes, dtype=torch.float64).softmax(-1)
+    probabilities[:, ::3] = 0 if classes > 3 else probabilities[:, ::3]
+    uniform = torch.rand(200, dtype=torch.float64)
+    uniform[0], uniform[1] = 0.0, 1.0
+    labels = inverse_cdf(probabilities, uniform)
+    cumulative = probabilities.cumsum(1)
+    expected = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(1)
+    assert torch.equal(labels[2:], expected[2:])
+    assert torch.all((labels >= 0) & (labels < classes))
+
+
+def test_sampled_labels_follow_the_model():
+    logits = torch.tensor([[2.0, 0.0, -1.0, 1.0]]).expand(40_000, -1)
+    labels = inverse_cdf(logits.softmax(-1), torch.rand(40_000))
+    frequencies = torch.bincount(labels, minlength=4) / 40_000
+    torch.testing.assert_close(frequencies, logits[0].softmax(-1), atol=0.01, rtol=0.0)
+
+
