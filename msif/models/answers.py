@@ -1,0 +1,53 @@
+"""What a model answers by itself: greedy completions and predicted classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from msif.errors import MsifError
+
+
+@torch.no_grad()
+def greedy_completion(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 32) -> str:
+    """The text with which the model greedily continues a prompt, without its end-of-text token.
+
+    Raises:
+        MsifError: the model ends the text at once.
+    """
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=next(model.parameters()).device)
+    if ids.shape[1] == 0:
+        raise MsifError("the prompt has no tokens: give a longer --query.")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    was_training = model.training
+    model.eval()
+    try:
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad if pad is not None else 0,
+        )
+    finally:
+        model.train(was_training)
+    # decoded with its prompt, because some tokenizers drop the first space of a text
+    before = tokenizer.decode(ids[0], skip_special_tokens=True)
+    answer = tokenizer.decode(out[0], skip_special_tokens=True)[len(before) :]
+    if not answer.strip():
+        raise MsifError(f"the model answers nothing to {prompt!r}: give a --completion.")
+    return answer
+
+
+@torch.no_grad()
+def predicted_label(model: Any, tokenizer: Any, text: str, max_length: int) -> int:
+    """The class index that a classifier predicts for a text."""
+    ids = torch.tensor([tokenizer(text)["input_ids"][:max_length]], device=next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    try:
+        return int(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].argmax())
+    finally:
+        model.train(was_training)

@@ -1,0 +1,134 @@
+"""What a stage's own training says of its natural scale: τ, the learning rate summed over steps (DESIGN section 2).
+
+Reads what the Hugging Face Trainer leaves beside a model: ``trainer_state.json`` (learning rates in its
+``log_history``) and ``optimizer.pt`` (Adam's second moments, SGD's momentum).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+from msif.models.blocks import Conv1D
+
+
+def natural_tau(
+    folder: str | Path, model: nn.Module, tracked: Sequence[TrackedModule], learning_rate_sum: float | None = None
+) -> dict[str, Tensor]:
+    """τ of every block of a stage: module name -> (nb,), in units of 1/curvature; 1/τ is the natural damping.
+
+    For SGD τ = Σ η / (1 − momentum). Under Adam a step is η/(√V + ε), so a block's τ is Σ η times its mean of
+    1/(√V + ε).
+
+    Args:
+        learning_rate_sum: Σ η, where it is known; else it is read from ``trainer_state.json``.
+
+    Raises:
+        MsifError: names what is missing.
+    """
+    folder = Path(folder)
+    state = _optimizer_state(folder)
+    if learning_rate_sum is None:
+        learning_rate_sum = _learning_rate_sum(folder)
+        if state is None:
+            raise MsifError(
+                f"there is no optimizer.pt beside {folder}: it holds Adam's second moments, without which a natural "
+                "damping is wrong by orders of magnitude; save it, or for an SGD-trained model give --learning-rate-sum."
+            )
+    if not learning_rate_sum > 0:
+        raise MsifError(f"the learning rates of {folder} sum to {learning_rate_sum}: give --learning-rate-sum above 0.")
+    if state is None or "betas" not in state["param_groups"][0]:
+        momentum = 0.0 if state is None else float(state["param_groups"][0].get("momentum", 0.0))
+        tau = learning_rate_sum / (1 - momentum)
+        return {module.name: torch.full((len(module.blocks),), tau) for module in tracked}
+    moments = _second_moments(state, model, folder)
+    return {module.name: learning_rate_sum * _mean_step(module, model, moments, folder) for module in tracked}
+
+
+def _learning_rate_sum(folder: Path) -> float:
+    """Σ η over all steps, by the trapezoidal rule where the log has gaps."""
+    path = folder / "trainer_state.json"
+    if not path.is_file():
+        raise MsifError(
+            f"there is no trainer_state.json in {folder}, so 'auto' cannot know its learning rates: "
+            "give --learning-rate-sum, or a number for --damping and --alpha."
+        )
+    state = json.loads(path.read_text(encoding="utf-8"))
+    logged = [(e["step"], float(e["learning_rate"])) for e in state.get("log_history", []) if "learning_rate" in e]
+    if not logged:
+        raise MsifError(f"{path} logs no learning_rate: give --learning-rate-sum.")
+    points = [(0, logged[0][1]), *logged]
+    last = max(int(state.get("global_step", 0)), points[-1][0])
+    points.append((last, points[-1][1]))
+    return sum((s1 - s0) * (r0 + r1) / 2 for (s0, r0), (s1, r1) in zip(points[:-1], points[1:], strict=True))
+
+
+def _optimizer_state(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / "optimizer.pt"
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MsifError(f"{path} cannot be read ({str(error).splitlines()[0]}): save it again, or remove it.") from error
+
+
+def _second_moments(state: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Parameter name -> 1/(√V̂ + ε), V̂ Adam's bias-corrected second moment.
+
+    An optimizer numbers its parameters; the Trainer puts those with weight decay first, then the others, each in the
+    model's order. Shapes must agree all the way, or nothing is believed.
+    """
+    groups = state["param_groups"]
+    names = _trainer_order(model) if len(groups) > 1 else [name for name, _ in model.named_parameters()]
+    parameters = dict(model.named_parameters())
+    result = {}
+    indices = [index for group in groups for index in group["params"]]
+    if len(indices) != len(names):
+        raise MsifError(_does_not_fit(folder, f"{len(indices)} parameters where the model has {len(names)}"))
+    epsilon = {index: (group["eps"], group["betas"][1]) for group in groups for index in group["params"]}
+    for index, name in zip(indices, names, strict=True):
+        entry = state["state"].get(index)
+        if entry is None or "exp_avg_sq" not in entry:
+            continue
+        V = entry["exp_avg_sq"].float()
+        if V.shape != parameters[name].shape:
+            raise MsifError(_does_not_fit(folder, f"shape {tuple(V.shape)} for {name}"))
+        eps, beta2 = epsilon[index]
+        result[name] = 1.0 / ((V / (1 - beta2 ** float(entry["step"]))).sqrt() + eps)
+    return result
+
+
+def _does_not_fit(folder: Path, detail: str) -> str:
+    return (
+        f"optimizer.pt in {folder} does not fit the model ({detail}): "
+        "remove it and give --learning-rate-sum, or a number for --damping and --alpha."
+    )
+
+
+def _trainer_order(model: nn.Module) -> list[str]:
+    """The Trainer's grouping: no weight decay on norms and biases."""
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    forbidden = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], forbidden))
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if name in decayed] + [name for name in names if name not in decayed]
+
+
+def _mean_step(module: TrackedModule, model: nn.Module, moments: Mapping[str, Tensor], folder: Path) -> Tensor:
+    """Each block's mean of 1/(√V + ε), (nb,)."""
+    key = f"{module.path}.weight"
+    if key not in moments:
+        raise MsifError(_does_not_fit(folder, f"no second moment for {key}"))
+    steps = moments[key]
+    if isinstance(model.get_submodule(module.path), Conv1D):
+        steps = steps.T
+    return steps.unflatten(0, (len(module.blocks), -1)).mean(dim=(1, 2))
