@@ -1,0 +1,65 @@
+"""msif: which pre-training documents made this fine-tuned language model say that?
+
+The public names below are loaded when they are first used, so that ``--help`` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "MsifError": "msif.errors",
+    "load_corpus": "msif.data.corpus",
+    "choose_format": "msif.data.format",
+    "TokenBatches": "msif.data.batching",
+    "load_model": "msif.models.loading",
+    "track_modules": "msif.models.select",
+    "register_layout": "msif.models.layouts",
+    "Objective": "msif.models.objectives",
+    "Categorical": "msif.models.objectives",
+    "CausalLM": "msif.models.objectives",
+    "SequenceClassification": "msif.models.objectives",
+    "natural_tau": "msif.models.training",
+    "FitSettings": "msif.curvature.fit",
+    "FactorStore": "msif.curvature.store",
+    "fit": "msif.curvature.fit",
+    "EKFAC": "msif.curvature.preconditioners",
+    "Identity": "msif.curvature.preconditioners",
+    "DampedInverse": "msif.curvature.filters",
+    "ProximalHop": "msif.curvature.filters",
+    "Decay": "msif.curvature.filters",
+    "Accumulation": "msif.curvature.filters",
+    "DampedPower": "msif.curvature.filters",
+    "Side": "msif.attribution.gradients",
+    "InfluenceScorer": "msif.attribution.scorers",
+    "EnsembleScorer": "msif.attribution.scorers",
+    "Scores": "msif.attribution.scorers",
+    "build_selector": "msif.candidates.selection",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from msif.attribution.gradients import Side
+    from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
+    from msif.candidates.selection import build_selector
+    from msif.curvature.filters import Accumulation, DampedInverse, DampedPower, Decay, ProximalHop
+    from msif.curvature.fit import FitSettings, fit
+    from msif.curvature.preconditioners import EKFAC, Identity
+    from msif.curvature.store import FactorStore
+    from msif.data.batching import TokenBatches
+    from msif.data.corpus import load_corpus
+    from msif.data.format import choose_format
+    from msif.errors import MsifError
+    from msif.models.layouts import register_layout
+    from msif.models.loading import load_model
+    from msif.models.objectives import Categorical, CausalLM, Objective, SequenceClassification
+    from msif.models.select import track_modules
+    from msif.models.training import natural_tau
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'msif' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -28,7 +28,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         part.unlink(missing_ok=True)
         if _is_disk_full(error):
-            raise MsifError(f"the disk is full while writing {path}: free some space and run the same again.") from error
+            raise MsifError(
+                f"the disk is full while writing {path}: free some space and run the same again."
+            ) from error
         raise
     except BaseException:
         part.unlink(missing_ok=True)

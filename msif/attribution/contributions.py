@@ -38,7 +38,7 @@ class Contributions:
 
 
 def block_names(tracked: Iterable[TrackedModule]) -> list[str]:
-    """"MODULE" for a module of one block, "MODULE:q3" for a head's, in the order of ``Contributions.blocks``."""
+    """ "MODULE" for a module of one block, "MODULE:q3" for a head's, in the order of ``Contributions.blocks``."""
     return [
         module.name if len(module.blocks) == 1 else f"{module.name}:{block.label}"
         for module in tracked
@@ -47,9 +47,7 @@ def block_names(tracked: Iterable[TrackedModule]) -> list[str]:
 
 
 class _ContributionPass:
-    def __init__(
-        self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors], with_norms: bool
-    ) -> None:
+    def __init__(self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors], with_norms: bool) -> None:
         self.vectors = vectors
         self.with_norms = with_norms
         self.queries = next(iter(vectors.values())).queries

@@ -45,11 +45,15 @@ class Convergence:
 
     def state(self) -> tuple[dict[str, Tensor], str]:
         """(tensors, JSON) for a checkpoint."""
-        tensors = {f"snapshot.{i}.{name}": t for i, (_, sketch) in enumerate(self.snapshots) for name, t in sketch.items()}
+        tensors = {
+            f"snapshot.{i}.{name}": t for i, (_, sketch) in enumerate(self.snapshots) for name, t in sketch.items()
+        }
         return tensors, json.dumps([count for count, _ in self.snapshots])
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: str) -> None:
-        self.snapshots = [(count, _with_prefix(tensors, f"snapshot.{i}.")) for i, count in enumerate(json.loads(counts))]
+        self.snapshots = [
+            (count, _with_prefix(tensors, f"snapshot.{i}.")) for i, count in enumerate(json.loads(counts))
+        ]
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

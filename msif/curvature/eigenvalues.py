@@ -45,7 +45,9 @@ class LambdaPass:
         self._rows_reading = {name: self._rows_of_group(groups, name) for name in groups}
         self._guard = FiniteGuard("the gradient")
         self._sums = {
-            f"Lambda.{module.name}": torch.zeros(len(module.blocks), module.block_rows, module.shape[1], device=device, dtype=dtype)
+            f"Lambda.{module.name}": torch.zeros(
+                len(module.blocks), module.block_rows, module.shape[1], device=device, dtype=dtype
+            )
             for module in tracked
         }
 
@@ -76,7 +78,9 @@ class LambdaPass:
             g = (g.unflatten(2, (blocks, rows)).transpose(1, 2) @ factors.Q_G).transpose(1, 2).flatten(2)
         step = max(1, CHUNK_ELEMENTS // total.numel())
         for start in range(0, len(g), step):
-            gradient = _sequence_gradients(g[start : start + step], saved[start : start + step].to(total.dtype), module, rotated_input)
+            gradient = _sequence_gradients(
+                g[start : start + step], saved[start : start + step].to(total.dtype), module, rotated_input
+            )
             if not rotated_input:
                 gradient = gradient @ factors.Q_A
             gradient = gradient.unflatten(1, (blocks, rows))

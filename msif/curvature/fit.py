@@ -81,7 +81,7 @@ class FittingPass(Consumer, Protocol):
     def estimates(self) -> dict[str, Tensor]: ...
 
 
-def fit_factors(
+def fit(
     model: nn.Module,
     tracked: Sequence[TrackedModule],
     objective: Objective,
@@ -208,9 +208,7 @@ class _Fit:
         device, dtype = device_and_dtype(self.model)
         # one copy a tensor, so that modules which share an input share Q_A on the device too
         copies: dict[int, Tensor] = {}
-        factors = {
-            name: _moved(module, device, dtype, copies) for name, module in self.store.load_all().items()
-        }
+        factors = {name: _moved(module, device, dtype, copies) for name, module in self.store.load_all().items()}
         second_moments = LambdaPass(
             self.tracked, self.store.groups, factors, device, dtype, self.settings.label_samples
         )
@@ -234,7 +232,9 @@ class _Fit:
         done = self._load_checkpoint(part, consumer, convergence)
         cotangents = self.settings.cotangents(self.objective, consumer.stream)
         device, _ = device_and_dtype(self.model)
-        progress = tqdm(desc=f"{part} pass", unit="seq", initial=consumer.counts["sequences"], total=self._total(), disable=None)
+        progress = tqdm(
+            desc=f"{part} pass", unit="seq", initial=consumer.counts["sequences"], total=self._total(), disable=None
+        )
         last = time.monotonic()
         with Capture(self.model, self.tracked, consumer) as capture, progress:
             for batch in _skip(self.batches, done):
@@ -275,9 +275,7 @@ class _Fit:
         return int(metadata["batches"])
 
 
-def _moved(
-    module: ModuleFactors, device: torch.device, dtype: torch.dtype, copies: dict[int, Tensor]
-) -> ModuleFactors:
+def _moved(module: ModuleFactors, device: torch.device, dtype: torch.dtype, copies: dict[int, Tensor]) -> ModuleFactors:
     Q_A = copies.setdefault(id(module.Q_A), module.Q_A.to(device, dtype))
     return replace(module.to(device, dtype), Q_A=Q_A)
 
@@ -286,4 +284,3 @@ def _skip(batches: Iterable[Any], count: int) -> Iterator[Any]:
     """The batches after the first ``count``; skips cheaply where the source knows how."""
     iterate: Callable[..., Iterator[Any]] | None = getattr(batches, "iterate", None)
     return iterate(skip=count) if iterate else itertools.islice(iter(batches), count, None)
-

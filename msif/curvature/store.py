@@ -1,8 +1,8 @@
 """Factors on disk: a manifest, and one safetensors file a layer, read lazily (DESIGN section 6).
 
-    factors/NAME/manifest.json            what was fitted, on what, how far it came
-    factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G, Lambda (each module)
-    factors/NAME/checkpoint.safetensors   running sums, while a pass is under way
+factors/NAME/manifest.json            what was fitted, on what, how far it came
+factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G, Lambda (each module)
+factors/NAME/checkpoint.safetensors   running sums, while a pass is under way
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARTS = ("covariance", "eigenvectors", "lambda")
 class FactorStore(Mapping[str, ModuleFactors]):
     """A folder of factors as a mapping from module name to ``ModuleFactors``, each read when asked for.
 
-    Open a finished one with ``FactorStore.open``; ``msif.curvature.fit_factors`` makes one.
+    Open a finished one with ``FactorStore.open``; ``msif.fit`` makes one.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -110,14 +110,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise MsifError(f"there is no folder of factors at {path}: make it with python -m msif.fit_factors.")
     file = path / "manifest.json"
     if not file.is_file():
-        raise MsifError(f"{path} holds no manifest.json, so it is no folder of factors: make one with msif.fit_factors.")
+        raise MsifError(
+            f"{path} holds no manifest.json, so it is no folder of factors: make one with msif.fit_factors."
+        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise MsifError(f"{file} is damaged ({error}): remove the folder and fit the factors again.") from error
     if manifest.get("schema") != SCHEMA:
         raise MsifError(
-            f"{file} is of schema {manifest.get('schema')}, and this version reads schema {SCHEMA}: fit the factors again."
+            f"{file} is of schema {manifest.get('schema')}, and this version reads schema {SCHEMA}: "
+            "fit the factors again."
         )
     return manifest
 
@@ -135,7 +138,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
-    """File name -> modules in it: one file a layer, that is up to the first number in the name of the input's leader."""
+    """File name -> modules in it: one file a layer, which is the leader's name up to its first number."""
     files: dict[str, list[str]] = {}
     for name, leader in groups.items():
         match = re.match(r"(.*?\d+)(?:\.|$)", leader)

@@ -60,14 +60,18 @@ def is_linear(module: nn.Module) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of an ``nn.Linear`` or ``Conv1D`` (whose weight is stored transposed)."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr, misc]
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+    rows, columns = _weight(module).shape
+    return rows, columns
 
 
 def augmented_weight(module: nn.Module) -> Tensor:
     """A copy of W̄ = [W b], shape (d_out, d_in + bias)."""
-    weight = module.weight.detach()  # type: ignore[union-attr]
-    weight = weight.T if isinstance(module, Conv1D) else weight  # type: ignore[operator]
-    if module.bias is None:
-        return weight.clone()  # type: ignore[operator]
-    return torch.cat([weight, module.bias.detach()[:, None]], dim=1)  # type: ignore[list-item, operator]
+    weight, bias = _weight(module).detach(), module.bias
+    return weight.clone() if bias is None else torch.cat([weight, bias.detach()[:, None]], dim=1)  # type: ignore[operator]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """W, (d_out, d_in)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(module, Conv1D) else weight

@@ -169,8 +169,8 @@ class Capture:
         sequences, positions = self._sizes
         if values.shape[:-1].numel() != sequences * positions:
             raise MsifError(
-                f"module '{module.name}' reads {tuple(values.shape[:-1])} rows where the batch has {sequences} sequences "
-                f"of {positions} positions (a routed expert?): leave it out with --modules."
+                f"module '{module.name}' reads {tuple(values.shape[:-1])} rows where the batch has {sequences} "
+                f"sequences of {positions} positions (a routed expert?): leave it out with --modules."
             )
         return values.reshape(sequences, positions, values.shape[-1])
 

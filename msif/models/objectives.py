@@ -51,9 +51,7 @@ class Objective(ABC):
         """d Σ_z L(z) / d outputs, in the outputs' shape."""
         return _gradient(lambda free: self.losses(free, batch, targets), outputs)
 
-    def sampled_loss_gradient(
-        self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]
-    ) -> Tensor:
+    def sampled_loss_gradient(self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]) -> Tensor:
         """The same with labels drawn from the model."""
         return self.loss_gradient(outputs, batch, self.sample(outputs.detach(), batch, generators))
 
@@ -109,9 +107,7 @@ class Categorical(Objective):
         probabilities = torch.softmax(_at_least_float32(outputs.detach()), dim=-1)
         return self._residual(probabilities, self.targets(batch) if targets is None else targets, batch, outputs.dtype)
 
-    def sampled_loss_gradient(
-        self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]
-    ) -> Tensor:
+    def sampled_loss_gradient(self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]) -> Tensor:
         probabilities = torch.softmax(_at_least_float32(outputs.detach()), dim=-1)
         return self._residual(probabilities, self._sample(probabilities, generators), batch, outputs.dtype)
 

@@ -6,6 +6,7 @@ Reads what the Hugging Face Trainer leaves beside a model: ``trainer_state.json`
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule
-from msif.models.blocks import Conv1D
+from msif.models.blocks import Conv1D, TrackedModule
 
 
 def natural_tau(
@@ -40,7 +40,8 @@ def natural_tau(
         if state is None:
             raise MsifError(
                 f"there is no optimizer.pt beside {folder}: it holds Adam's second moments, without which a natural "
-                "damping is wrong by orders of magnitude; save it, or for an SGD-trained model give --learning-rate-sum."
+                "damping is wrong by orders of magnitude; save it, or for an SGD-trained model give "
+                "--learning-rate-sum."
             )
     if not learning_rate_sum > 0:
         raise MsifError(f"the learning rates of {folder} sum to {learning_rate_sum}: give --learning-rate-sum above 0.")
@@ -67,7 +68,7 @@ def _learning_rate_sum(folder: Path) -> float:
     points = [(0, logged[0][1]), *logged]
     last = max(int(state.get("global_step", 0)), points[-1][0])
     points.append((last, points[-1][1]))
-    return sum((s1 - s0) * (r0 + r1) / 2 for (s0, r0), (s1, r1) in zip(points[:-1], points[1:], strict=True))
+    return sum((s1 - s0) * (r0 + r1) / 2 for (s0, r0), (s1, r1) in itertools.pairwise(points))
 
 
 def _optimizer_state(folder: Path) -> Mapping[str, Any] | None:
@@ -77,7 +78,9 @@ def _optimizer_state(folder: Path) -> Mapping[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MsifError(f"{path} cannot be read ({str(error).splitlines()[0]}): save it again, or remove it.") from error
+        raise MsifError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): save it again, or remove it."
+        ) from error
 
 
 def _second_moments(state: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Tensor]:

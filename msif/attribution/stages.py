@@ -1,0 +1,137 @@
+"""From the name of a method and two models to a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from msif.attribution.gradients import Side
+from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.factors import Factors
+from msif.curvature.filters import DampedInverse, Scale
+from msif.curvature.preconditioners import EKFAC, Preconditioner
+from msif.curvature.store import FactorStore
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+from msif.models.loading import LoadedModel
+
+METHODS = ("multi-stage", "single-stage", "gdp", "cosine")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training: its model as a side of an influence, its factors, and the natural scale of its damping.
+
+    Attributes:
+        tau: module name -> τ of each block, (nb,), for damping "auto"; see ``msif.natural_tau``.
+    """
+
+    side: Side
+    factors: Factors | None = None
+    tau: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Damping:
+    """λ of the stages and α of the last one (DESIGN section 2).
+
+    Attributes:
+        damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside α in the last.
+        damping_scale: λ relative to the mean of a block's Λ, where no damping is given.
+        alpha: pull of fine-tuning towards the pre-trained parameters; "auto" is 1/τ of the fine-tuning stage.
+    """
+
+    damping: float | Literal["auto"] | None = None
+    damping_scale: float = 0.1
+    alpha: float | Literal["auto"] | None = None
+
+    def first(self, stage: Stage) -> DampedInverse:
+        """The filter of a stage that starts from nothing."""
+        if self.damping == "auto":
+            return DampedInverse(_inverse(stage.tau))
+        return DampedInverse(self.damping, self.damping_scale)
+
+    def later(self, stage: Stage) -> DampedInverse:
+        """The filter of a stage that starts from another's parameters; with damping "auto", α is too if not given."""
+        alpha = self.alpha
+        if alpha is None:
+            alpha = "auto" if self.damping == "auto" else 0.0
+        pull: Scale = _inverse(stage.tau) if alpha == "auto" else alpha
+        damping = 0.0 if self.damping == "auto" else self.damping
+        return DampedInverse(damping, self.damping_scale, pull)
+
+    def needs_tau(self, later: bool) -> bool:
+        """Whether a stage's training must be known."""
+        return self.damping == "auto" if not later else "auto" in (self.alpha, self.alpha or self.damping)
+
+
+def _inverse(tau: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if tau is None:
+        raise MsifError("damping 'auto' needs τ of the stage's training: give --learning-rate-sum, or a number.")
+    return {name: 1.0 / value for name, value in tau.items()}
+
+
+def build_scorer(
+    method: str, pretrained: Stage | None, finetuned: Stage | None, damping: Damping | None = None, **options: Any
+) -> InfluenceScorer:
+    """A scorer by name.
+
+    multi-stage: ∇m(q; θ_ft)ᵀ (H_ft + (α + λ) I)⁻¹ (H_pt + λ I)⁻¹ ∇L(z; θ_pt).
+    single-stage: ∇m(q; θ)ᵀ (H + λ I)⁻¹ ∇L(z; θ) on the pre-trained model, or on the only one given.
+    gdp: ∇m(q; θ_ft)ᵀ ∇L(z; θ_pt). cosine: the same of unit vectors.
+
+    Args:
+        options: passed on to ``InfluenceScorer``.
+
+    Raises:
+        MsifError: an unknown method, or one that needs a model or factors that are not given.
+    """
+    damping = damping or Damping()
+    if method not in METHODS:
+        raise MsifError(f"there is no method '{method}': choose one of {', '.join(METHODS)}.")
+    first, last = pretrained or finetuned, finetuned or pretrained
+    if first is None or last is None:
+        raise MsifError("give a pre-trained or a fine-tuned model.")
+    stages: list[Preconditioner] = []
+    if method == "multi-stage":
+        if pretrained is None or finetuned is None:
+            raise MsifError(
+                "multi-stage influence needs both --pretrained and --finetuned; single-stage needs one model."
+            )
+        stages = [EKFAC(_factors(first, "pretrained"), damping.first(first))]
+        stages.append(EKFAC(_factors(last, "finetuned"), damping.later(last)))
+    elif method == "single-stage":
+        last = first
+        stages = [EKFAC(_factors(first, "pretrained" if pretrained else "finetuned"), damping.first(first))]
+    elif method == "cosine":
+        options = {**options, "normalize": "both"}
+    return InfluenceScorer(last.side, first.side, stages, **options)
+
+
+def _factors(stage: Stage, which: str) -> Factors:
+    if stage.factors is None:
+        raise MsifError(f"this method needs --{which}-factors: make them with python -m msif.fit_factors.")
+    return stage.factors
+
+
+def check_factors(store: FactorStore, loaded: LoadedModel) -> list[TrackedModule]:
+    """The modules that a store's factors belong to, after a check that they were fitted for this very model.
+
+    Raises:
+        MsifError: factors of another model, or of other weights.
+    """
+    fitted = store.manifest["run"].get("model", {})
+    source = store.manifest["provenance"].get("model", "another model")
+    if fitted.get("config") != loaded.config:
+        raise MsifError(
+            f"the factors in {store.path} were fitted for another model ({source}) than {loaded.name}: "
+            "fit factors for this one."
+        )
+    if fitted.get("weights") != loaded.weights:
+        raise MsifError(
+            f"the weights of {loaded.name} have changed since the factors in {store.path} were fitted: fit them again."
+        )
+    return store.tracked

@@ -1,0 +1,219 @@
+"""The influence command's work: load and check everything, then select, score and explain."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from msif.attribution.contributions import block_names
+from msif.attribution.estimate import describe_scoring
+from msif.attribution.gradients import Side
+from msif.attribution.results import Ranking, Shown, rank
+from msif.attribution.scorers import InfluenceScorer
+from msif.attribution.stages import Damping, Stage, build_scorer, check_factors
+from msif.candidates.selection import build_selector, parse_candidates
+from msif.cli.flags import field_arguments
+from msif.cli.models import label2id, objective_for
+from msif.curvature.store import FactorStore
+from msif.data.batching import TokenBatches, batches_of
+from msif.data.corpus import Corpus, load_corpus
+from msif.data.documents import Batch
+from msif.data.format import Format, check_rows, choose_format
+from msif.data.queries import Query, encode_queries, load_queries
+from msif.models.answers import greedy_completion, predicted_label
+from msif.models.loading import LoadedModel, load_model, resolve_device
+from msif.models.select import track_modules
+from msif.models.training import natural_tau
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything loaded and checked, nothing computed yet.
+
+    Attributes:
+        queries: with their answers, in the order of the file.
+        query_batches: the queries' tokens.
+        candidate_model: the model whose gradients the candidates give; its tokenizer reads them.
+    """
+
+    args: argparse.Namespace
+    corpus: Corpus
+    format: Format
+    queries: list[Query]
+    query_batches: list[Batch]
+    candidate_model: LoadedModel
+    scorer: InfluenceScorer
+
+    def documents(self, rows: Sequence[int]) -> TokenBatches:
+        """The named rows of the corpus as batches."""
+        args = self.args
+        limits = {"max_length": args.max_length, "batch_tokens": args.batch_tokens}
+        return TokenBatches(self.corpus, self.format, self.candidate_model.tokenizer, indices=rows, **limits)
+
+    def select(self) -> list[np.ndarray]:
+        """Each query's candidates, row numbers."""
+        spec = parse_candidates(self.args.candidates)
+        if spec.all:
+            return [np.arange(len(self.corpus))] * len(self.queries)
+        selector = build_selector(spec, embedding_model=self.args.embedding_model, progress=not self.args.quiet)
+        return selector.select([query.text for query in self.queries], self.format.texts(self.corpus))
+
+    def describe(self) -> str:
+        """What a run would take, from one batch of candidates."""
+        spec = parse_candidates(self.args.candidates)
+        asked = len(self.queries) * sum(count for _, count in spec.parts)
+        candidates = len(self.corpus) if spec.all else min(len(self.corpus), asked)
+        batch = next(iter(self.documents(range(min(len(self.corpus), 64)))))
+        factors = [self.args.pretrained_factors, self.args.finetuned_factors]
+        return describe_scoring(self.scorer, batch, len(self.queries), candidates, factors)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The result of a job: each query's ranking, and the documents to show."""
+
+    rankings: list[Ranking]
+    shown: list[Shown]
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Loads and checks in the order of cost, cheapest first.
+
+    Raises:
+        MsifError: the first thing found wrong.
+    """
+    resolve_device(args.device)
+    paths = (args.pretrained_factors, args.finetuned_factors)
+    pretrained_store, finetuned_store = (FactorStore.open(path) if path else None for path in paths)
+    queries = _queries(args)
+    corpus = load_corpus(args.corpus, split=args.split, max_examples=args.max_examples)
+    # candidates are a classifier's documents only where no pre-trained model is given
+    corpus_task = "lm" if args.pretrained else args.task
+    choose_format(corpus, task=corpus_task, **field_arguments(args))
+    pretrained = load_model(args.pretrained, "lm", args.dtype, args.device) if args.pretrained else None
+    finetuned = load_model(args.finetuned, args.task, args.dtype, args.device) if args.finetuned else None
+    first, last = pretrained or finetuned, finetuned or pretrained
+    assert first is not None and last is not None
+    format = choose_format(corpus, task=corpus_task, label2id=label2id(first, corpus_task), **field_arguments(args))
+    check_rows(corpus, format)
+    damping = Damping(args.damping, args.damping_scale, args.alpha)
+    rates = list(args.learning_rate_sum or [None, None])
+    first_stage = _stage(pretrained, pretrained_store, "lm", args, damping.needs_tau(False), rates[0])
+    needed = damping.needs_tau(pretrained is not None)
+    last_stage = _stage(finetuned, finetuned_store, args.task, args, needed, rates[-1])
+    options = {} if args.method == "cosine" else {"normalize": args.normalize}
+    options |= {"measurement": args.measurement, "query_rank": args.query_rank}
+    scorer = build_scorer(args.method, first_stage, last_stage, damping, **options)
+    for name, reason in scorer.left_out.items():
+        log.info("left out: %s (%s)", name, reason)
+    queries = [_answered(query, last, args) for query in queries]
+    measured = first if args.method == "single-stage" else last
+    task = "lm" if measured is pretrained else args.task
+    encoding = {"max_length": args.max_length, "task": task, "label2id": label2id(measured, task)}
+    query_documents = encode_queries(queries, measured.tokenizer, **encoding)
+    return Job(args, corpus, format, queries, batches_of(query_documents, args.batch_tokens), first, scorer)
+
+
+def _queries(args: argparse.Namespace) -> list[Query]:
+    if args.queries:
+        return load_queries(args.queries, args.task)
+    if args.task == "classification":
+        return [Query("0", args.query, label=args.completion)]
+    return [Query("0", args.query, args.completion)]
+
+
+def _stage(
+    loaded: LoadedModel | None,
+    store: FactorStore | None,
+    task: str,
+    args: argparse.Namespace,
+    needs_tau: bool,
+    learning_rate_sum: float | None,
+) -> Stage | None:
+    """A stage with its factors checked against its model; τ only where it is used."""
+    if loaded is None:
+        return None
+    if store is None:
+        tracked = track_modules(loaded.model, args.modules, args.split_heads)
+    else:
+        tracked = check_factors(store, loaded)
+    side = Side(loaded.model, tracked, objective_for(task, loaded))
+    if store is None or not needs_tau or args.method not in ("multi-stage", "single-stage"):
+        return Stage(side, store)
+    return Stage(side, store, natural_tau(loaded.name, loaded.model, tracked, learning_rate_sum))
+
+
+def _answered(query: Query, last: LoadedModel, args: argparse.Namespace) -> Query:
+    """A query without an answer gets the model's own."""
+    if args.task == "classification" and query.label is None:
+        return replace(query, label=predicted_label(last.model, last.tokenizer, query.prompt, args.max_length))
+    if args.task == "lm" and query.completion is None:
+        answer = greedy_completion(last.model, last.tokenizer, query.prompt, args.max_new_tokens)
+        return replace(query, completion=answer)
+    return query
+
+
+def explain(job: Job) -> Explanation:
+    """Candidates, scores, and the parts of the scores of those that will be shown."""
+    candidates = job.select()
+    rows = sorted({int(row) for selected in candidates for row in selected})
+    log.info("scoring %d of %d documents for %d queries", len(rows), len(job.corpus), len(job.queries))
+    vectors = job.scorer.query_vectors(job.query_batches)
+    if job.scorer.rank_errors is not None:
+        worst = float(job.scorer.rank_errors.max())
+        log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
+    scores = job.scorer.score_vectors(vectors, job.documents(rows))
+    rankings = rank(scores, job.queries, candidates)
+    return Explanation(rankings, _shown(job, vectors, rankings))
+
+
+def _shown(job: Job, vectors: Any, rankings: Sequence[Ranking]) -> list[Shown]:
+    """The top k proponents and opponents of each query, with the parts of their scores."""
+    picked = [_pick(ranking, job.args.top_k) for ranking in rankings]
+    pairs = list(zip(rankings, picked, strict=True))
+    rows = sorted({int(ranking.rows[place]) for ranking, chosen in pairs for _, place in chosen})
+    if not rows:
+        return []
+    parts = {part.index: part for part in job.scorer.explain(vectors, job.documents(rows))}
+    documents = {document.index: document for document in job.documents(rows).documents()}
+    texts = {row: job.format.text_of(values, f"row {row}") for row, values in job.corpus.rows(rows)}
+    ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
+    names = block_names(job.scorer.candidate_side.tracked)
+    shown = []
+    for number, (ranking, chosen) in enumerate(pairs):
+        for kind, place in chosen:
+            row = int(ranking.rows[place])
+            words = [str(job.candidate_model.tokenizer.decode([int(token)])) for token in documents[row].input_ids]
+            blocks = zip(names, parts[row].blocks[number].tolist(), strict=True)
+            query = ranking.query
+            shown.append(
+                Shown(
+                    query_id=query.id,
+                    prompt=query.prompt,
+                    completion=query.completion,
+                    label=query.label,
+                    kind=kind,
+                    rank=place + 1,
+                    candidate_id=ids[row],
+                    score=float(ranking.scores[place]),
+                    text=texts[row],
+                    tokens=list(zip(words, parts[row].tokens[number].tolist(), strict=True)),
+                    blocks=dict(sorted(blocks, key=lambda block: -abs(block[1]))),
+                )
+            )
+    return shown
+
+
+def _pick(ranking: Ranking, k: int) -> list[tuple[str, int]]:
+    """(kind, place) of the first k with positive scores, and of the last k with negative ones, strongest first."""
+    places = range(len(ranking.rows))
+    proponents = [("proponent", place) for place in places if ranking.scores[place] > 0][:k]
+    opponents = [("opponent", place) for place in reversed(places) if ranking.scores[place] < 0][:k]
+    return proponents + opponents

@@ -1,0 +1,58 @@
+"""Flags that both commands have, in groups."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from msif.cli.parsing import positive_int
+
+DATA_SOURCES = "hub name, save_to_disk folder, or .jsonl .json .csv .parquet .txt (also .gz)"
+FIELDS = ("text_field", "prompt_field", "completion_field", "messages_field", "label_field")
+
+
+def add_field_flags(group: Any) -> None:
+    """Which fields of the data are read."""
+    group.add_argument("--text-field", metavar="F", help="field of plain text (default: text, where there is one)")
+    group.add_argument("--prompt-field", metavar="P", help="field of prompts, with --completion-field")
+    group.add_argument("--completion-field", metavar="C", help="field of completions; only they are supervised")
+    group.add_argument("--messages-field", metavar="F", help="field of chat messages; assistant turns are supervised")
+    group.add_argument("--label-field", metavar="L", help="field of class labels, for a classifier (default: label)")
+    group.add_argument("--split", default="train", help="split of a dataset that has several (default train)")
+    group.add_argument(
+        "--max-length", type=positive_int, default=512, metavar="T", help="tokens kept of a document (default 512)"
+    )
+    group.add_argument("--max-examples", type=positive_int, metavar="N", help="only the first N rows (default all)")
+
+
+def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The field flags as arguments of ``choose_format``."""
+    return {field: getattr(args, field) for field in FIELDS}
+
+
+def add_module_flags(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("modules")
+    group.add_argument(
+        "--modules", default="all", help="mlp, attention, all (default), or a regular expression on module names"
+    )
+    group.add_argument(
+        "--split-heads",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one block for each head of q, k and v (default), or one block a module",
+    )
+
+
+def add_machine_flags(p: argparse.ArgumentParser) -> None:
+    """How a run is carried out."""
+    group = p.add_argument_group("machine")
+    dtypes = ["auto", "float32", "bfloat16", "float16"]
+    group.add_argument("--dtype", default="auto", choices=dtypes, help="dtype of the weights; auto: as stored")
+    group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 ...")
+    group.add_argument(
+        "--batch-tokens", type=positive_int, default=8192, metavar="N", help="tokens of a padded batch (default 8192)"
+    )
+    group.add_argument("--quiet", action="store_true", help="warnings only")
+    group.add_argument(
+        "--dry-run", action="store_true", help="print sizes, memory and a time estimate from a short probe, and stop"
+    )

@@ -1,0 +1,41 @@
+"""What the influence command leaves: tables on the terminal, files in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msif.attribution.results import write_scores, write_shown
+from msif.cli.explain import Explanation, Job
+from msif.cli.models import versions
+from msif.cli.parsing import configuration, write_configuration
+from msif.reporting.terminal import print_query
+
+PRINTED_QUERIES = 20
+
+
+def write(path: Path, job: Job, result: Explanation) -> None:
+    """scores.parquet, top.jsonl and config.yaml, each whole or not at all."""
+    rows = sorted({int(row) for ranking in result.rankings for row in ranking.rows})
+    ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
+    errors = job.scorer.rank_errors
+    provenance = {
+        "config": configuration(job.args),
+        "versions": versions(),
+        "left_out": job.scorer.left_out,
+        "rank_errors": None if errors is None else errors.tolist(),
+    }
+    # the configuration first: a folder without it would be taken for somebody else's
+    write_configuration(path / "config.yaml", job.args)
+    write_scores(path / "scores.parquet", result.rankings, ids, provenance)
+    write_shown(path / "top.jsonl", result.shown)
+    print(f"results are in {path}")
+
+
+def report(result: Explanation) -> None:
+    """A table of proponents and one of opponents for each query."""
+    for ranking in result.rankings[:PRINTED_QUERIES]:
+        query = ranking.query
+        answer = query.completion or "" if query.label is None else f"class {query.label}"
+        print_query(query.prompt, answer, [document for document in result.shown if document.query_id == query.id])
+    if len(result.rankings) > PRINTED_QUERIES:
+        print(f"\n... and {len(result.rankings) - PRINTED_QUERIES} more queries, in the files of --output")

@@ -1,0 +1,140 @@
+"""Argument parsing with configuration files, errors as sentences, logging."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from msif.errors import MsifError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with ``--config FILE``: a YAML of flags, which the command line overrides."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self._needed: list[str] = []
+        self.add_argument(
+            "--config", metavar="FILE", help="YAML of flags that an earlier run wrote; flags given override it"
+        )
+
+    def need(self, *flags: str) -> None:
+        """Flags that must be given, on the command line or in the configuration."""
+        self._needed.extend(flags)
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parses, with the configuration's values as defaults.
+
+        Raises:
+            MsifError: the configuration cannot be read or holds an unknown flag; exits with status 2 on bad flags.
+        """
+        known, _ = self._config_only().parse_known_args(arguments)
+        if known.config:
+            self.set_defaults(**self._read(Path(known.config)))
+        values = self.parse_args(arguments)
+        missing = [flag for flag in self._needed if getattr(values, flag.lstrip("-").replace("-", "_")) is None]
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
+        return values
+
+    @staticmethod
+    def _config_only() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--config")
+        return parser
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        import yaml
+
+        if not path.is_file():
+            raise MsifError(f"there is no configuration file {path}: check the path after --config.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise MsifError(
+                f"{path} is not YAML ({' '.join(str(error).split())}): mend it or leave --config out."
+            ) from error
+        if not isinstance(values, dict):
+            raise MsifError(f"{path} holds no flags: it must be a mapping from flag names to values.")
+        names = {action.dest for action in self._actions}
+        values = {str(key).replace("-", "_"): value for key, value in values.items()}
+        unknown = sorted(values.keys() - names)
+        if unknown:
+            raise MsifError(f"{path} holds an unknown flag '{unknown[0]}': see --help for those that there are.")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"error: {message} (see --help)\n")
+        raise SystemExit(2)
+
+
+NOT_CONFIGURATION = ("config", "dry_run", "quiet")
+
+
+def configuration(values: argparse.Namespace) -> dict[str, Any]:
+    """The flags that make a run what it is, for the YAML beside its results."""
+    return {key: value for key, value in sorted(vars(values).items()) if key not in NOT_CONFIGURATION}
+
+
+def write_configuration(path: Path, values: argparse.Namespace) -> None:
+    import yaml
+
+    from msif.atomic import atomic_path
+
+    with atomic_path(path) as part:
+        part.write_text(yaml.safe_dump(configuration(values), allow_unicode=True), encoding="utf-8")
+
+
+def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Calls a command and exits: status 2 and one sentence for a mistake that the user can mend."""
+    try:
+        main(arguments)
+    except MsifError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def set_up_logging(quiet: bool) -> None:
+    """msif's own messages to stderr; other libraries' warnings only where they matter."""
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("msif").setLevel(level)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def positive_int(text: str) -> int:
+    """An argument type: an integer of 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of 1 or more")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """An argument type: a finite number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 0 or more")
+    return value
+
+
+def not_negative_or_auto(text: str) -> float | str:
+    """An argument type: "auto", or a finite number of 0 or more."""
+    return text if text == "auto" else not_negative(text)

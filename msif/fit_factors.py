@@ -1,0 +1,193 @@
+"""Fit EK-FAC factors of one model over its training data: ``python -m msif.fit_factors``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
+from msif.cli.parsing import Parser, not_negative, positive_int, run, set_up_logging, write_configuration
+
+if TYPE_CHECKING:
+    from msif.curvature.store import FactorStore
+    from msif.data.batching import TokenBatches
+    from msif.models.blocks import TrackedModule
+    from msif.models.loading import LoadedModel
+    from msif.models.objectives import Objective
+
+EXAMPLE = """example:
+  python -m msif.fit_factors --model EleutherAI/pythia-70m --data corpus.jsonl --output factors/pythia-70m
+"""
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m msif.fit_factors", description=__doc__, epilog=EXAMPLE)
+    p.add_argument("--model", metavar="M", help="folder or hub name of the model (required)")
+    p.add_argument("--data", metavar="D", help=f"what it was trained on: {DATA_SOURCES} (required)")
+    p.add_argument("--output", metavar="DIR", help="folder for the factors (required); an interrupted fit resumes")
+    p.need("--model", "--data", "--output")
+    data = p.add_argument_group("data")
+    tasks = ["lm", "classification"]
+    data.add_argument("--task", default="lm", choices=tasks, help="what is predicted: next tokens (default) or a class")
+    add_field_flags(data)
+    data.add_argument("--streaming", action="store_true", help="read on the fly, for a corpus larger than the disk")
+    fit = p.add_argument_group("fit")
+    fisher = ["sampled", "empirical"]
+    fit.add_argument(
+        "--fisher", default="sampled", choices=fisher, help="labels drawn from the model (default), or the data's own"
+    )
+    fit.add_argument(
+        "--label-samples", type=positive_int, default=1, metavar="K", help="label draws a sequence and pass (default 1)"
+    )
+    fit.add_argument("--seed", type=int, default=0, help="of label draws and batch order (default 0)")
+    fit.add_argument(
+        "--checkpoint-every",
+        type=not_negative,
+        default=600.0,
+        metavar="SECONDS",
+        help="time between checkpoints within a pass (default 600)",
+    )
+    fit.add_argument(
+        "--diagnostics", action="store_true", help="one line a module: how much A, G, Λ move as data doubles"
+    )
+    add_module_flags(p)
+    add_machine_flags(p)
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse(arguments)
+    set_up_logging(args.quiet)
+    from msif.cli.models import label2id, objective_for
+    from msif.curvature.fit import FitSettings, fit
+    from msif.data.corpus import load_corpus
+    from msif.data.format import check_rows, choose_format
+    from msif.models.loading import load_model, resolve_device
+    from msif.models.select import track_modules
+
+    settings = FitSettings(args.fisher, args.label_samples, args.seed)
+    resolve_device(args.device)
+    corpus = load_corpus(args.data, split=args.split, streaming=args.streaming, max_examples=args.max_examples)
+    choose_format(corpus, task=args.task, **field_arguments(args))  # wrong fields are told before the model is loaded
+    loaded = load_model(args.model, args.task, args.dtype, args.device)
+    format = choose_format(corpus, task=args.task, label2id=label2id(loaded, args.task), **field_arguments(args))
+    check_rows(corpus, format)
+    tracked = track_modules(loaded.model, args.modules, args.split_heads)
+    batches = batches_for(args, corpus, format, loaded)
+    objective = objective_for(args.task, loaded)
+    if args.dry_run:
+        print(dry_run(loaded, tracked, objective, batches, settings))
+        return
+    start = time.perf_counter()
+    store = fit(
+        loaded.model,
+        tracked,
+        objective,
+        batches,
+        args.output,
+        settings,
+        identity=identity(args, loaded, corpus, format),
+        provenance=provenance(args),
+        checkpoint_every=args.checkpoint_every,
+    )
+    write_configuration(store.path / "config.yaml", args)
+    print(summary(store, time.perf_counter() - start))
+    report_convergence(store, lines=args.diagnostics)
+
+
+def batches_for(args: argparse.Namespace, corpus: Any, format: Any, loaded: LoadedModel) -> TokenBatches:
+    from msif.data.batching import TokenBatches
+
+    limits = {"max_length": args.max_length, "batch_tokens": args.batch_tokens}
+    return TokenBatches(corpus, format, loaded.tokenizer, seed=args.seed, **limits)
+
+
+def identity(args: argparse.Namespace, loaded: LoadedModel, corpus: Any, format: Any) -> dict[str, Any]:
+    """What must be equal for two runs to be one."""
+    from msif.models.fingerprint import fingerprint_tokenizer
+
+    limits = {"max_length": args.max_length, "batch_tokens": args.batch_tokens}
+    fields = {role: getattr(format, role) for role in ("text", "prompt", "completion", "messages", "label")}
+    return {
+        "model": {"config": loaded.config, "weights": loaded.weights, "dtype": str(loaded.model.dtype)},
+        "tokenizer": fingerprint_tokenizer(loaded.tokenizer),
+        "data": {"content": corpus.fingerprint(format.columns), "rows": corpus.size, "fields": fields, **limits},
+        "task": args.task,
+    }
+
+
+def provenance(args: argparse.Namespace) -> dict[str, Any]:
+    from msif.cli.models import versions
+
+    return {"model": args.model, "data": args.data, "device": args.device, "versions": versions()}
+
+
+def summary(store: FactorStore, seconds: float) -> str:
+    from msif.curvature.estimate import human_bytes, human_seconds
+
+    counts = store.manifest["counts"]
+    size = human_bytes(sum(file.stat().st_size for file in store.path.iterdir()))
+    blocks = sum(len(module.blocks) for module in store.tracked)
+    return (
+        f"{store.path}: {blocks} blocks of {len(store.tracked)} modules, fitted on {counts['sequences']} sequences "
+        f"with {counts['supervised']} supervised tokens in {human_seconds(seconds)}; {size} on disk"
+    )
+
+
+def report_convergence(store: FactorStore, lines: bool) -> None:
+    """A warning where factors still move; one line a module on request."""
+    from msif.curvature.convergence import WARN_ABOVE
+
+    changes = store.manifest["convergence"]
+    kinds = ("A", "G", "Lambda")
+    if lines:
+        print(f"relative change per doubling of the data\n{'module':48} {'A':>7} {'G':>7} {'Λ':>7}")
+        for name, leader in store.groups.items():
+            keys = (f"{leader}:A", f"{name}:G", f"{name}:Lambda")
+            print(f"{name:48} " + " ".join(f"{changes[k]:7.1%}" if k in changes else "      –" for k in keys))
+    moving = {kind: max((v for k, v in changes.items() if k.endswith(f":{kind}")), default=0.0) for kind in kinds}
+    worst = [f"{kind} {value:.0%}" for kind, value in moving.items() if value > WARN_ABOVE]
+    if worst:
+        advice = "more data or --label-samples would steady them; --diagnostics shows each layer"
+        print(
+            f"warning: factors still move per doubling of the data ({', '.join(worst)} at most): {advice}.",
+            file=sys.stderr,
+        )
+
+
+def dry_run(
+    loaded: LoadedModel, tracked: Sequence[TrackedModule], objective: Objective, batches: TokenBatches, settings: Any
+) -> str:
+    """Sizes by count and a time estimate from one batch."""
+    import torch
+
+    from msif.curvature.estimate import EIGEN_RATE, human_bytes, human_seconds, probe_fit, sizes
+    from msif.curvature.inputs import find_input_groups
+
+    batch = next(iter(batches)).to(loaded.model.device)
+    groups = find_input_groups(loaded.model, tracked, objective, batch)
+    size = sizes(tracked, groups)
+    seconds = probe_fit(loaded.model, tracked, groups, objective, batch, settings)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    outputs = 2 * 4 * batch.input_ids.numel() * loaded.model.config.get_text_config().vocab_size
+    memory = weights + 2 * size.factor_bytes + outputs
+    eigen = size.eigen_operations / EIGEN_RATE / torch.get_num_threads()
+    lines = [
+        f"blocks      {size.blocks} in {size.modules} modules, {size.parameters:,} parameters",
+        f"on disk     {human_bytes(size.factor_bytes)} in float32",
+        f"memory      about {human_bytes(memory)} (weights, factors with their sums, a batch's outputs)",
+    ]
+    if batches.size is None:
+        lines.append(f"time        {human_seconds(2 * seconds / len(batch))} a document, of a stream of unknown length")
+    else:
+        passes = 2 * seconds * batches.size / len(batch)
+        parts = f"two passes {human_seconds(passes)}, eigenvectors {human_seconds(eigen)}"
+        lines.append(f"time        about {human_seconds(passes + eigen)}: {parts}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,194 @@
+"""Which pre-training documents made a fine-tuned model say that? ``python -m msif.influence``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
+from msif.cli.parsing import (
+    Parser,
+    configuration,
+    not_negative,
+    not_negative_or_auto,
+    positive_int,
+    run,
+    set_up_logging,
+)
+from msif.errors import MsifError
+
+EXAMPLE = """example:
+  python -m msif.influence --pretrained base --finetuned tuned --pretrained-factors factors/base
+      --finetuned-factors factors/tuned --corpus corpus.jsonl --query "Where was Ada born?" --candidates knn:1000
+"""
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m msif.influence", description=__doc__, epilog=EXAMPLE)
+    p.add_argument("--pretrained", metavar="M0", help="folder or hub name of the model that was trained on the corpus")
+    p.add_argument("--finetuned", metavar="M1", help="folder or hub name of the model whose answer is explained")
+    p.add_argument("--pretrained-factors", metavar="F0", help="folder that msif.fit_factors wrote for M0")
+    p.add_argument("--finetuned-factors", metavar="F1", help="folder that msif.fit_factors wrote for M1")
+    p.add_argument("--corpus", metavar="D", help=f"candidate documents: {DATA_SOURCES} (required)")
+    p.need("--corpus")
+    _add_query_flags(p.add_argument_group("query"))
+    corpus = p.add_argument_group("corpus")
+    add_field_flags(corpus)
+    corpus.add_argument(
+        "--candidates",
+        default="knn:1000",
+        metavar="SPEC",
+        help="knn:N by sentence embeddings (default knn:1000), bm25:N by words, knn:N+bm25:N, or all",
+    )
+    corpus.add_argument("--embedding-model", metavar="E", help="sentence-transformers model (default all-MiniLM-L6-v2)")
+    _add_method_flags(p.add_argument_group("method"))
+    add_module_flags(p)
+    out = p.add_argument_group("output")
+    out.add_argument(
+        "--top-k",
+        type=positive_int,
+        default=10,
+        metavar="K",
+        help="proponents and opponents shown a query (default 10)",
+    )
+    out.add_argument(
+        "--output", metavar="DIR", help="folder for scores.parquet, top.jsonl and config.yaml (default none)"
+    )
+    add_machine_flags(p)
+    return p
+
+
+def _add_query_flags(group: Any) -> None:
+    group.add_argument("--query", metavar="TEXT", help="a prompt; for a classifier the text")
+    group.add_argument(
+        "--completion", metavar="TEXT", help="answer to explain, with its leading space (default: the model's own)"
+    )
+    group.add_argument(
+        "--queries", metavar="FILE", help="many: fields prompt and completion (classification: text and label), id"
+    )
+    tasks = ["lm", "classification"]
+    group.add_argument(
+        "--task", default="lm", choices=tasks, help="what the fine-tuned model predicts: next tokens (default), a class"
+    )
+    group.add_argument(
+        "--measurement",
+        default="loss",
+        choices=["loss", "margin", "logit"],
+        help="what is explained of an answer: its loss (default), log p/(1-p), or its logit",
+    )
+    group.add_argument(
+        "--max-new-tokens", type=positive_int, default=32, metavar="N", help="longest answer of the model (default 32)"
+    )
+
+
+def _add_method_flags(group: Any) -> None:
+    group.add_argument(
+        "--method",
+        default="multi-stage",
+        help="multi-stage (default), single-stage, gdp (gradient dot product), or cosine",
+    )
+    group.add_argument(
+        "--damping",
+        type=not_negative_or_auto,
+        metavar="X",
+        help="λ in units of Λ, or auto: 1/τ of each stage's own training",
+    )
+    group.add_argument(
+        "--damping-scale",
+        type=not_negative,
+        default=0.1,
+        metavar="X",
+        help="λ relative to the mean of a block's Λ, where --damping is not given (default 0.1)",
+    )
+    group.add_argument(
+        "--alpha",
+        type=not_negative_or_auto,
+        metavar="X",
+        help="pull of fine-tuning to the pre-trained weights, in units of Λ, or auto: 1/τ (default 0)",
+    )
+    group.add_argument(
+        "--learning-rate-sum",
+        type=not_negative,
+        nargs="+",
+        metavar="X",
+        help="learning rates summed over steps, pre-training then fine-tuning, for auto",
+    )
+    group.add_argument(
+        "--query-rank", type=positive_int, metavar="R", help="keep rank R of each query vector; the error is reported"
+    )
+    group.add_argument(
+        "--normalize",
+        default="none",
+        choices=["none", "unit"],
+        help="unit: divide each score by the candidate's gradient norm (default none)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse(arguments)
+    set_up_logging(args.quiet)
+    check_arguments(args)
+    from msif.cli.explain import explain, prepare
+    from msif.cli.output import report, write
+
+    job = prepare(args)
+    if args.dry_run:
+        print(job.describe())
+        return
+    result = explain(job)
+    if args.output:
+        write(Path(args.output), job, result)
+    report(result)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Everything that can be told to be wrong without reading a model.
+
+    Raises:
+        MsifError: flags that contradict each other, or an output folder with other results in it.
+    """
+    from msif.candidates.selection import parse_candidates
+
+    parse_candidates(args.candidates)
+    if not args.pretrained and not args.finetuned:
+        raise MsifError(
+            "there is no model: give --pretrained and --finetuned, or one of them with --method single-stage."
+        )
+    if bool(args.query) == bool(args.queries):
+        raise MsifError("give either --query TEXT or --queries FILE.")
+    if args.completion and not args.query:
+        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
+    both = bool(args.pretrained and args.finetuned)
+    if args.method == "single-stage" and both and args.task == "classification":
+        raise MsifError(
+            "single-stage influence measures the query on the pre-trained model, which is no classifier: "
+            "use --method multi-stage, or leave --pretrained out."
+        )
+    if args.learning_rate_sum and len(args.learning_rate_sum) != 1 + both:
+        raise MsifError("--learning-rate-sum needs one number for each model: pre-training, then fine-tuning.")
+    if args.output:
+        check_output(Path(args.output), args)
+
+
+def check_output(path: Path, args: argparse.Namespace) -> None:
+    """A folder that holds results of other settings, or something else, is not written to."""
+    import yaml
+
+    if not path.exists() or not any(path.iterdir()):
+        return
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise MsifError(f"{path} is not empty and holds no results of msif.influence: choose another --output.")
+    then = yaml.safe_load(config.read_text(encoding="utf-8"))
+    for key, here in configuration(args).items():
+        if key != "output" and then.get(key) != here:
+            raise MsifError(
+                f"{path} holds results with other settings ({key} is {then.get(key)!r} there and {here!r} now): "
+                "choose another --output or remove that folder."
+            )
+
+
+if __name__ == "__main__":
+    run(main)
