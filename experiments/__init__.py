@@ -1,0 +1,1 @@
+"""Scripts that regenerate published comparisons, and the demonstration."""
