@@ -52,7 +52,9 @@ def spread(model: nn.Module) -> nn.Module:
     return model
 
 
-def documents(lengths: Sequence[int], seed: int = 0, prompt: int = 0, labels: bool = False, first_index: int = 0) -> list[Document]:
+def documents(
+    lengths: Sequence[int], seed: int = 0, prompt: int = 0, labels: bool = False, first_index: int = 0
+) -> list[Document]:
     generator = np.random.default_rng(seed)
     result = []
     for number, length in enumerate(lengths):

@@ -43,7 +43,9 @@ def minimise(function, theta):
 
 
 def train(x, y, x_ft, y_ft, weights):
-    first = minimise(lambda t: (weights * losses(t, x, y)).sum() + DAMPING / 2 * t.square().sum(), torch.zeros(15).double())
+    first = minimise(
+        lambda t: (weights * losses(t, x, y)).sum() + DAMPING / 2 * t.square().sum(), torch.zeros(15).double()
+    )
     second = minimise(lambda t: losses(t, x_ft, y_ft).mean() + ALPHA / 2 * (t - first).square().sum(), first)
     return first, second
 

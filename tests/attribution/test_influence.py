@@ -48,7 +48,10 @@ def multi_stage(pair, **options):
 
 
 def queries():
-    return [collate(documents([4, 6], seed=7, labels=True)), collate(documents([5], seed=8, labels=True, first_index=2))]
+    return [
+        collate(documents([4, 6], seed=7, labels=True)),
+        collate(documents([5], seed=8, labels=True, first_index=2)),
+    ]
 
 
 def test_multi_stage_scores_with_a_replaced_head_match_a_dense_implementation(pair):
@@ -57,7 +60,13 @@ def test_multi_stage_scores_with_a_replaced_head_match_a_dense_implementation(pa
     scores = multi_stage(pair).score(queries(), [collate(texts[:3]), collate(texts[3:])])
     assert scores.axes == ("query", "candidate") and scores.values.shape == (3, 4)
     query_side.model.eval(), candidate_side.model.eval()
-    for q, query in enumerate([single for batch in (documents([4, 6], seed=7, labels=True), documents([5], seed=8, labels=True)) for single in alone(batch)]):
+    for q, query in enumerate(
+        [
+            single
+            for batch in (documents([4, 6], seed=7, labels=True), documents([5], seed=8, labels=True))
+            for single in alone(batch)
+        ]
+    ):
         losses = query_side.objective.losses(query_side.objective.outputs(query_side.model, query), query)
         m = dense_gradients(query_side.model, query_side.tracked, losses.sum())
         for z, text in enumerate(alone(texts)):
@@ -161,7 +170,9 @@ def test_margin_gradient_is_the_loss_gradient_over_one_minus_p(pair):
     (_, side), _, _ = pair
     texts = [collate(documents(LENGTHS, seed=9))]
     query = [collate(documents([6], seed=9, prompt=5))]
-    loss, margin = (InfluenceScorer(side, side, measurement=m).score(query, texts).values[0] for m in ("loss", "margin"))
+    loss, margin = (
+        InfluenceScorer(side, side, measurement=m).score(query, texts).values[0] for m in ("loss", "margin")
+    )
     side.model.eval()
     p = torch.exp(-side.objective.losses(side.objective.outputs(side.model, query[0]), query[0])).item()
     np.testing.assert_allclose(loss, (1 - p) * margin, rtol=1e-8)
@@ -214,7 +225,9 @@ def test_any_number_of_stages_and_models(pair):
     expected = 0
     for n, rows in G.items():
         rows = torch.stack(rows)
-        expected = expected + rows @ dense_inverse(f[n], 0.3) @ dense_inverse(f[n], 0.2) @ dense_inverse(f[n], 0.1) @ rows.T
+        expected = (
+            expected + rows @ dense_inverse(f[n], 0.3) @ dense_inverse(f[n], 0.2) @ dense_inverse(f[n], 0.1) @ rows.T
+        )
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-7)
 
 

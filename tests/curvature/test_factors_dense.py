@@ -4,7 +4,18 @@ import itertools
 
 import pytest
 import torch
-from helpers import DeepLinear, MLP, Classify, SquaredError, alone, dense_gradients, documents, examples, tiny_lm, track_plain
+from helpers import (
+    DeepLinear,
+    MLP,
+    Classify,
+    SquaredError,
+    alone,
+    dense_gradients,
+    documents,
+    examples,
+    tiny_lm,
+    track_plain,
+)
 
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
@@ -51,7 +62,9 @@ def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings
     model, objective = tiny_lm(), CausalLM()
     tracked = track_modules(model)
     texts = documents([5, 9, 3, 7], prompt=2)
-    covariances, second_moments, factors = fitted(model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings)
+    covariances, second_moments, factors = fitted(
+        model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings
+    )
 
     # dense: activations and gradients by plain hooks, one document at a time, no padding anywhere
     inputs, gradients = {m.name: [] for m in tracked}, {m.name: [] for m in tracked}

@@ -197,5 +197,3 @@ def test_sampled_labels_follow_the_model():
     labels = inverse_cdf(logits.softmax(-1), torch.rand(40_000))
     frequencies = torch.bincount(labels, minlength=4) / 40_000
     torch.testing.assert_close(frequencies, logits[0].softmax(-1), atol=0.01, rtol=0.0)
-
-
