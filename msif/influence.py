@@ -16,6 +16,7 @@ from msif.cli.parsing import (
     positive_int,
     run,
     set_up_logging,
+    write_configuration,
 )
 from msif.errors import MsifError
 
@@ -137,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(job.describe())
         return
+    if args.output:
+        # first, so that an interrupted run's folder is known as its own
+        write_configuration(Path(args.output) / "config.yaml", args)
     result = explain(job)
     if args.output:
         write(Path(args.output), job, result)

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.partial import PartialScores
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bias
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, Vectors
+from msif.data.documents import batches_after
 from msif.errors import MsifError
 from msif.models.capture import Capture
 from msif.models.objectives import Measurement
@@ -103,27 +105,33 @@ class InfluenceScorer:
             split, self.rank_errors = compress(split, self.query_rank)
         return split
 
-    def score_vectors(self, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> Scores:
-        """⟨v_q, ∇L(z)⟩ for vectors that ``query_vectors`` made; candidates come out in order of row number."""
+    def score_vectors(
+        self, vectors: dict[str, QueryVectors], candidates: Iterable[Any], partial: PartialScores | None = None
+    ) -> Scores:
+        """⟨v_q, ∇L(z)⟩ for vectors that ``query_vectors`` made; candidates come out in order of row number.
+
+        ``partial`` holds what an interrupted run of the same pass had done, and takes in the rest.
+        """
         side, normalized = self.candidate_side, self.normalize != "none"
         device, _ = device_and_dtype(side.model)
         consumer = ScorePass(vectors, with_norms=normalized)
-        rows, parts = [], []
-        progress = tqdm(desc="scoring", unit="doc", total=getattr(candidates, "size", None), disable=None)
+        partial = partial or PartialScores()
+        done = sum(len(rows) for rows in partial.rows)
+        size = getattr(candidates, "size", None)
+        progress = tqdm(desc="scoring", unit="doc", initial=done, total=size, disable=None)
         with Capture(side.model, side.tracked, consumer) as capture, progress:
-            for batch in candidates:
+            for batch in batches_after(candidates, partial.batches):
                 capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
                 scores = consumer.scores
                 if normalized:
                     scores = scores / consumer.norms.clamp(min=torch.finfo(scores.dtype).tiny)[:, None]
-                rows.append(batch.indices.cpu().numpy())
-                parts.append(scores.cpu().numpy())
+                partial.add(batch.indices.cpu().numpy(), scores.cpu().numpy())
                 progress.update(len(batch))
-        if not rows:
+        if not partial.rows:
             raise MsifError("there is no candidate to score.")
-        indices = np.concatenate(rows)
+        indices = np.concatenate(partial.rows)
         order = np.argsort(indices, kind="stable")
-        return Scores(np.concatenate(parts)[order].T.copy(), indices[order])
+        return Scores(np.concatenate(partial.scores)[order].T.copy(), indices[order])
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         return self.score_vectors(self.query_vectors(queries), candidates)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from msif.attribution.contributions import block_names
 from msif.attribution.estimate import describe_scoring
 from msif.attribution.gradients import Side
+from msif.attribution.partial import PartialScores
 from msif.attribution.results import Ranking, Shown, rank
 from msif.attribution.scorers import InfluenceScorer
+from msif.attribution.scoring import QueryVectors
 from msif.attribution.stages import Damping, Stage, build_scorer, check_factors
 from msif.candidates.selection import build_selector, parse_candidates
 from msif.cli.flags import field_arguments
 from msif.cli.models import label2id, objective_for
-from msif.curvature.store import FactorStore
+from msif.cli.parsing import configuration
+from msif.curvature.store import FactorStore, read_manifest
 from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import Corpus, load_corpus
 from msif.data.documents import Batch
@@ -41,6 +45,7 @@ class Job:
         queries: with their answers, in the order of the file.
         query_batches: the queries' tokens.
         candidate_model: the model whose gradients the candidates give; its tokenizer reads them.
+        weights: fingerprints of the models that take part.
     """
 
     args: argparse.Namespace
@@ -50,6 +55,7 @@ class Job:
     query_batches: list[Batch]
     candidate_model: LoadedModel
     scorer: InfluenceScorer
+    weights: list[str]
 
     def documents(self, rows: Sequence[int]) -> TokenBatches:
         """The named rows of the corpus as batches."""
@@ -64,6 +70,22 @@ class Job:
             return [np.arange(len(self.corpus))] * len(self.queries)
         selector = build_selector(spec, embedding_model=self.args.embedding_model, progress=not self.args.quiet)
         return selector.select([query.text for query in self.queries], self.format.texts(self.corpus))
+
+    def partial_scores(self, rows: Sequence[int]) -> PartialScores:
+        """What an interrupted run of the same job has scored; in memory only without an output folder."""
+        args = self.args
+        if not args.output:
+            return PartialScores()
+        factors = [read_manifest(Path(f))["run"] for f in (args.pretrained_factors, args.finetuned_factors) if f]
+        identity = {
+            "config": configuration(args),
+            "weights": self.weights,
+            "factors": factors,
+            "corpus": self.corpus.fingerprint(self.format.columns),
+            "queries": [vars(query) for query in self.queries],
+            "rows": [int(row) for row in rows],
+        }
+        return PartialScores(Path(args.output) / "partial.safetensors", identity)
 
     def describe(self) -> str:
         """What a run would take, from one batch of candidates."""
@@ -118,7 +140,9 @@ def prepare(args: argparse.Namespace) -> Job:
     task = "lm" if measured is pretrained else args.task
     encoding = {"max_length": args.max_length, "task": task, "label2id": label2id(measured, task)}
     query_documents = encode_queries(queries, measured.tokenizer, **encoding)
-    return Job(args, corpus, format, queries, batches_of(query_documents, args.batch_tokens), first, scorer)
+    query_batches = batches_of(query_documents, args.batch_tokens)
+    weights = [model.weights for model in (pretrained, finetuned) if model]
+    return Job(args, corpus, format, queries, query_batches, first, scorer, weights)
 
 
 def _queries(args: argparse.Namespace) -> list[Query]:
@@ -169,46 +193,51 @@ def explain(job: Job) -> Explanation:
     if job.scorer.rank_errors is not None:
         worst = float(job.scorer.rank_errors.max())
         log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
-    scores = job.scorer.score_vectors(vectors, job.documents(rows))
+    partial = job.partial_scores(rows)
+    scores = job.scorer.score_vectors(vectors, job.documents(rows), partial)
+    partial.remove()
     rankings = rank(scores, job.queries, candidates)
     return Explanation(rankings, _shown(job, vectors, rankings))
 
 
-def _shown(job: Job, vectors: Any, rankings: Sequence[Ranking]) -> list[Shown]:
+def _shown(job: Job, vectors: Mapping[str, QueryVectors], rankings: Sequence[Ranking]) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores."""
-    picked = [_pick(ranking, job.args.top_k) for ranking in rankings]
-    pairs = list(zip(rankings, picked, strict=True))
-    rows = sorted({int(ranking.rows[place]) for ranking, chosen in pairs for _, place in chosen})
-    if not rows:
-        return []
+    shown: list[Shown] = []
+    for number, ranking in enumerate(tqdm(rankings, desc="explaining", unit="query", disable=None)):
+        chosen = _pick(ranking, job.args.top_k)
+        if chosen:
+            own = {name: v.only(number) for name, v in vectors.items()}
+            shown.extend(_shown_for(job, own, ranking, chosen))
+    return shown
+
+
+def _shown_for(
+    job: Job, vectors: dict[str, QueryVectors], ranking: Ranking, chosen: Sequence[tuple[str, int]]
+) -> Iterator[Shown]:
+    """The chosen documents of one query; ``vectors`` are that query's."""
+    rows = [int(ranking.rows[place]) for _, place in chosen]
     parts = {part.index: part for part in job.scorer.explain(vectors, job.documents(rows))}
     documents = {document.index: document for document in job.documents(rows).documents()}
     texts = {row: job.format.text_of(values, f"row {row}") for row, values in job.corpus.rows(rows)}
     ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
     names = block_names(job.scorer.candidate_side.tracked)
-    shown = []
-    for number, (ranking, chosen) in enumerate(pairs):
-        for kind, place in chosen:
-            row = int(ranking.rows[place])
-            words = [str(job.candidate_model.tokenizer.decode([int(token)])) for token in documents[row].input_ids]
-            blocks = zip(names, parts[row].blocks[number].tolist(), strict=True)
-            query = ranking.query
-            shown.append(
-                Shown(
-                    query_id=query.id,
-                    prompt=query.prompt,
-                    completion=query.completion,
-                    label=query.label,
-                    kind=kind,
-                    rank=place + 1,
-                    candidate_id=ids[row],
-                    score=float(ranking.scores[place]),
-                    text=texts[row],
-                    tokens=list(zip(words, parts[row].tokens[number].tolist(), strict=True)),
-                    blocks=dict(sorted(blocks, key=lambda block: -abs(block[1]))),
-                )
-            )
-    return shown
+    query = ranking.query
+    for row, (kind, place) in zip(rows, chosen, strict=True):
+        words = [str(job.candidate_model.tokenizer.decode([int(token)])) for token in documents[row].input_ids]
+        blocks = zip(names, parts[row].blocks[0].tolist(), strict=True)
+        yield Shown(
+            query_id=query.id,
+            prompt=query.prompt,
+            completion=query.completion,
+            label=query.label,
+            kind=kind,
+            rank=place + 1,
+            candidate_id=ids[row],
+            score=float(ranking.scores[place]),
+            text=texts[row],
+            tokens=list(zip(words, parts[row].tokens[0].tolist(), strict=True)),
+            blocks=dict(sorted(blocks, key=lambda block: -abs(block[1]))),
+        )
 
 
 def _pick(ranking: Ranking, k: int) -> list[tuple[str, int]]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from msif.attribution.results import write_scores, write_shown
 from msif.cli.explain import Explanation, Job
 from msif.cli.models import versions
-from msif.cli.parsing import configuration, write_configuration
+from msif.cli.parsing import configuration
 from msif.reporting.terminal import print_query
 
 PRINTED_QUERIES = 20
 
 
 def write(path: Path, job: Job, result: Explanation) -> None:
-    """scores.parquet, top.jsonl and config.yaml, each whole or not at all."""
+    """scores.parquet and top.jsonl, each whole or not at all."""
     rows = sorted({int(row) for ranking in result.rankings for row in ranking.rows})
     ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
     errors = job.scorer.rank_errors
@@ -24,8 +24,6 @@ def write(path: Path, job: Job, result: Explanation) -> None:
         "left_out": job.scorer.left_out,
         "rank_errors": None if errors is None else errors.tolist(),
     }
-    # the configuration first: a folder without it would be taken for somebody else's
-    write_configuration(path / "config.yaml", job.args)
     write_scores(path / "scores.parquet", result.rankings, ids, provenance)
     write_shown(path / "top.jsonl", result.shown)
     print(f"results are in {path}")

@@ -53,13 +53,15 @@ class DampedInverse:
             shift = self.damping_scale * Lambda.mean(dim=(1, 2), keepdim=True)
         else:
             shift = per_block(self.damping, name, Lambda)
-        damped = Lambda + (shift + per_block(self.alpha, name, Lambda))
-        # an eigenvalue below the rounding error of the largest one is noise, and its inverse would be the answer
-        floor = Lambda.amax() * torch.finfo(Lambda.dtype).eps * 1e-3
-        if bool((damped <= floor).any()):
+        shift = shift + per_block(self.alpha, name, Lambda)
+        damped = Lambda + shift
+        # undamped, an eigenvalue below the rounding error of its block's largest is noise, and its inverse would be
+        # the answer
+        floor = Lambda.amax(dim=(1, 2), keepdim=True) * torch.finfo(Lambda.dtype).eps * 1e-3
+        if bool((damped <= torch.where(shift > 0, 0.0, floor)).any()):
             raise MsifError(
                 f"Λ of module '{name}' is singular and the damping does not lift it: "
-                "use --damping with a positive value, or --damping-scale 0.1."
+                "use --damping with a positive value."
             )
         return damped.reciprocal_()
 
@@ -114,6 +116,9 @@ class DampedPower:
     exponent: float
     damping: Scale | None = None
     damping_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        DampedInverse(self.damping, self.damping_scale)  # checks both
 
     def __call__(self, Lambda: Tensor, name: str) -> Tensor:
         return DampedInverse(self.damping, self.damping_scale)(Lambda, name) ** (-self.exponent)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +28,7 @@ from msif.curvature.store import (
     read_manifest,
     save_tensors,
 )
+from msif.data.documents import batches_after
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer, Cotangent
@@ -237,7 +237,7 @@ class _Fit:
         )
         last = time.monotonic()
         with Capture(self.model, self.tracked, consumer) as capture, progress:
-            for batch in _skip(self.batches, done):
+            for batch in batches_after(self.batches, done):
                 capture.run(self.objective, batch.to(device), cotangents)
                 done += 1
                 progress.update(len(batch))
@@ -278,9 +278,3 @@ class _Fit:
 def _moved(module: ModuleFactors, device: torch.device, dtype: torch.dtype, copies: dict[int, Tensor]) -> ModuleFactors:
     Q_A = copies.setdefault(id(module.Q_A), module.Q_A.to(device, dtype))
     return replace(module.to(device, dtype), Q_A=Q_A)
-
-
-def _skip(batches: Iterable[Any], count: int) -> Iterator[Any]:
-    """The batches after the first ``count``; skips cheaply where the source knows how."""
-    iterate: Callable[..., Iterator[Any]] | None = getattr(batches, "iterate", None)
-    return iterate(skip=count) if iterate else itertools.islice(iter(batches), count, None)

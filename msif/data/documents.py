@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,3 +78,9 @@ def collate(documents: list[Document], pad_id: int = 0) -> Batch:
         supervised=torch.from_numpy(supervised),
         labels=labels,
     )
+
+
+def batches_after(batches: Iterable[Any], count: int) -> Iterator[Any]:
+    """The batches after the first ``count``; a source with ``iterate(skip=...)`` skips cheaply."""
+    iterate: Callable[..., Iterator[Any]] | None = getattr(batches, "iterate", None)
+    return iterate(skip=count) if iterate else itertools.islice(iter(batches), count, None)

@@ -1,0 +1,66 @@
+"""Scores of a pass that is under way, on disk, so that an interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from msif.curvature.store import load_tensors, save_tensors
+
+
+class PartialScores:
+    """The scores of the first batches of a pass over candidates.
+
+    Attributes:
+        batches: how many batches are in.
+        rows, scores: for each of them int64 (B,) row numbers and (B, Q) scores.
+    """
+
+    def __init__(self, path: Path | None = None, identity: Any = None, every: float = 600.0) -> None:
+        """
+        Args:
+            path: where to keep them; None keeps them in memory only.
+            identity: all that the scores depend on, as JSON; a file of another identity is not believed.
+            every: seconds between two writes.
+        """
+        self.path, self.every = path, every
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        self.batches = 0
+        self.rows: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+        self._last = time.monotonic()
+        if path is not None and path.is_file():
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        tensors, metadata = load_tensors(path)
+        if metadata.get("identity") == self.identity:
+            self.batches = int(metadata["batches"])
+            self.rows, self.scores = [tensors["rows"].numpy()], [tensors["scores"].numpy()]
+
+    def add(self, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Takes a batch in; writes all of them when it is time."""
+        self.batches += 1
+        self.rows.append(rows)
+        self.scores.append(scores)
+        if self.path is not None and time.monotonic() - self._last >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        """Writes what there is, whole or not at all."""
+        assert self.path is not None
+        tensors = {"rows": torch.from_numpy(np.concatenate(self.rows))}
+        tensors["scores"] = torch.from_numpy(np.concatenate(self.scores))
+        save_tensors(self.path, tensors, {"identity": self.identity, "batches": str(self.batches)})
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Removes the file, when the scores are kept elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
