@@ -35,14 +35,19 @@ _HOME = {
     "InfluenceScorer": "msif.attribution.scorers",
     "EnsembleScorer": "msif.attribution.scorers",
     "Scores": "msif.attribution.scorers",
+    "Stage": "msif.attribution.stages",
+    "Damping": "msif.attribution.stages",
+    "build_scorer": "msif.attribution.stages",
+    "query_gradients": "msif.attribution.gradients",
     "build_selector": "msif.candidates.selection",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from msif.attribution.gradients import Side
+    from msif.attribution.gradients import Side, query_gradients
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
+    from msif.attribution.stages import Damping, Stage, build_scorer
     from msif.candidates.selection import build_selector
     from msif.curvature.filters import Accumulation, DampedInverse, DampedPower, Decay, ProximalHop
     from msif.curvature.fit import FitSettings, fit

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
-from msif.cli.parsing import Parser, not_negative, positive_int, run, set_up_logging, write_configuration
+from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
 if TYPE_CHECKING:
     from msif.curvature.store import FactorStore
@@ -42,7 +42,7 @@ def parser() -> Parser:
     fit.add_argument(
         "--label-samples", type=positive_int, default=1, metavar="K", help="label draws a sequence and pass (default 1)"
     )
-    fit.add_argument("--seed", type=int, default=0, help="of label draws and batch order (default 0)")
+    fit.add_argument("--seed", type=seed, default=0, help="of label draws and batch order (default 0)")
     fit.add_argument(
         "--checkpoint-every",
         type=not_negative,
@@ -54,6 +54,7 @@ def parser() -> Parser:
         "--diagnostics", action="store_true", help="one line a module: how much A, G, Λ move as data doubles"
     )
     add_module_flags(p)
+    p.set_defaults(modules="all", split_heads=True)
     add_machine_flags(p)
     return p
 
@@ -61,7 +62,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
     set_up_logging(args.quiet)
-    from msif.cli.models import label2id, objective_for
+    from msif.cli.models import label2id, longest, objective_for
     from msif.curvature.fit import FitSettings, fit
     from msif.data.corpus import load_corpus
     from msif.data.format import check_rows, choose_format
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = load_corpus(args.data, split=args.split, streaming=args.streaming, max_examples=args.max_examples)
     choose_format(corpus, task=args.task, **field_arguments(args))  # wrong fields are told before the model is loaded
     loaded = load_model(args.model, args.task, args.dtype, args.device)
+    args.max_length = longest(args.max_length, [loaded])
     format = choose_format(corpus, task=args.task, label2id=label2id(loaded, args.task), **field_arguments(args))
     check_rows(corpus, format)
     tracked = track_modules(loaded.model, args.modules, args.split_heads)
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batches,
         args.output,
         settings,
-        identity=identity(args, loaded, corpus, format),
+        identity=identity(args, loaded),
         provenance=provenance(args),
         checkpoint_every=args.checkpoint_every,
     )
@@ -105,18 +107,10 @@ def batches_for(args: argparse.Namespace, corpus: Any, format: Any, loaded: Load
     return TokenBatches(corpus, format, loaded.tokenizer, seed=args.seed, **limits)
 
 
-def identity(args: argparse.Namespace, loaded: LoadedModel, corpus: Any, format: Any) -> dict[str, Any]:
-    """What must be equal for two runs to be one."""
-    from msif.models.fingerprint import fingerprint_tokenizer
-
-    limits = {"max_length": args.max_length, "batch_tokens": args.batch_tokens}
-    fields = {role: getattr(format, role) for role in ("text", "prompt", "completion", "messages", "label")}
-    return {
-        "model": {"config": loaded.config, "weights": loaded.weights, "dtype": str(loaded.model.dtype)},
-        "tokenizer": fingerprint_tokenizer(loaded.tokenizer),
-        "data": {"content": corpus.fingerprint(format.columns), "rows": corpus.size, "fields": fields, **limits},
-        "task": args.task,
-    }
+def identity(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
+    """What must be equal for two runs to be one, beside the data and the settings."""
+    model = {"config": loaded.config, "weights": loaded.weights, "dtype": str(loaded.model.dtype)}
+    return {"model": model, "task": args.task}
 
 
 def provenance(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msif.attribution.methods import METHODS
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
 from msif.cli.parsing import (
     Parser,
@@ -88,6 +89,7 @@ def _add_method_flags(group: Any) -> None:
     group.add_argument(
         "--method",
         default="multi-stage",
+        metavar="NAME",
         help="multi-stage (default), single-stage, gdp (gradient dot product), or cosine",
     )
     group.add_argument(
@@ -156,6 +158,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     from msif.candidates.selection import parse_candidates
 
     parse_candidates(args.candidates)
+    if args.method not in METHODS:
+        raise MsifError(f"there is no method '{args.method}': choose one of {', '.join(METHODS)}.")
     if not args.pretrained and not args.finetuned:
         raise MsifError(
             "there is no model: give --pretrained and --finetuned, or one of them with --method single-stage."
@@ -165,6 +169,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.completion and not args.query:
         raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
     both = bool(args.pretrained and args.finetuned)
+    if args.method == "multi-stage" and not both:
+        raise MsifError("multi-stage influence needs --pretrained and --finetuned; single-stage needs one model.")
+    for which in needed_factors(args):
+        if not getattr(args, f"{which}_factors"):
+            raise MsifError(
+                f"--method {args.method} needs --{which}-factors: make them with python -m msif.fit_factors."
+            )
     if args.method == "single-stage" and both and args.task == "classification":
         raise MsifError(
             "single-stage influence measures the query on the pre-trained model, which is no classifier: "
@@ -176,16 +187,25 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_output(Path(args.output), args)
 
 
+def needed_factors(args: argparse.Namespace) -> list[str]:
+    """The stages whose curvature a method uses."""
+    if args.method == "multi-stage":
+        return ["pretrained", "finetuned"]
+    return ["pretrained" if args.pretrained else "finetuned"] if args.method == "single-stage" else []
+
+
 def check_output(path: Path, args: argparse.Namespace) -> None:
     """A folder that holds results of other settings, or something else, is not written to."""
     import yaml
 
+    if path.exists() and not path.is_dir():
+        raise MsifError(f"{path} is a file: give a folder as --output.")
     if not path.exists() or not any(path.iterdir()):
         return
     config = path / "config.yaml"
     if not config.is_file():
         raise MsifError(f"{path} is not empty and holds no results of msif.influence: choose another --output.")
-    then = yaml.safe_load(config.read_text(encoding="utf-8"))
+    then = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     for key, here in configuration(args).items():
         if key != "output" and then.get(key) != here:
             raise MsifError(

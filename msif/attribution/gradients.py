@@ -89,7 +89,10 @@ def query_gradients(side: Side, queries: Iterable[Any], measurement: str | Measu
             order.append(batch.indices.cpu())
     if not order:
         raise MsifError("there is no query.")
-    rows = torch.cat(order).argsort().to(consumer.device)
+    numbers = torch.cat(order)
+    if numbers.sort().values.tolist() != list(range(len(numbers))):
+        raise MsifError(f"the queries' indices must be 0 to {len(numbers) - 1}, each once: number them so.")
+    rows = numbers.argsort().to(consumer.device)
     vectors: Vectors = {}
     for name in list(consumer.collected):
         parts = consumer.collected.pop(name)

@@ -16,7 +16,7 @@ from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.partial import PartialScores
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bias
 from msif.curvature.inputs import device_and_dtype
-from msif.curvature.preconditioners import Identity, Preconditioner, Vectors
+from msif.curvature.preconditioners import Identity, Preconditioner, Vectors, consume
 from msif.data.documents import batches_after
 from msif.errors import MsifError
 from msif.models.capture import Capture
@@ -95,7 +95,7 @@ class InfluenceScorer:
         """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part."""
         vectors = query_gradients(self.query_side, queries, self.measurement)
         for preconditioner in reversed(self.preconditioners):
-            vectors = preconditioner.apply(vectors)
+            vectors = consume(preconditioner, vectors)
         if self.normalize == "both":
             vectors = _unit(vectors)
         device, dtype = device_and_dtype(self.candidate_side.model)
@@ -154,6 +154,8 @@ class EnsembleScorer:
         self.scorers = list(scorers)
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
+        if iter(queries) is queries or iter(candidates) is candidates:
+            raise MsifError("an ensemble goes over queries and candidates several times: give lists, not iterators.")
         results = [scorer.score(queries, candidates) for scorer in self.scorers]
         if any(not np.array_equal(result.candidates, results[0].candidates) for result in results):
             raise MsifError("the scorers of an ensemble scored different candidates: give all of them the same ones.")

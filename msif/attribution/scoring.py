@@ -5,6 +5,7 @@ Letters: B sequences of T positions, Q queries, P = d_out·d_in, r the rank of v
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ Route = Literal["gradient", "direct", "low-rank"]
 CHUNK_ELEMENTS = 2**22
 # what touching one element of a temporary costs, in multiply-adds of a matrix product
 TOUCH = 16
+# a full decomposition up to this width; beyond it, subspace iteration with so many more columns and rounds
+EXACT_SVD, OVERSAMPLING, POWER_ITERATIONS = 128, 8, 4
 
 
 @dataclass
@@ -114,33 +117,38 @@ class ScorePass:
         x, g = saved.to(self.scores.dtype), g.to(self.scores.dtype)
         rank = None if v.left is None else v.left.shape[2]
         route = cheapest_route(x.shape[1], module.d_out, module.d_in, v.queries, rank)
-        if self.with_norms or route == "gradient":
-            scores, squares = self._by_gradient(g, x, v, module.bias)
-            self.norms += squares
+        if route == "low-rank":
+            scores = _by_rank(g, x, v)
+        elif route == "direct":
+            scores = _directly(g, x, v.dense())
         else:
-            scores = _by_rank(g, x, v) if route == "low-rank" else _directly(g, x, v.dense())
+            scores = torch.zeros_like(self.scores)
+        if route == "gradient" or self.with_norms:
+            weight = v.dense().flatten(1).T if route == "gradient" else None
+            for rows, gradient in _sequence_gradients(g, x):
+                if weight is not None:
+                    scores[rows] = gradient @ weight
+                if self.with_norms:
+                    self.norms[rows] += gradient.square().sum(1)
         if v.bias is not None:
-            scores = scores + g.sum(1) @ v.bias.T
+            summed = g.sum(1)
+            scores = scores + summed @ v.bias.T
+            if self.with_norms:
+                self.norms += summed.square().sum(1)
         self.scores += scores
         self._guard.watch(module.name, scores.sum())
-
-    def _by_gradient(self, g: Tensor, x: Tensor, v: QueryVectors, bias: bool) -> tuple[Tensor, Tensor]:
-        weight = v.dense().flatten(1)
-        step = max(1, CHUNK_ELEMENTS // weight.shape[1])
-        scores, squares = [], []
-        for start in range(0, len(g), step):
-            g_part = g[start : start + step]
-            gradient = (g_part.transpose(1, 2) @ x[start : start + step]).flatten(1)
-            scores.append(gradient @ weight.T)
-            if self.with_norms:
-                own = gradient.square().sum(1)
-                squares.append(own + g_part.sum(1).square().sum(1) if bias else own)
-        zeros = self.norms.new_zeros(len(g))
-        return torch.cat(scores), torch.cat(squares) if squares else zeros
 
     def end(self, batch: Any) -> None:
         self.norms = self.norms.sqrt()
         self._guard.check(batch)
+
+
+def _sequence_gradients(g: Tensor, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Σ_t g_t x_tᵀ, (b, d_out·d_in), of b sequences at a time, and which they are."""
+    step = max(1, CHUNK_ELEMENTS // (g.shape[2] * x.shape[2]))
+    for start in range(0, len(g), step):
+        rows = slice(start, start + step)
+        yield rows, (g[rows].transpose(1, 2) @ x[rows]).flatten(1)
 
 
 def _directly(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -178,10 +186,27 @@ def compress(vectors: dict[str, QueryVectors], rank: int) -> tuple[dict[str, Que
         if rank >= min(weight.shape[1:]):
             result[name] = v
             continue
-        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
-        lost.append(S[:, rank:].square().sum(1))
-        left = U[:, :, :rank] * S[:, None, :rank]
-        result[name] = QueryVectors(None, v.bias, left.contiguous(), Vh[:, :rank].transpose(1, 2).contiguous())
+        U, S, V = _top_singular(weight, rank)
+        lost.append((weight.square().sum((1, 2)) - S.square().sum(1)).clamp(min=0))
+        result[name] = QueryVectors(None, v.bias, (U * S[:, None]).contiguous(), V.contiguous())
     total = torch.stack(whole).sum(0)
     error = torch.stack(lost).sum(0) if lost else torch.zeros_like(total)
     return result, (error / total.clamp(min=torch.finfo(total.dtype).tiny)).sqrt()
+
+
+def _top_singular(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The r largest singular triples of (Q, d_out, d_in): (Q, d_out, r), (Q, r), (Q, d_in, r).
+
+    Exact where the matrix is small; else by randomised subspace iteration (Halko et al. 2011), which projects, so that
+    the lost norm is still ‖v‖² − ‖v_r‖².
+    """
+    if min(weight.shape[1:]) <= max(4 * rank, EXACT_SVD):
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        return U[:, :, :rank], S[:, :rank], Vh[:, :rank].transpose(1, 2)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(weight.shape[2], rank + OVERSAMPLING, generator=generator).to(weight.device, weight.dtype)
+    basis = torch.linalg.qr(weight @ start).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.transpose(1, 2) @ basis).Q).Q
+    U, S, Vh = torch.linalg.svd(basis.transpose(1, 2) @ weight, full_matrices=False)
+    return basis @ U[:, :, :rank], S[:, :rank], Vh[:, :rank].transpose(1, 2)

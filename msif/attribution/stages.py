@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from msif.attribution.gradients import Side
+from msif.attribution.methods import METHODS
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.factors import Factors
 from msif.curvature.filters import DampedInverse, Scale
@@ -17,8 +18,6 @@ from msif.curvature.store import FactorStore
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel
-
-METHODS = ("multi-stage", "single-stage", "gdp", "cosine")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Damping:
     """λ of the stages and α of the last one (DESIGN section 2).
 
     Attributes:
-        damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside α in the last.
+        damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside a positive α in the last.
         damping_scale: λ relative to the mean of a block's Λ, where no damping is given.
         alpha: pull of fine-tuning towards the pre-trained parameters; "auto" is 1/τ of the fine-tuning stage.
     """
@@ -60,12 +59,17 @@ class Damping:
         if alpha is None:
             alpha = "auto" if self.damping == "auto" else 0.0
         pull: Scale = _inverse(stage.tau) if alpha == "auto" else alpha
-        damping = 0.0 if self.damping == "auto" else self.damping
+        damping = self.damping
+        if damping == "auto":
+            # 1/τ once: as α, or where α is given as zero as λ
+            return DampedInverse(_inverse(stage.tau) if alpha == 0 else 0.0, alpha=pull)
         return DampedInverse(damping, self.damping_scale, pull)
 
     def needs_tau(self, later: bool) -> bool:
         """Whether a stage's training must be known."""
-        return self.damping == "auto" if not later else "auto" in (self.alpha, self.alpha or self.damping)
+        if not later:
+            return self.damping == "auto"
+        return self.alpha == "auto" or (self.damping == "auto" and not self.alpha)
 
 
 def _inverse(tau: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from msif.attribution.scoring import QueryVectors
 from msif.attribution.stages import Damping, Stage, build_scorer, check_factors
 from msif.candidates.selection import build_selector, parse_candidates
 from msif.cli.flags import field_arguments
-from msif.cli.models import label2id, objective_for
+from msif.cli.models import label2id, longest, objective_for, positions
 from msif.cli.parsing import configuration
 from msif.curvature.store import FactorStore, read_manifest
 from msif.data.batching import TokenBatches, batches_of
@@ -29,8 +29,11 @@ from msif.data.corpus import Corpus, load_corpus
 from msif.data.documents import Batch
 from msif.data.format import Format, check_rows, choose_format
 from msif.data.queries import Query, encode_queries, load_queries
+from msif.errors import MsifError
 from msif.models.answers import greedy_completion, predicted_label
+from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel, load_model, resolve_device
+from msif.models.objectives import SequenceClassification
 from msif.models.select import track_modules
 from msif.models.training import natural_tau
 
@@ -42,9 +45,10 @@ class Job:
     """Everything loaded and checked, nothing computed yet.
 
     Attributes:
-        queries: with their answers, in the order of the file.
-        query_batches: the queries' tokens.
+        queries: in the order of the file, some still without an answer.
         candidate_model: the model whose gradients the candidates give; its tokenizer reads them.
+        query_model: the model on which queries are measured.
+        answering_model: the model that answers where no answer is given.
         weights: fingerprints of the models that take part.
     """
 
@@ -52,8 +56,9 @@ class Job:
     corpus: Corpus
     format: Format
     queries: list[Query]
-    query_batches: list[Batch]
     candidate_model: LoadedModel
+    query_model: LoadedModel
+    answering_model: LoadedModel
     scorer: InfluenceScorer
     weights: list[str]
 
@@ -63,15 +68,28 @@ class Job:
         limits = {"max_length": args.max_length, "batch_tokens": args.batch_tokens}
         return TokenBatches(self.corpus, self.format, self.candidate_model.tokenizer, indices=rows, **limits)
 
-    def select(self) -> list[np.ndarray]:
+    def answered(self) -> list[Query]:
+        """The queries, with the model's own answers where they have none."""
+        model, args = self.answering_model, self.args
+        return [_answered(query, model, args) for query in tqdm(self.queries, desc="answers", disable=None)]
+
+    def encoded(self, queries: Sequence[Query]) -> list[Batch]:
+        """Queries with answers as batches, numbered as in the list."""
+        classifies = isinstance(self.scorer.query_side.objective, SequenceClassification)
+        task = "classification" if classifies else "lm"
+        names = label2id(self.query_model, task)
+        limits = {"max_length": self.args.max_length, "task": task, "label2id": names}
+        return batches_of(encode_queries(queries, self.query_model.tokenizer, **limits), self.args.batch_tokens)
+
+    def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Each query's candidates, row numbers."""
         spec = parse_candidates(self.args.candidates)
         if spec.all:
-            return [np.arange(len(self.corpus))] * len(self.queries)
+            return [np.arange(len(self.corpus))] * len(queries)
         selector = build_selector(spec, embedding_model=self.args.embedding_model, progress=not self.args.quiet)
-        return selector.select([query.text for query in self.queries], self.format.texts(self.corpus))
+        return selector.select([query.text for query in queries], self.format.texts(self.corpus))
 
-    def partial_scores(self, rows: Sequence[int]) -> PartialScores:
+    def partial_scores(self, rows: Sequence[int], queries: Sequence[Query]) -> PartialScores:
         """What an interrupted run of the same job has scored; in memory only without an output folder."""
         args = self.args
         if not args.output:
@@ -82,7 +100,7 @@ class Job:
             "weights": self.weights,
             "factors": factors,
             "corpus": self.corpus.fingerprint(self.format.columns),
-            "queries": [vars(query) for query in self.queries],
+            "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
         return PartialScores(Path(args.output) / "partial.safetensors", identity)
@@ -123,6 +141,7 @@ def prepare(args: argparse.Namespace) -> Job:
     finetuned = load_model(args.finetuned, args.task, args.dtype, args.device) if args.finetuned else None
     first, last = pretrained or finetuned, finetuned or pretrained
     assert first is not None and last is not None
+    args.max_length = longest(args.max_length, [model for model in (pretrained, finetuned) if model])
     format = choose_format(corpus, task=corpus_task, label2id=label2id(first, corpus_task), **field_arguments(args))
     check_rows(corpus, format)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
@@ -135,14 +154,11 @@ def prepare(args: argparse.Namespace) -> Job:
     scorer = build_scorer(args.method, first_stage, last_stage, damping, **options)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
-    queries = [_answered(query, last, args) for query in queries]
-    measured = first if args.method == "single-stage" else last
-    task = "lm" if measured is pretrained else args.task
-    encoding = {"max_length": args.max_length, "task": task, "label2id": label2id(measured, task)}
-    query_documents = encode_queries(queries, measured.tokenizer, **encoding)
-    query_batches = batches_of(query_documents, args.batch_tokens)
     weights = [model.weights for model in (pretrained, finetuned) if model]
-    return Job(args, corpus, format, queries, query_batches, first, scorer, weights)
+    measured = first if args.method == "single-stage" else last
+    job = Job(args, corpus, format, queries, first, measured, last, scorer, weights)
+    job.encoded([query for query in queries if query.completion is not None or query.label is not None])
+    return job
 
 
 def _queries(args: argparse.Namespace) -> list[Query]:
@@ -164,14 +180,30 @@ def _stage(
     """A stage with its factors checked against its model; τ only where it is used."""
     if loaded is None:
         return None
-    if store is None:
-        tracked = track_modules(loaded.model, args.modules, args.split_heads)
-    else:
-        tracked = check_factors(store, loaded)
+    chosen = track_modules(loaded.model, args.modules or "all", args.split_heads is not False)
+    tracked = chosen if store is None else _fitted(store, loaded, args, {module.name for module in chosen})
     side = Side(loaded.model, tracked, objective_for(task, loaded))
     if store is None or not needs_tau or args.method not in ("multi-stage", "single-stage"):
         return Stage(side, store)
     return Stage(side, store, natural_tau(loaded.name, loaded.model, tracked, learning_rate_sum))
+
+
+def _fitted(store: FactorStore, loaded: LoadedModel, args: argparse.Namespace, chosen: set[str]) -> list[TrackedModule]:
+    """The modules that factors were fitted for, or those of them that --modules names."""
+    tracked = check_factors(store, loaded)
+    split = any(len(module.blocks) > 1 for module in tracked)
+    if args.split_heads is not None and args.split_heads != split:
+        wanted = "--split-heads" if args.split_heads else "--no-split-heads"
+        raise MsifError(f"the factors in {store.path} were not fitted with {wanted}: leave it out, or fit them so.")
+    if args.modules is None:
+        return tracked
+    kept = [module for module in tracked if module.name in chosen]
+    if len(kept) < len(chosen):
+        missing = min(chosen - {module.name for module in kept})
+        raise MsifError(
+            f"the factors in {store.path} have none for '{missing}': fit them with --modules {args.modules}."
+        )
+    return kept
 
 
 def _answered(query: Query, last: LoadedModel, args: argparse.Namespace) -> Query:
@@ -179,24 +211,26 @@ def _answered(query: Query, last: LoadedModel, args: argparse.Namespace) -> Quer
     if args.task == "classification" and query.label is None:
         return replace(query, label=predicted_label(last.model, last.tokenizer, query.prompt, args.max_length))
     if args.task == "lm" and query.completion is None:
-        answer = greedy_completion(last.model, last.tokenizer, query.prompt, args.max_new_tokens)
+        answer = greedy_completion(last.model, last.tokenizer, query.prompt, args.max_new_tokens, positions(last))
         return replace(query, completion=answer)
     return query
 
 
 def explain(job: Job) -> Explanation:
     """Candidates, scores, and the parts of the scores of those that will be shown."""
-    candidates = job.select()
+    queries = job.answered()
+    query_batches = job.encoded(queries)
+    candidates = job.select(queries)
     rows = sorted({int(row) for selected in candidates for row in selected})
-    log.info("scoring %d of %d documents for %d queries", len(rows), len(job.corpus), len(job.queries))
-    vectors = job.scorer.query_vectors(job.query_batches)
+    log.info("scoring %d of %d documents for %d queries", len(rows), len(job.corpus), len(queries))
+    vectors = job.scorer.query_vectors(query_batches)
     if job.scorer.rank_errors is not None:
         worst = float(job.scorer.rank_errors.max())
         log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
-    partial = job.partial_scores(rows)
+    partial = job.partial_scores(rows, queries)
     scores = job.scorer.score_vectors(vectors, job.documents(rows), partial)
     partial.remove()
-    rankings = rank(scores, job.queries, candidates)
+    rankings = rank(scores, queries, candidates)
     return Explanation(rankings, _shown(job, vectors, rankings))
 
 

@@ -20,7 +20,7 @@ def add_field_flags(group: Any) -> None:
     group.add_argument("--label-field", metavar="L", help="field of class labels, for a classifier (default: label)")
     group.add_argument("--split", default="train", help="split of a dataset that has several (default train)")
     group.add_argument(
-        "--max-length", type=positive_int, default=512, metavar="T", help="tokens kept of a document (default 512)"
+        "--max-length", type=positive_int, metavar="T", help="tokens kept of a document (default 512, or what fits)"
     )
     group.add_argument("--max-examples", type=positive_int, metavar="N", help="only the first N rows (default all)")
 
@@ -32,14 +32,11 @@ def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_module_flags(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("modules")
-    group.add_argument(
-        "--modules", default="all", help="mlp, attention, all (default), or a regular expression on module names"
-    )
+    group.add_argument("--modules", help="mlp, attention, all, or a regular expression on names (default all)")
     group.add_argument(
         "--split-heads",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="one block for each head of q, k and v (default), or one block a module",
+        help="one block for each head of q, k and v, or one block a module (default: split)",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msif.atomic import write_json
 from msif.attribution.results import write_scores, write_shown
 from msif.cli.explain import Explanation, Job
 from msif.cli.models import versions
@@ -14,16 +15,19 @@ PRINTED_QUERIES = 20
 
 
 def write(path: Path, job: Job, result: Explanation) -> None:
-    """scores.parquet and top.jsonl, each whole or not at all."""
+    """scores.parquet, top.jsonl and manifest.json, each whole or not at all."""
     rows = sorted({int(row) for ranking in result.rankings for row in ranking.rows})
     ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
     errors = job.scorer.rank_errors
     provenance = {
         "config": configuration(job.args),
         "versions": versions(),
+        "weights": job.weights,
+        "modules": [module.name for module in job.scorer.candidate_side.tracked],
         "left_out": job.scorer.left_out,
         "rank_errors": None if errors is None else errors.tolist(),
     }
+    write_json(path / "manifest.json", provenance)
     write_scores(path / "scores.parquet", result.rankings, ids, provenance)
     write_shown(path / "top.jsonl", result.shown)
     print(f"results are in {path}")

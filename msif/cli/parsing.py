@@ -98,6 +98,12 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     except MsifError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
+    except OSError as error:
+        # what could be foreseen is said where it happens; this is the file system's own no
+        sys.stderr.write(
+            f"error: {error.strerror or error}: {error.filename or 'a file'}; check the path and its rights\n"
+        )
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to go on\n")
         raise SystemExit(130) from None
@@ -110,6 +116,8 @@ def set_up_logging(quiet: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("msif").setLevel(level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
@@ -121,6 +129,17 @@ def positive_int(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not an integer of 1 or more")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argument type: an integer of 0 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of 0 or more")
     return value
 
 

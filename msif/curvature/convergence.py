@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ class Convergence:
     def __init__(self) -> None:
         self.snapshots: list[tuple[int, dict[str, Tensor]]] = []
 
-    def observe(self, count: int, estimates: Callable[[], Mapping[str, Tensor]]) -> None:
+    def observe(self, count: int, estimates: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
         """Takes a snapshot when ``count`` sequences are twice those of the last one, or more."""
         if not self.snapshots or count >= 2 * self.snapshots[-1][0]:
             self.snapshots.append((count, _sketches(estimates())))
 
-    def changes(self, count: int, estimates: Mapping[str, Tensor]) -> dict[str, float]:
+    def changes(self, count: int, estimates: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
         """Name -> relative change per doubling at ``count`` sequences; empty with fewer than two snapshots.
 
         Compared with the snapshot nearest to half of the data; a mean over N' < N sequences differs from that over N
@@ -60,8 +60,8 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _sketches(estimates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: (matrix @ _probes(matrix)).cpu() for name, matrix in estimates.items()}
+def _sketches(estimates: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: (matrix @ _probes(matrix)).cpu() for name, matrix in estimates}
 
 
 def _probes(matrix: Tensor) -> Tensor:

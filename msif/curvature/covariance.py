@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,10 +99,12 @@ class CovariancePass:
         """(nb, r, r)."""
         return self._sums[f"G.{name}"] / max(self.counts["draws"], 1)
 
-    def estimates(self) -> dict[str, Tensor]:
-        """Every A and G as it stands."""
-        inputs = {f"{name}:A": self.A(name) for name in dict.fromkeys(self.groups.values())}
-        return inputs | {f"{name}:G": self.G(name) for name in self.modules}
+    def estimates(self) -> Iterator[tuple[str, Tensor]]:
+        """Every A and G as it stands, one after the other."""
+        for name in dict.fromkeys(self.groups.values()):
+            yield f"{name}:A", self.A(name)
+        for name in self.modules:
+            yield f"{name}:G", self.G(name)
 
     def decompose(self, names: Sequence[str]) -> dict[str, ModuleFactors]:
         """Eigenvectors of the named modules, each A once for the modules that share it; Λ is not there yet."""

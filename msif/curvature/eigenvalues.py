@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,9 +105,10 @@ class LambdaPass:
         """(nb, r, d) of one module."""
         return self._sums[f"Lambda.{name}"] / max(self.counts["supervised"] * self._label_samples, 1)
 
-    def estimates(self) -> dict[str, Tensor]:
-        """Every Λ as it stands."""
-        return {f"{name}:Lambda": self.Lambda(name) for name in self.modules}
+    def estimates(self) -> Iterator[tuple[str, Tensor]]:
+        """Every Λ as it stands, one after the other."""
+        for name in self.modules:
+            yield f"{name}:Lambda", self.Lambda(name)
 
 
 def _rotate_input(x: Tensor, Q_A: Tensor, bias: bool) -> Tensor:

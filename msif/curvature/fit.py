@@ -28,10 +28,11 @@ from msif.curvature.store import (
     read_manifest,
     save_tensors,
 )
-from msif.data.documents import batches_after
+from msif.data.documents import batches_after, batches_identity
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer, Cotangent
+from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.objectives import Objective, generators_for
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class FittingPass(Consumer, Protocol):
 
     def state(self) -> dict[str, Tensor]: ...
     def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
-    def estimates(self) -> dict[str, Tensor]: ...
+    def estimates(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
 def fit(
@@ -100,15 +101,20 @@ def fit(
 
     Args:
         output: the folder; a finished one with the same settings is returned as it is.
-        identity: what else must be equal for two runs to be one (weights, data, tokenizer fingerprints); stored.
+        identity: what must be equal for two runs to be one, beside the settings; stored. "model" and "data" are
+            filled in where they are not given: fingerprints of the weights and of the batches (an ``identity()`` of
+            theirs, or a hash of their tensors).
         provenance: what is worth knowing (names, versions); stored, never compared.
         checkpoint_every: seconds between checkpoints within a pass.
 
     Raises:
-        MsifError: the folder holds other things or other settings, there is no data, or NaN or infinity appears.
+        MsifError: the folder holds other things or other settings, there is no data or it is not the same the second
+            time, or NaN or infinity appears.
     """
     settings = settings or FitSettings()
     path = Path(output)
+    if iter(batches) is batches:
+        raise MsifError("the data is gone over twice: give a list of batches or a TokenBatches, not an iterator.")
     first = next(iter(batches), None)
     if first is None:
         raise MsifError("there is no data to fit on: the dataset gives no batch.")
@@ -116,6 +122,10 @@ def fit(
     groups = find_input_groups(model, tracked, objective, first.to(device))
     check_all_run(tracked, groups)
     run = {**(identity or {}), "settings": asdict(settings), "compute_dtype": str(dtype).removeprefix("torch.")}
+    if "model" not in run:
+        run["model"] = {"config": fingerprint_config(model), "weights": fingerprint_weights(model)}
+    if "data" not in run:
+        run["data"] = batches_identity(batches)
     store = _open_or_create(path, run, tracked, groups, provenance or {})
     fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every)
     parts = store.manifest["parts"]
@@ -136,10 +146,9 @@ def _open_or_create(
 ) -> FactorStore:
     modules = [module_to_json(module, groups[module.name]) for module in tracked]
     run = json.loads(json.dumps({**run, "modules": modules}))
-    if path.exists():
-        _remove_leftovers(path)
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and _is_somebodys(path):
         manifest = read_manifest(path)
+        _remove_leftovers(path)
         for key, here, there in differences(run, {**manifest["run"], "modules": manifest["modules"]}):
             raise MsifError(
                 f"{path} holds factors fitted with other settings ({key} is {_short(there)} there and {_short(here)} "
@@ -161,10 +170,16 @@ def _open_or_create(
     return store
 
 
+def _is_somebodys(path: Path) -> bool:
+    """Whether there is anything in the folder but a first manifest that a killed run did not finish."""
+    return path.is_file() or any(not file.match(".manifest.json.*.part") for file in path.iterdir())
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Removes what a killed run was writing; whole files are never named like this."""
-    for part in path.glob(".*.part"):
-        part.unlink(missing_ok=True)
+    """Removes what a killed run was writing into a folder of factors; whole files are never named like this."""
+    for kind in ("manifest.json", "*.safetensors"):
+        for part in path.glob(f".{kind}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def differences(here: Any, there: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -212,7 +227,13 @@ class _Fit:
         second_moments = LambdaPass(
             self.tracked, self.store.groups, factors, device, dtype, self.settings.label_samples
         )
+        fitted = self.store.manifest["counts"]["sequences"]
         self._run("lambda", second_moments)
+        if second_moments.counts["sequences"] != fitted:
+            raise MsifError(
+                f"the data gave {fitted} sequences in the covariance pass and {second_moments.counts['sequences']} in "
+                "the Λ pass: give batches that are the same each time they are gone over."
+            )
         for file, names in files_of(self.store.groups).items():
             complete = {name: replace(factors[name], Lambda=second_moments.Lambda(name)) for name in names}
             self.store.save_layer(file, complete)

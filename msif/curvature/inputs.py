@@ -90,6 +90,13 @@ def check_all_run(tracked: Sequence[TrackedModule], groups: Mapping[str, str]) -
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the model lives, and the dtype to compute in: float32, or float64 for a float64 model."""
+    """Where the model lives, and the dtype to compute in: float32, or float64 for a float64 model.
+
+    Raises:
+        MsifError: the model is spread over several devices.
+    """
     parameter = next(model.parameters())
+    devices = {str(other.device) for other in model.parameters()}
+    if len(devices) > 1:
+        raise MsifError(f"the model is spread over {', '.join(sorted(devices))}: load it onto one device.")
     return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32

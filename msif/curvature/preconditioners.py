@@ -12,18 +12,34 @@ from torch import Tensor
 
 from msif.curvature.factors import Factors
 from msif.curvature.filters import DampedInverse, Filter
+from msif.errors import MsifError
 
 Vectors = dict[str, Tensor]
 
 
 class Preconditioner(Protocol):
-    """Applies a symmetric positive map to every vector; may take a vector's memory over."""
+    """Applies a symmetric positive map to every vector.
+
+    One whose modules do not mix says so with ``blockwise = True``, and may be given them one at a time.
+    """
 
     def apply(self, vectors: Vectors) -> Vectors: ...
 
 
+def consume(preconditioner: Preconditioner, vectors: Vectors) -> Vectors:
+    """``preconditioner.apply(vectors)``; where it can, each vector's memory is released as soon as it is used."""
+    if not getattr(preconditioner, "blockwise", False):
+        return preconditioner.apply(vectors)
+    result: Vectors = {}
+    for name in list(vectors):
+        result |= preconditioner.apply({name: vectors.pop(name)})
+    return result
+
+
 class Identity:
     """No curvature: the gradient dot product."""
+
+    blockwise = True
 
     def apply(self, vectors: Vectors) -> Vectors:
         return vectors
@@ -34,17 +50,26 @@ class EKFAC:
 
     Cost: two products a side and query, no pass over data. Factors are read one module at a time, and Λ is never
     changed: damping lives in the filter alone.
+
+    Raises:
+        MsifError: there are no factors for a module.
     """
+
+    blockwise = True
 
     def __init__(self, factors: Factors, filter: Filter | None = None) -> None:
         self.factors = factors
         self.filter = DampedInverse() if filter is None else filter
 
     def apply(self, vectors: Vectors) -> Vectors:
-        return {name: self._apply_one(name, vectors.pop(name)) for name in list(vectors)}
+        return {name: self._apply_one(name, V) for name, V in vectors.items()}
 
     def _apply_one(self, name: str, V: Tensor) -> Tensor:
         dtype = torch.float64 if V.dtype == torch.float64 else torch.float32
+        if name not in self.factors:
+            raise MsifError(
+                f"there are no factors for module '{name}': fit them with the same --modules for every stage."
+            )
         factors = self.factors[name].to(V.device, dtype)
         assert factors.Lambda is not None
         rotated = factors.rotate(V.to(dtype))

@@ -11,7 +11,7 @@ import numpy as np
 
 from msif.data.corpus import Corpus
 from msif.data.documents import Batch, Document, collate
-from msif.data.encoding import Encoder
+from msif.data.encoding import Encoder, fingerprint_tokenizer
 from msif.data.format import Format
 from msif.errors import MsifError
 
@@ -96,6 +96,19 @@ class TokenBatches:
         plan = plan_batches(self.documents(), batch_tokens=self.batch_tokens, window=self.window, seed=self.seed)
         for group in islice(plan, skip, None):
             yield collate(group, pad_id)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these batches from others, as JSON; it reads the corpus once."""
+        roles = ("text", "prompt", "completion", "messages", "label")
+        names = ("max_length", "batch_tokens", "seed", "window")
+        return {
+            "content": self.corpus.fingerprint(self.format.columns),
+            "rows": self.corpus.size,
+            "indices": None if self.indices is None else [int(index) for index in self.indices],
+            "fields": {role: getattr(self.format, role) for role in roles},
+            "tokenizer": fingerprint_tokenizer(self.tokenizer),
+            **{name: getattr(self, name) for name in names},
+        }
 
     def documents(self) -> Iterator[Document]:
         """The documents one by one, in the order of the corpus."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -84,3 +85,17 @@ def batches_after(batches: Iterable[Any], count: int) -> Iterator[Any]:
     """The batches after the first ``count``; a source with ``iterate(skip=...)`` skips cheaply."""
     iterate: Callable[..., Iterator[Any]] | None = getattr(batches, "iterate", None)
     return iterate(skip=count) if iterate else itertools.islice(iter(batches), count, None)
+
+
+def batches_identity(batches: Iterable[Any]) -> Any:
+    """What tells two sources of batches apart, as JSON: their own ``identity()``, or a hash of their tensors."""
+    own: Callable[[], Any] | None = getattr(batches, "identity", None)
+    if own is not None:
+        return own()
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, value in sorted(vars(batch).items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -58,6 +60,8 @@ class Encoder:
                 truncation cut off entirely.
         """
         format = self.format
+        if not rows:  # a tokenizer cannot encode nothing
+            return []
         if format.kind == "messages":
             return [self._conversation(index, row) for index, row in rows]
         if format.kind == "pair":
@@ -114,3 +118,17 @@ class Encoder:
             f"Nothing can be predicted in {where}, of {length} token{'s' * (length != 1)}: "
             "it needs a token that follows another; leave the row out."
         )
+
+
+def fingerprint_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 (hexadecimal) of what turns text into ids: vocabulary, merges, special tokens, normalisation.
+
+    Padding and truncation are no part of it: calls change them.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and hasattr(backend, "to_str"):
+        description = json.loads(backend.to_str())
+        description = {key: value for key, value in description.items() if key not in ("padding", "truncation")}
+    else:
+        description = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

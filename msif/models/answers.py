@@ -10,15 +10,26 @@ from msif.errors import MsifError
 
 
 @torch.no_grad()
-def greedy_completion(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 32) -> str:
+def greedy_completion(
+    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 32, positions: int | None = None
+) -> str:
     """The text with which the model greedily continues a prompt, without its end-of-text token.
 
+    Args:
+        positions: the model's longest sequence; the answer ends there at the latest.
+
     Raises:
-        MsifError: the model ends the text at once.
+        MsifError: the prompt leaves no room for an answer, or the model ends the text at once.
     """
     ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=next(model.parameters()).device)
     if ids.shape[1] == 0:
         raise MsifError("the prompt has no tokens: give a longer --query.")
+    if positions is not None:
+        max_new_tokens = min(max_new_tokens, positions - ids.shape[1])
+        if max_new_tokens < 1:
+            raise MsifError(
+                f"the prompt has {ids.shape[1]} tokens and the model {positions} positions: shorten --query."
+            )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     was_training = model.training
     model.eval()

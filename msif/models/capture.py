@@ -69,12 +69,13 @@ class Capture:
         self.model = model
         self.tracked = tracked
         self.consumer = consumer
-        self._saved: dict[str, Any] = {}
+        self._saved: dict[str, tuple[Any, int | None]] = {}
         self._sizes: tuple[int, int] = (0, 0)
         self._phase = "idle"
         self._batch: Any = None
         self._keep = False
-        self._scale = 1.0
+        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        self._scale = HALF_GRADIENT_SCALE if half else 1.0
 
     def __enter__(self) -> Capture:
         with ExitStack() as stack:
@@ -104,7 +105,6 @@ class Capture:
                 raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
             if not _all_finite(outputs.detach()):
                 self._name_what_is_not_finite(objective, batch)
-            self._scale = HALF_GRADIENT_SCALE if outputs.dtype == torch.float16 else 1.0
             for number, cotangent in enumerate(cotangents, start=1):
                 self._keep = number < len(cotangents)
                 gradient = cotangent(outputs, batch)
@@ -134,23 +134,23 @@ class Capture:
                 )
             x = args[0] if args else next(iter(kwargs.values()))
             saved = self.consumer.forward(module, self._per_sequence(module, x.detach()))
-            version = x._version
-            self._saved[module.name] = saved
+            # a detached view counts the changes of its base: what is kept must be what was read
+            self._saved[module.name] = (saved, _version(saved))
             if not output.requires_grad:
                 # the first maps of the model: gradients start here. A copy, for an in-place activation may follow
                 output = output.detach().requires_grad_().clone()
 
             def on_gradient(g: Tensor) -> None:
-                if saved is not None and x._version != version:
+                saved, version = self._saved[module.name]
+                if _version(saved) != version:
                     raise MsifError(
                         f"the input of module '{module.name}' is changed in place after the module read it: "
                         "use an out-of-place operation there, or leave the module out with --modules."
                     )
-                kept = self._saved[module.name]
                 if not self._keep:
-                    self._saved[module.name] = None
+                    self._saved[module.name] = (None, None)
                 g = self._per_sequence(module, g)
-                self.consumer.backward(module, kept, g.float() / self._scale if self._scale != 1.0 else g)
+                self.consumer.backward(module, saved, g.float() / self._scale if self._scale != 1.0 else g)
 
             output.register_hook(on_gradient)
             return output
@@ -165,14 +165,19 @@ class Capture:
         raise MsifError(_not_finite("the model's output", batch))
 
     def _per_sequence(self, module: TrackedModule, values: Tensor) -> Tensor:
-        """(B, T, d) from (B, T, d), (B·T, d), or (B, d) where T = 1."""
+        """(B, T, d) from (B, T, d), (1, B·T, d), (B·T, d), or (B, d) where T = 1."""
         sequences, positions = self._sizes
-        if values.shape[:-1].numel() != sequences * positions:
+        rows = tuple(values.shape[:-1])
+        if rows not in ((sequences, positions), (1, sequences * positions), (sequences * positions,)):
             raise MsifError(
-                f"module '{module.name}' reads {tuple(values.shape[:-1])} rows where the batch has {sequences} "
-                f"sequences of {positions} positions (a routed expert?): leave it out with --modules."
+                f"module '{module.name}' reads {rows} rows where the batch has {sequences} "
+                f"sequences of {positions} positions, in this order (a routed expert?): leave it out with --modules."
             )
         return values.reshape(sequences, positions, values.shape[-1])
+
+
+def _version(saved: Any) -> int | None:
+    return saved._version if isinstance(saved, Tensor) else None
 
 
 def _all_finite(values: Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import torch
 from torch import nn
@@ -51,20 +50,6 @@ def fingerprint_config(model: nn.Module) -> str:
     else:
         description = [[name, type(module).__qualname__] for name, module in model.named_modules()]
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """SHA-256 (hexadecimal) of what turns text into ids: vocabulary, merges, special tokens, normalisation.
-
-    Padding and truncation are no part of it: calls change them.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and hasattr(backend, "to_str"):
-        description = json.loads(backend.to_str())
-        description = {key: value for key, value in description.items() if key not in ("padding", "truncation")}
-    else:
-        description = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _without_incidentals(value: object) -> object:

@@ -35,6 +35,9 @@ from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 TASKS = ("lm", "classification")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# listed by transformers as causal language models, but attending in both directions or time-major
+_NOT_CAUSAL = ("xlnet", "xlm", "reformer")
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -104,6 +107,8 @@ def resolve_device(device: str) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise MsifError(f"There is no device {device!r}: give --device auto, cpu or cuda.") from error
+    if target.type not in ("cpu", "cuda", "mps", "xpu"):
+        raise MsifError(f"Device {device!r} cannot hold a model: give --device auto, cpu or cuda.")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise MsifError(f"--device {device} is asked for, but there is no CUDA device here: give --device cpu or auto.")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
@@ -152,6 +157,10 @@ def _load_config(name: str, source: str, local: bool) -> Any:
 
 def _check_architecture(name: str, config: Any, task: str) -> None:
     kind = config.model_type
+    if kind in _NOT_CAUSAL:
+        raise MsifError(
+            f"{name!r} ({kind}) does not read from left to right: only causal language models are supported."
+        )
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if config.is_encoder_decoder or encoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         what = "an encoder" if encoder else "not a language model"

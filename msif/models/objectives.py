@@ -86,29 +86,31 @@ class Categorical(Objective):
 
     def losses(self, outputs: Tensor, batch: Any, targets: Tensor | None = None) -> Tensor:
         targets = self.targets(batch) if targets is None else targets
-        log_p = torch.log_softmax(_at_least_float32(outputs), dim=-1)
+        log_p = torch.log_softmax(outputs, dim=-1, dtype=_wide(outputs))
         losses = -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         return _sum_per_sequence(losses, self.predicting(batch))
 
     def sample(self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]) -> Tensor:
-        return self._sample(torch.softmax(_at_least_float32(outputs), dim=-1), generators)
+        return self._sample(_softmax(outputs), generators)
 
     def _sample(self, probabilities: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
         per_sequence = probabilities.shape[1:-1].numel()
         uniform = np.stack([generator.random(per_sequence) for generator in generators])
         flat = probabilities.reshape(-1, probabilities.shape[-1])
-        labels = inverse_cdf(flat, torch.from_numpy(uniform).to(flat.device, flat.dtype).reshape(-1))
+        # below 1 also after rounding: at 1 the last class would be drawn, whatever its probability
+        below = torch.from_numpy(uniform).to(flat.device, flat.dtype).clamp_(max=1 - torch.finfo(flat.dtype).eps / 2)
+        labels = inverse_cdf(flat, below.reshape(-1))
         return labels.view(probabilities.shape[:-1])
 
     def supervised_counts(self, batch: Any) -> Tensor:
         return self.predicting(batch).reshape(len(batch), -1).sum(1)
 
     def loss_gradient(self, outputs: Tensor, batch: Any, targets: Tensor | None = None) -> Tensor:
-        probabilities = torch.softmax(_at_least_float32(outputs.detach()), dim=-1)
+        probabilities = _softmax(outputs.detach())
         return self._residual(probabilities, self.targets(batch) if targets is None else targets, batch, outputs.dtype)
 
     def sampled_loss_gradient(self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]) -> Tensor:
-        probabilities = torch.softmax(_at_least_float32(outputs.detach()), dim=-1)
+        probabilities = _softmax(outputs.detach())
         return self._residual(probabilities, self._sample(probabilities, generators), batch, outputs.dtype)
 
     def _residual(self, probabilities: Tensor, targets: Tensor, batch: Any, dtype: torch.dtype) -> Tensor:
@@ -132,11 +134,11 @@ class Categorical(Objective):
         raise MsifError(f"unknown measurement '{name}': choose 'loss', 'margin' or 'logit'.")
 
     def _negative_logit(self, outputs: Tensor, batch: Any) -> Tensor:
-        logits = _at_least_float32(outputs).gather(-1, self.targets(batch).unsqueeze(-1)).squeeze(-1)
+        logits = outputs.to(_wide(outputs)).gather(-1, self.targets(batch).unsqueeze(-1)).squeeze(-1)
         return -_sum_per_sequence(logits, self.predicting(batch))
 
     def _negative_margin(self, outputs: Tensor, batch: Any) -> Tensor:
-        logits, targets = _at_least_float32(outputs), self.targets(batch).unsqueeze(-1)
+        logits, targets = outputs.to(_wide(outputs)), self.targets(batch).unsqueeze(-1)
         # log p − log(1−p) = own logit − logsumexp of the others: no cancellation where p is close to 1
         others = logits.scatter(-1, targets, float("-inf")).logsumexp(-1)
         margin = logits.gather(-1, targets).squeeze(-1) - others
@@ -183,8 +185,9 @@ class SequenceClassification(Categorical):
         return torch.ones(len(batch), dtype=torch.bool, device=batch.input_ids.device)
 
     def live(self, batch: Batch) -> Tensor:
-        """At or before the position that the head reads: the last token that is not the padding token."""
+        """At or before the position that the head reads: the last token that is not the padding token, or the first."""
         read = (batch.input_ids != self.pad_token_id) & (batch.attention_mask == 1)
+        read[:, 0] = True
         return _up_to_last(read)
 
 
@@ -192,7 +195,8 @@ def generators_for(seed: int, stream: int, indices: Tensor) -> list[np.random.Ge
     """One counter-based generator a sequence: its draws depend on (seed, stream, row number) and on nothing else,
     so that labels are the same whatever the batch, the order or the device."""
     return [
-        np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, int(index)])) for index in indices
+        np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, index]))
+        for index in indices.tolist()
     ]
 
 
@@ -228,5 +232,10 @@ def _up_to_last(mask: Tensor) -> Tensor:
     return mask.flip(1).long().cumsum(1).flip(1) > 0
 
 
-def _at_least_float32(outputs: Tensor) -> Tensor:
-    return outputs if outputs.dtype in (torch.float32, torch.float64) else outputs.float()
+def _softmax(outputs: Tensor) -> Tensor:
+    return torch.softmax(outputs, dim=-1, dtype=_wide(outputs))
+
+
+def _wide(outputs: Tensor) -> torch.dtype:
+    """At least float32."""
+    return torch.float64 if outputs.dtype == torch.float64 else torch.float32

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from msif.errors import MsifError
 from msif.models.blocks import Conv1D, TrackedModule
+
+log = logging.getLogger(__name__)
 
 
 def natural_tau(
@@ -43,12 +46,20 @@ def natural_tau(
                 "damping is wrong by orders of magnitude; save it, or for an SGD-trained model give "
                 "--learning-rate-sum."
             )
+    elif state is None:
+        log.info("no optimizer.pt beside %s: taken to be trained by SGD, τ = %g", folder, learning_rate_sum)
     if not learning_rate_sum > 0:
         raise MsifError(f"the learning rates of {folder} sum to {learning_rate_sum}: give --learning-rate-sum above 0.")
-    if state is None or "betas" not in state["param_groups"][0]:
-        momentum = 0.0 if state is None else float(state["param_groups"][0].get("momentum", 0.0))
+    group = {"nesterov": False} if state is None else state["param_groups"][0]
+    if state is None or "nesterov" in group:
+        momentum = float(group.get("momentum", 0.0))
         tau = learning_rate_sum / (1 - momentum)
         return {module.name: torch.full((len(module.blocks),), tau) for module in tracked}
+    if "betas" not in group:
+        raise MsifError(
+            f"the optimizer of optimizer.pt in {folder} is neither SGD nor Adam, and its natural scale is not known: "
+            "give numbers for --damping and --alpha."
+        )
     moments = _second_moments(state, model, folder)
     return {module.name: learning_rate_sum * _mean_step(module, model, moments, folder) for module in tracked}
 
