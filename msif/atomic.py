@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,28 @@ from msif.errors import MsifError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside ``path``; renamed to it when the block ends well, removed when it does not.
 
+    A folder that had to be made for it goes too when it stays empty.
+
     Raises:
-        MsifError: the disk is full.
+        MsifError: the disk is full, or the path cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    is_new = not path.parent.exists()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
-    except Exception as error:
-        part.unlink(missing_ok=True)
-        if _is_disk_full(error):
-            raise MsifError(
-                f"the disk is full while writing {path}: free some space and run the same again."
-            ) from error
-        raise
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+            if is_new:
+                path.parent.rmdir()
+        if isinstance(error, Exception) and _is_disk_full(error):
+            message = f"the disk is full while writing {path}: free some space and run the same again."
+            raise MsifError(message) from error
+        if isinstance(error, OSError):
+            message = f"{path} cannot be written ({error.strerror or error}): choose another --output."
+            raise MsifError(message) from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
 from msif.data.documents import Batch, Document, collate
-from msif.models.blocks import TrackedModule, is_linear, linear_shape
-from msif.models.blocks import Block
+from msif.models.blocks import Block, TrackedModule, is_linear, linear_shape
 from msif.models.objectives import Categorical, Objective
 from msif.models.select import track_modules
 
@@ -75,9 +75,7 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], bias: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(d_in, d_out, bias=bias) for d_in, d_out in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(d_in, d_out, bias=bias) for d_in, d_out in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -50,7 +50,7 @@ class Scorer(Protocol):
 
 
 class InfluenceScorer:
-    """I(z → q) = ∇m(q; θ_K)ᵀ P_K ⋯ P_1 ∇L(z; θ_1) (DESIGN section 2, multi-stage influence).
+    """I(z → q) = ∇m(q; θ_K)ᵀ P_K ⋯ P_1 ∇L(z; θ_1) (docs/method.md).
 
     ``preconditioners`` lists the stages in the order of training, P_1 first, each the (damped) inverse curvature of
     its stage; since all are symmetric, they are applied to the query's side, P_K first, and each candidate costs one

@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Damping:
-    """λ of the stages and α of the last one (DESIGN section 2).
+    """λ of the stages and α of the last one (docs/method.md).
 
     Attributes:
         damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside a positive α in the last.

@@ -67,11 +67,32 @@ class Parser(argparse.ArgumentParser):
         unknown = sorted(values.keys() - names)
         if unknown:
             raise MsifError(f"{path} holds an unknown flag '{unknown[0]}': see --help for those that there are.")
-        return values
+        actions = {action.dest: action for action in self._actions}
+        given = {key: value for key, value in values.items() if value is not None}
+        return {key: _converted(actions[key], value, path) for key, value in given.items()}
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"error: {message} (see --help)\n")
         raise SystemExit(2)
+
+
+def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
+    """A configuration's value as the command line would have it."""
+    if action.nargs == 0:
+        if isinstance(value, bool):
+            return value
+        raise MsifError(f"{action.dest} in {path} is {value!r}: it must be true or false.")
+    several = action.nargs == "+"
+    kind: Any = action.type or str
+    try:
+        items = [kind(str(item)) for item in (value if several and isinstance(value, list) else [value])]
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise MsifError(f"{action.dest} in {path} is wrong ({error}): mend it or leave --config out.") from error
+    for item in items:
+        if action.choices is not None and item not in action.choices:
+            choices = ", ".join(str(choice) for choice in action.choices)
+            raise MsifError(f"{action.dest} in {path} is '{item}': choose one of {choices}.")
+    return items if several else items[0]
 
 
 NOT_CONFIGURATION = ("config", "dry_run", "quiet")

@@ -1,4 +1,4 @@
-"""The covariance pass: A of inputs and G of pseudo-gradients (Grosse et al. 2023, section 2.2; DESIGN section 2)."""
+"""The covariance pass: A of inputs and G of pseudo-gradients (Grosse et al. 2023, section 2.2; docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Λ pass: second moments of per-sequence gradients in the eigenbasis (George et al. 2018; DESIGN section 2)."""
+"""The Λ pass: second moments of per-sequence gradients in the eigenbasis (George et al. 2018; docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spectral filters: what is done to an eigenvalue σ of the curvature (DESIGN section 2).
+"""Spectral filters: what is done to an eigenvalue σ of the curvature (docs/method.md).
 
 Each takes Λ of one module, (nb, r, d), and returns f(Λ) in the same shape. σ = Λ is in units of loss per parameter²
 (mean loss of a token); damping and α are in the same units, τ in their inverse.

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -129,10 +130,14 @@ def fit(
     store = _open_or_create(path, run, tracked, groups, provenance or {})
     fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every)
     parts = store.manifest["parts"]
-    if not parts["eigenvectors"]:
-        fit.eigenvectors()
-    if not parts["lambda"]:
-        fit.eigenvalues()
+    try:
+        if not parts["eigenvectors"]:
+            fit.eigenvectors()
+        if not parts["lambda"]:
+            fit.eigenvalues()
+    except BaseException:
+        _remove_if_nothing_done(store)
+        raise
     fit.remove_checkpoint()
     return FactorStore.open(path)
 
@@ -145,11 +150,13 @@ def _open_or_create(
     provenance: Mapping[str, Any],
 ) -> FactorStore:
     modules = [module_to_json(module, groups[module.name]) for module in tracked]
-    run = json.loads(json.dumps({**run, "modules": modules}))
+    run = json.loads(json.dumps({**run, "modules": _by_name(modules)}))
+    if path.is_file():
+        raise MsifError(f"{path} is a file: give a folder as --output.")
     if path.exists() and _is_somebodys(path):
         manifest = read_manifest(path)
         _remove_leftovers(path)
-        for key, here, there in differences(run, {**manifest["run"], "modules": manifest["modules"]}):
+        for key, here, there in differences(run, {**manifest["run"], "modules": _by_name(manifest["modules"])}):
             raise MsifError(
                 f"{path} holds factors fitted with other settings ({key} is {_short(there)} there and {_short(here)} "
                 "now): choose another --output or remove that folder."
@@ -172,7 +179,19 @@ def _open_or_create(
 
 def _is_somebodys(path: Path) -> bool:
     """Whether there is anything in the folder but a first manifest that a killed run did not finish."""
-    return path.is_file() or any(not file.match(".manifest.json.*.part") for file in path.iterdir())
+    return any(not file.match(".manifest.json.*.part") for file in path.iterdir())
+
+
+def _by_name(modules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {module["name"]: module for module in modules}
+
+
+def _remove_if_nothing_done(store: FactorStore) -> None:
+    """A failed fit that has nothing to resume from leaves no folder, which would refuse other settings."""
+    if not any(store.manifest["parts"].values()) and not (store.path / "checkpoint.safetensors").exists():
+        (store.path / "manifest.json").unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other things
+            store.path.rmdir()
 
 
 def _remove_leftovers(path: Path) -> None:

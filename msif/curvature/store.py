@@ -1,4 +1,4 @@
-"""Factors on disk: a manifest, and one safetensors file a layer, read lazily (DESIGN section 6).
+"""Factors on disk: a manifest, and one safetensors file a layer, read lazily (docs/method.md).
 
 factors/NAME/manifest.json            what was fitted, on what, how far it came
 factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G, Lambda (each module)
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,7 +48,7 @@ class FactorStore(Mapping[str, ModuleFactors]):
         """
         path = Path(path)
         manifest = read_manifest(path)
-        missing = [part for part in PARTS if not manifest["parts"][part]]
+        missing = [part for part in PARTS if not manifest["parts"].get(part)]
         if missing:
             raise MsifError(
                 f"the factors in {path} are incomplete ({missing[0]} is missing): run msif.fit_factors again with the "
@@ -83,7 +84,16 @@ class FactorStore(Mapping[str, ModuleFactors]):
                     tensors |= {key: handle.get_tensor(key) for key in handle.keys() if key in keys}  # noqa: SIM118
             except Exception as error:
                 raise MsifError(f"{self.path / file} cannot be read ({error}): fit the factors again.") from error
+            self._check(file, wanted, tensors)
         return tensors
+
+    def _check(self, file: str, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        complete = self.manifest["parts"]["lambda"]
+        for key in (key for name in names for key in _keys(name, self.groups[name])):
+            if key not in tensors and (complete or not key.endswith(":Lambda")):
+                raise MsifError(f"{self.path / file} is damaged (it lacks {key}): fit the factors again.")
+            if key in tensors and not bool(torch.isfinite(tensors[key]).all()):
+                raise MsifError(f"{self.path / file} holds NaN or infinity in {key}: fit the factors again.")
 
     def save_layer(self, file: str, factors: Mapping[str, ModuleFactors]) -> None:
         """Writes one layer's factors, with or without Λ."""
@@ -115,13 +125,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise MsifError(f"{file} is damaged ({error}): remove the folder and fit the factors again.") from error
+    if not isinstance(manifest, dict):
+        raise MsifError(f"{file} is no manifest of factors: remove the folder and fit the factors again.")
     if manifest.get("schema") != SCHEMA:
         raise MsifError(
             f"{file} is of schema {manifest.get('schema')}, and this version reads schema {SCHEMA}: "
             "fit the factors again."
         )
+    lacking = [key for key in ("parts", "provenance", "run", "counts", "convergence", "modules") if key not in manifest]
+    if lacking:
+        raise MsifError(f"{file} is damaged ('{lacking[0]}' is missing): remove the folder and fit the factors again.")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""What a stage's own training says of its natural scale: τ, the learning rate summed over steps (DESIGN section 2).
+"""What a stage's own training says of its natural scale: τ, the learning rate summed over steps (docs/method.md).
 
 Reads what the Hugging Face Trainer leaves beside a model: ``trainer_state.json`` (learning rates in its
 ``log_history``) and ``optimizer.pt`` (Adam's second moments, SGD's momentum).

@@ -1,7 +1,7 @@
-"""The two-stage convex case by actual re-optimisation (DESIGN section 2): a linear softmax model, both stages solved.
+"""The two-stage convex case by actual re-optimisation (docs/method.md): a linear softmax model, both stages solved.
 
-Stage 1 minimises mean L_pt + (λ/2)‖θ‖², stage 2 minimises mean L_ft + (α/2)‖θ − θ_pt‖². Upweighting z by ε in stage 1 and
-solving both again gives dm/dε, which must be −α times the multi-stage formula with the exact curvature.
+Stage 1 minimises mean L_pt + (λ/2)‖θ‖², stage 2 minimises mean L_ft + (α/2)‖θ − θ_pt‖². Upweighting z by ε in stage 1
+and solving both again gives dm/dε, which must be −α times the multi-stage formula with the exact curvature.
 """
 
 import pytest

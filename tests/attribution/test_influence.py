@@ -166,7 +166,7 @@ def test_other_measurements_keep_the_sign(pair, name):
 
 
 def test_margin_gradient_is_the_loss_gradient_over_one_minus_p(pair):
-    """∇L = −(1−p) ∇ margin for one token (DESIGN section 7), so the two scores differ by that factor."""
+    """∇L = −(1−p) ∇ margin for one token (docs/method.md), so the two scores differ by that factor."""
     (_, side), _, _ = pair
     texts = [collate(documents(LENGTHS, seed=9))]
     query = [collate(documents([6], seed=9, prompt=5))]
@@ -233,7 +233,7 @@ def test_any_number_of_stages_and_models(pair):
 
 def test_refusals(pair):
     (query_side, side), _, f_ft = pair
-    with pytest.raises(MsifError, match="negative|0 or larger"):
+    with pytest.raises(MsifError, match="0 or larger"):
         DampedInverse(-1.0)
     with pytest.raises(MsifError, match="normalize"):
         InfluenceScorer(side, side, normalize="l2")
@@ -243,6 +243,5 @@ def test_refusals(pair):
         InfluenceScorer(side, side).score([collate(documents([5]))], [])
     with pytest.raises(MsifError, match="no query"):
         InfluenceScorer(side, side).score([], [collate(documents([5]))])
-    singular = {n: f for n, f in f_ft.items()}
     with pytest.raises(MsifError, match="singular"):
-        InfluenceScorer(query_side, query_side, [EKFAC(singular, DampedInverse(0.0))]).score(queries(), queries())
+        InfluenceScorer(query_side, query_side, [EKFAC(f_ft, DampedInverse(0.0))]).score(queries(), queries())

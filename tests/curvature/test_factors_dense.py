@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 from helpers import (
-    DeepLinear,
     MLP,
     Classify,
+    DeepLinear,
     SquaredError,
     alone,
     dense_gradients,
@@ -62,9 +62,7 @@ def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings
     model, objective = tiny_lm(), CausalLM()
     tracked = track_modules(model)
     texts = documents([5, 9, 3, 7], prompt=2)
-    covariances, second_moments, factors = fitted(
-        model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings
-    )
+    covariances, _, factors = fitted(model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings)
 
     # dense: activations and gradients by plain hooks, one document at a time, no padding anywhere
     inputs, gradients = {m.name: [] for m in tracked}, {m.name: [] for m in tracked}
@@ -78,7 +76,7 @@ def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings
             seen = {}
             hooks = [
                 model.get_submodule(m.path).register_forward_hook(
-                    lambda _, x, y, n=m.name: (y.retain_grad(), seen.__setitem__(n, (x[0], y)))[1]
+                    lambda _, x, y, n=m.name, seen=seen: (y.retain_grad(), seen.__setitem__(n, (x[0], y)))[1]
                 )
                 for m in tracked
             ]

@@ -1,0 +1,139 @@
+"""Damping of the stages, methods by name, and what they refuse."""
+
+import pytest
+import torch
+from helpers import alone, documents, tiny_lm
+from test_factors_dense import fitted
+
+from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.scorers import EnsembleScorer, InfluenceScorer
+from msif.attribution.scoring import QueryVectors, compress
+from msif.attribution.stages import Damping, Stage, build_scorer
+from msif.curvature.filters import DampedInverse
+from msif.curvature.preconditioners import EKFAC
+from msif.data.documents import collate
+from msif.errors import MsifError
+from msif.models.objectives import CausalLM
+from msif.models.select import track_modules
+
+Lambda = torch.rand(2, 3, 4, dtype=torch.float64)
+TAU = {"m": torch.tensor([10.0, 40.0], dtype=torch.float64)}
+
+
+@pytest.fixture(scope="module")
+def stages():
+    result = []
+    for seed in (0, 1):
+        model, objective = tiny_lm(seed), CausalLM()
+        tracked = track_modules(model, "mlp")
+        _, _, factors = fitted(model, tracked, objective, [collate(documents([6, 8, 4], seed=seed))])
+        result.append(Stage(Side(model, tracked, objective), factors))
+    return result
+
+
+def expected(shift):
+    shift = torch.as_tensor(shift, dtype=torch.float64)
+    return 1 / (Lambda + (shift.view(-1, 1, 1) if shift.dim() else shift))
+
+
+@pytest.mark.parametrize(
+    ("damping", "first", "later"),
+    [
+        (Damping(0.5), 0.5, 0.5),
+        (Damping(0.5, alpha=0.25), 0.5, 0.75),
+        (Damping("auto"), 1 / TAU["m"], 1 / TAU["m"]),
+        (Damping("auto", alpha=0.25), 1 / TAU["m"], 0.25),
+        (Damping("auto", alpha=0.0), 1 / TAU["m"], 1 / TAU["m"]),
+        (Damping(0.5, alpha="auto"), 0.5, 0.5 + 1 / TAU["m"]),
+    ],
+)
+def test_damping_of_the_first_and_of_a_later_stage(damping, first, later):
+    stage = Stage(Side(None, [], None), {}, TAU)
+    torch.testing.assert_close(damping.first(stage)(Lambda, "m"), expected(first))
+    torch.testing.assert_close(damping.later(stage)(Lambda, "m"), expected(later))
+
+
+def test_relative_damping_is_per_block_and_a_dead_block_stays_zero():
+    values = torch.cat([Lambda[:1], torch.zeros(1, 3, 4).double()])
+    result = DampedInverse(damping_scale=0.1)(values, "m")
+    torch.testing.assert_close(result[0], 1 / (values[0] + 0.1 * values[0].mean()))
+    assert torch.all(result[1] == 0)
+
+
+def test_training_is_asked_for_only_where_it_is_used():
+    assert not Damping(0.5).needs_tau(False) and not Damping(0.5).needs_tau(True)
+    assert Damping("auto").needs_tau(False) and Damping("auto").needs_tau(True)
+    assert not Damping("auto", alpha=0.3).needs_tau(True)
+    assert Damping(0.5, alpha="auto").needs_tau(True) and not Damping(0.5, alpha="auto").needs_tau(False)
+    with pytest.raises(MsifError, match="learning-rate-sum"):
+        Damping("auto").first(Stage(Side(None, [], None), {}))
+
+
+def test_methods_by_name_are_what_they_say(stages):
+    pretrained, finetuned = stages
+    queries, texts = alone(documents([5], seed=4)), [collate(documents([4, 6, 5], seed=5))]
+    damping = Damping(0.05, alpha=0.02)
+    by_hand = {
+        "multi-stage": InfluenceScorer(
+            finetuned.side,
+            pretrained.side,
+            [EKFAC(pretrained.factors, DampedInverse(0.05)), EKFAC(finetuned.factors, DampedInverse(0.05, alpha=0.02))],
+        ),
+        "single-stage": InfluenceScorer(
+            pretrained.side, pretrained.side, [EKFAC(pretrained.factors, DampedInverse(0.05))]
+        ),
+        "gdp": InfluenceScorer(finetuned.side, pretrained.side),
+        "cosine": InfluenceScorer(finetuned.side, pretrained.side, normalize="both"),
+    }
+    for name, scorer in by_hand.items():
+        got = build_scorer(name, pretrained, finetuned, damping).score(queries, texts).values
+        torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(scorer.score(queries, texts).values))
+
+
+def test_the_order_of_the_stages_matters(stages):
+    """The inverses do not commute: a score that forgot one of them, or their order, would differ."""
+    pretrained, finetuned = stages
+    queries, texts = alone(documents([5], seed=4)), [collate(documents([4, 6, 5], seed=5))]
+    P, F = EKFAC(pretrained.factors, DampedInverse(1e-3)), EKFAC(finetuned.factors, DampedInverse(1e-3))
+    sides = finetuned.side, pretrained.side
+    values = [InfluenceScorer(*sides, s).score(queries, texts).values for s in ([P, F], [F, P], [P], [F], [])]
+    for i, one in enumerate(values):
+        for other in values[i + 1 :]:
+            assert abs(one / one.std() - other / other.std()).max() > 1e-3
+
+
+def test_refusals(stages):
+    pretrained, finetuned = stages
+    queries, texts = alone(documents([5, 6], seed=4)), [collate(documents([4, 6, 5], seed=5))]
+    with pytest.raises(MsifError, match="no method"):
+        build_scorer("tracin", pretrained, finetuned)
+    with pytest.raises(MsifError, match="needs both"):
+        build_scorer("multi-stage", pretrained, None)
+    with pytest.raises(MsifError, match="finetuned-factors"):
+        build_scorer("multi-stage", pretrained, Stage(finetuned.side))
+    scorer = build_scorer("gdp", pretrained, finetuned)
+    with pytest.raises(MsifError, match="lists"):
+        EnsembleScorer([scorer, scorer]).score(iter(queries), texts)
+    with pytest.raises(MsifError, match="each once"):
+        query_gradients(finetuned.side, [queries[0], queries[0]])
+    with pytest.raises(MsifError, match="no factors for module"):
+        EKFAC({}, DampedInverse(0.1)).apply({"x": torch.ones(1, 2, 2)})
+
+
+def test_a_preconditioner_leaves_its_argument_alone(stages):
+    vectors = query_gradients(stages[1].side, alone(documents([5], seed=4)))
+    before = {name: V.clone() for name, V in vectors.items()}
+    EKFAC(stages[1].factors, DampedInverse(0.1)).apply(vectors)
+    assert vectors.keys() == before.keys() and all(torch.equal(vectors[name], before[name]) for name in before)
+
+
+def test_subspace_iteration_is_as_good_as_the_full_decomposition():
+    U, _ = torch.linalg.qr(torch.randn(2, 300, 200).double())
+    V, _ = torch.linalg.qr(torch.randn(2, 250, 200).double())
+    S = torch.arange(1, 201).double() ** -1.0
+    weight = U * S @ V.transpose(1, 2)
+    compressed, errors = compress({"m": QueryVectors(weight, None)}, rank=10)
+    exact = (S[10:].square().sum() / S.square().sum()).sqrt()
+    torch.testing.assert_close(errors, exact.expand(2), rtol=1e-3, atol=0.0)
+    lost = (weight - compressed["m"].dense()).square().sum((1, 2)).sqrt() / weight.square().sum((1, 2)).sqrt()
+    torch.testing.assert_close(errors, lost, rtol=1e-6, atol=0.0)
