@@ -39,7 +39,7 @@ _HOME = {
     "Damping": "msif.attribution.stages",
     "build_scorer": "msif.attribution.stages",
     "query_gradients": "msif.attribution.gradients",
-    "build_selector": "msif.candidates.selection",
+    "build_selector": "msif.candidates.build",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from msif.attribution.gradients import Side, query_gradients
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
     from msif.attribution.stages import Damping, Stage, build_scorer
-    from msif.candidates.selection import build_selector
+    from msif.candidates.build import build_selector
     from msif.curvature.filters import Accumulation, DampedInverse, DampedPower, Decay, ProximalHop
     from msif.curvature.fit import FitSettings, fit
     from msif.curvature.preconditioners import EKFAC, Identity

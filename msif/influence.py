@@ -134,18 +134,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_logging(args.quiet)
     check_arguments(args)
     from msif.cli.explain import explain, prepare
-    from msif.cli.output import report, write
+    from msif.cli.output import new_or_unchanged, report, write
 
     job = prepare(args)
     if args.dry_run:
         print(job.describe())
         return
     if args.output:
-        # first, so that an interrupted run's folder is known as its own
-        write_configuration(Path(args.output) / "config.yaml", args)
-    result = explain(job)
-    if args.output:
-        write(Path(args.output), job, result)
+        with new_or_unchanged(Path(args.output)):
+            # first, so that an interrupted run's folder is known as its own
+            write_configuration(Path(args.output) / "config.yaml", args)
+            result = explain(job)
+            write(Path(args.output), job, result)
+    else:
+        result = explain(job)
     report(result)
 
 
@@ -205,7 +207,12 @@ def check_output(path: Path, args: argparse.Namespace) -> None:
     config = path / "config.yaml"
     if not config.is_file():
         raise MsifError(f"{path} is not empty and holds no results of msif.influence: choose another --output.")
-    then = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    try:
+        then = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        then = None
+    if not isinstance(then, dict):
+        raise MsifError(f"{config} is damaged: choose another --output or remove that folder.")
     for key, here in configuration(args).items():
         if key != "output" and then.get(key) != here:
             raise MsifError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -65,37 +64,6 @@ def parse_candidates(spec: str) -> CandidateSpec:
             raise MsifError(f"'--candidates {spec}' names {kind} twice; name each kind once.")
         parts.append((kind, int(count)))
     return CandidateSpec(tuple(parts))
-
-
-def build_selector(
-    spec: CandidateSpec | str,
-    *,
-    embedding_model: str | None = None,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-) -> Selector:
-    """The selector of a specification.
-
-    Args:
-        spec: what to select; a string is parsed.
-        embedding_model: folder or hub name of a sentence-transformers model, for `knn`; None is all-MiniLM-L6-v2.
-        cache_dir: where embeddings are kept; None is `$MSIF_CACHE`, or else `~/.cache/msif`.
-        progress: whether to show progress bars.
-    """
-    from msif.candidates.bm25 import BM25Selector
-    from msif.candidates.embedding import EmbeddingSelector
-
-    if isinstance(spec, str):
-        spec = parse_candidates(spec)
-    selectors: list[Selector] = [
-        EmbeddingSelector(count, model=embedding_model, cache_dir=cache_dir, progress=progress)
-        if kind == "knn"
-        else BM25Selector(count, progress=progress)
-        for kind, count in spec.parts
-    ]
-    if not selectors:
-        return AllSelector()
-    return selectors[0] if len(selectors) == 1 else UnionSelector(selectors)
 
 
 class AllSelector:

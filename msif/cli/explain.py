@@ -19,7 +19,8 @@ from msif.attribution.results import Ranking, Shown, rank
 from msif.attribution.scorers import InfluenceScorer
 from msif.attribution.scoring import QueryVectors
 from msif.attribution.stages import Damping, Stage, build_scorer, check_factors
-from msif.candidates.selection import build_selector, parse_candidates
+from msif.candidates.build import build_selector
+from msif.candidates.selection import parse_candidates
 from msif.cli.flags import field_arguments
 from msif.cli.models import label2id, longest, objective_for, positions
 from msif.cli.parsing import configuration
@@ -141,7 +142,8 @@ def prepare(args: argparse.Namespace) -> Job:
     finetuned = load_model(args.finetuned, args.task, args.dtype, args.device) if args.finetuned else None
     first, last = pretrained or finetuned, finetuned or pretrained
     assert first is not None and last is not None
-    args.max_length = longest(args.max_length, [model for model in (pretrained, finetuned) if model])
+    length = longest(args.max_length, [model for model in (pretrained, finetuned) if model])
+    args = argparse.Namespace(**{**vars(args), "max_length": length})  # a copy: the given one is written down
     format = choose_format(corpus, task=corpus_task, label2id=label2id(first, corpus_task), **field_arguments(args))
     check_rows(corpus, format)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
@@ -229,7 +231,6 @@ def explain(job: Job) -> Explanation:
         log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
     partial = job.partial_scores(rows, queries)
     scores = job.scorer.score_vectors(vectors, job.documents(rows), partial)
-    partial.remove()
     rankings = rank(scores, queries, candidates)
     return Explanation(rankings, _shown(job, vectors, rankings))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msif.atomic import write_json
@@ -12,6 +14,23 @@ from msif.cli.parsing import configuration
 from msif.reporting.terminal import print_query
 
 PRINTED_QUERIES = 20
+PARTIAL = "partial.safetensors"
+
+
+@contextmanager
+def new_or_unchanged(path: Path) -> Iterator[None]:
+    """A folder that was not there or empty goes again when the block fails, but for what a next run can go on from."""
+    is_new = not path.exists() or not any(path.iterdir())
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            kept = ["config.yaml", PARTIAL] if (path / PARTIAL).exists() else []
+            for name in {"config.yaml", "manifest.json", "scores.parquet", "top.jsonl"}.difference(kept):
+                (path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something is kept
+                path.rmdir()
+        raise
 
 
 def write(path: Path, job: Job, result: Explanation) -> None:
@@ -30,6 +49,7 @@ def write(path: Path, job: Job, result: Explanation) -> None:
     write_json(path / "manifest.json", provenance)
     write_scores(path / "scores.parquet", result.rankings, ids, provenance)
     write_shown(path / "top.jsonl", result.shown)
+    (path / PARTIAL).unlink(missing_ok=True)
     print(f"results are in {path}")
 
 

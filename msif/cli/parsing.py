@@ -144,23 +144,21 @@ def set_up_logging(quiet: bool) -> None:
 
 def positive_int(text: str) -> int:
     """An argument type: an integer of 1 or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of 1 or more")
-    return value
+    return _int_from(text, 1)
 
 
 def seed(text: str) -> int:
     """An argument type: an integer of 0 or more."""
+    return _int_from(text, 0)
+
+
+def _int_from(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of 0 or more")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of {least} or more")
     return value
 
 

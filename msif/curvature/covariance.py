@@ -1,4 +1,4 @@
-"""The covariance pass: A of inputs and G of pseudo-gradients (Grosse et al. 2023, section 2.2; docs/method.md)."""
+"""The covariance pass: A of inputs and G of pseudo-gradients (Grosse et al. 2023, arXiv 2308.03296; docs/method.md)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from msif.curvature.factors import ModuleFactors, eigendecompose
 from msif.curvature.gram import accumulate_block_grams, accumulate_gram
 from msif.curvature.inputs import SharedInputs
+from msif.curvature.sums import RunningSums
 from msif.models.blocks import TrackedModule
-from msif.models.capture import FiniteGuard
 from msif.models.objectives import Objective
 
 
-class CovariancePass:
+class CovariancePass(RunningSums):
     """Accumulates A = (1/T) Σ x̄ x̄ᵀ and, for each block, G = (1/T) Σ g gᵀ over the T live positions.
 
     A is summed in the forward pass, once for all modules that read the same input, so no input is kept; g is zero at
@@ -33,13 +33,11 @@ class CovariancePass:
         dtype: torch.dtype = torch.float32,
         label_samples: int = 1,
     ) -> None:
+        super().__init__("the input or gradient", ["sequences", "positions", "draws"])
         self.modules = {module.name: module for module in tracked}
         self.groups = groups
-        self.counts = {"sequences": 0, "positions": 0, "draws": 0}
         self._label_samples = label_samples
         self._shared = SharedInputs(groups)
-        self._guard = FiniteGuard("the input or gradient")
-        self._sums: dict[str, Tensor] = {}
         for module in tracked:
             if groups[module.name] == module.name:
                 self._sums[f"A.{module.name}"] = torch.zeros(module.d_in, module.d_in, device=device, dtype=dtype)
@@ -73,17 +71,6 @@ class CovariancePass:
         total = self._sums[f"G.{module.name}"]
         accumulate_block_grams(total, g.reshape(-1, g.shape[-1]))
         self._guard.watch(module.name, total.diagonal(dim1=1, dim2=2).sum())
-
-    def end(self, batch: Any) -> None:
-        self._guard.check(batch)
-
-    def state(self) -> dict[str, Tensor]:
-        """The running sums; what a checkpoint holds."""
-        return self._sums
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, total in self._sums.items():
-            total.copy_(tensors[name])
 
     def A(self, leader: str) -> Tensor:
         """(d, d) with the bias column last; d = d_in + bias."""

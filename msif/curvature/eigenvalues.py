@@ -10,15 +10,15 @@ from torch import Tensor
 
 from msif.curvature.factors import Factors
 from msif.curvature.inputs import SharedInputs
+from msif.curvature.sums import RunningSums
 from msif.models.blocks import TrackedModule
-from msif.models.capture import FiniteGuard
 from msif.models.objectives import Objective
 
 # per-sequence gradients are formed for as many sequences at a time as fit in this many elements
 CHUNK_ELEMENTS = 2**22
 
 
-class LambdaPass:
+class LambdaPass(RunningSums):
     """Accumulates Λ_ij = (1/N) Σ_z [(Q_Gᵀ ∇L(z, ŷ) Q_A)_ij]², one square a sequence, N supervised tokens.
 
     Each side is rotated before the positions are contracted or after, whichever is cheaper for the batch:
@@ -37,13 +37,12 @@ class LambdaPass:
         dtype: torch.dtype = torch.float32,
         label_samples: int = 1,
     ) -> None:
+        super().__init__("the gradient", ["sequences", "supervised"])
         self.modules = {module.name: module for module in tracked}
         self.factors = factors
-        self.counts = {"sequences": 0, "supervised": 0}
         self._label_samples = label_samples
         self._shared = SharedInputs(groups)
         self._rows_reading = {name: self._rows_of_group(groups, name) for name in groups}
-        self._guard = FiniteGuard("the gradient")
         self._sums = {
             f"Lambda.{module.name}": torch.zeros(
                 len(module.blocks), module.block_rows, module.shape[1], device=device, dtype=dtype
@@ -89,17 +88,6 @@ class LambdaPass:
             for one in gradient:
                 total.addcmul_(one, one)
         self._guard.watch(module.name, total.sum())
-
-    def end(self, batch: Any) -> None:
-        self._guard.check(batch)
-
-    def state(self) -> dict[str, Tensor]:
-        """The running sums; what a checkpoint holds."""
-        return self._sums
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, total in self._sums.items():
-            total.copy_(tensors[name])
 
     def Lambda(self, name: str) -> Tensor:
         """(nb, r, d) of one module."""

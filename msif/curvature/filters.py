@@ -86,7 +86,7 @@ class ProximalHop:
 
 @dataclass(frozen=True)
 class Decay:
-    """exp(−τσ): what τ of gradient descent keeps of a displacement (SOURCE, Bae et al. 2024, eq. 14)."""
+    """exp(−τσ): what τ of gradient descent keeps of a displacement (SOURCE, Bae et al. 2024, arXiv 2405.12186)."""
 
     tau: Scale
 
@@ -99,7 +99,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Accumulation:
-    """(1 − exp(−τσ))/σ, → τ as σ → 0: what τ of descent accumulates from a gradient (SOURCE, eq. 13)."""
+    """(1 − exp(−τσ))/σ, → τ as σ → 0: what τ of descent accumulates from a gradient (SOURCE, Bae et al. 2024)."""
 
     tau: Scale
 

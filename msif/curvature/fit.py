@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,12 +20,11 @@ from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_groups
 from msif.curvature.store import (
-    SCHEMA,
     FactorStore,
     files_of,
     load_tensors,
-    module_to_json,
-    read_manifest,
+    open_or_create,
+    remove_if_nothing_done,
     save_tensors,
 )
 from msif.data.documents import batches_after, batches_identity
@@ -127,7 +125,7 @@ def fit(
         run["model"] = {"config": fingerprint_config(model), "weights": fingerprint_weights(model)}
     if "data" not in run:
         run["data"] = batches_identity(batches)
-    store = _open_or_create(path, run, tracked, groups, provenance or {})
+    store = open_or_create(path, run, tracked, groups, provenance or {})
     fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every)
     parts = store.manifest["parts"]
     try:
@@ -136,83 +134,10 @@ def fit(
         if not parts["lambda"]:
             fit.eigenvalues()
     except BaseException:
-        _remove_if_nothing_done(store)
+        remove_if_nothing_done(store)
         raise
     fit.remove_checkpoint()
     return FactorStore.open(path)
-
-
-def _open_or_create(
-    path: Path,
-    run: dict[str, Any],
-    tracked: Sequence[TrackedModule],
-    groups: Mapping[str, str],
-    provenance: Mapping[str, Any],
-) -> FactorStore:
-    modules = [module_to_json(module, groups[module.name]) for module in tracked]
-    run = json.loads(json.dumps({**run, "modules": _by_name(modules)}))
-    if path.is_file():
-        raise MsifError(f"{path} is a file: give a folder as --output.")
-    if path.exists() and _is_somebodys(path):
-        manifest = read_manifest(path)
-        _remove_leftovers(path)
-        for key, here, there in differences(run, {**manifest["run"], "modules": _by_name(manifest["modules"])}):
-            raise MsifError(
-                f"{path} holds factors fitted with other settings ({key} is {_short(there)} there and {_short(here)} "
-                "now): choose another --output or remove that folder."
-            )
-        return FactorStore(path, manifest)
-    parts = {"covariance": False, "eigenvectors": False, "lambda": False}
-    manifest = {
-        "schema": SCHEMA,
-        "parts": parts,
-        "provenance": dict(provenance),
-        "run": {key: value for key, value in run.items() if key != "modules"},
-        "counts": {},
-        "convergence": {},
-        "modules": modules,
-    }
-    store = FactorStore(path, manifest)
-    store.save_manifest()
-    return store
-
-
-def _is_somebodys(path: Path) -> bool:
-    """Whether there is anything in the folder but a first manifest that a killed run did not finish."""
-    return any(not file.match(".manifest.json.*.part") for file in path.iterdir())
-
-
-def _by_name(modules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {module["name"]: module for module in modules}
-
-
-def _remove_if_nothing_done(store: FactorStore) -> None:
-    """A failed fit that has nothing to resume from leaves no folder, which would refuse other settings."""
-    if not any(store.manifest["parts"].values()) and not (store.path / "checkpoint.safetensors").exists():
-        (store.path / "manifest.json").unlink(missing_ok=True)
-        with suppress(OSError):  # it holds other things
-            store.path.rmdir()
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes what a killed run was writing into a folder of factors; whole files are never named like this."""
-    for kind in ("manifest.json", "*.safetensors"):
-        for part in path.glob(f".{kind}.*.part"):
-            part.unlink(missing_ok=True)
-
-
-def differences(here: Any, there: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value here, value there) of every leaf in which two JSON values differ."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        for name in sorted(here.keys() | there.keys()):
-            yield from differences(here.get(name), there.get(name), f"{key}.{name}" if key else name)
-    elif here != there:
-        yield key, here, there
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass

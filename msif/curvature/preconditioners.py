@@ -46,7 +46,7 @@ class Identity:
 
 
 class EKFAC:
-    """Q_G [f(Λ) ⊙ (Q_Gᵀ V Q_A)] Q_Aᵀ for each module (George et al. 2018; Grosse et al. 2023, eq. 21).
+    """Q_G [f(Λ) ⊙ (Q_Gᵀ V Q_A)] Q_Aᵀ for each module (George et al. 2018; Grosse et al. 2023, arXiv 2308.03296).
 
     Cost: two products a side and query, no pass over data. Factors are read one module at a time, and Λ is never
     changed: damping lives in the filter alone.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,84 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if lacking:
         raise MsifError(f"{file} is damaged ('{lacking[0]}' is missing): remove the folder and fit the factors again.")
     return manifest
+
+
+def open_or_create(
+    path: Path,
+    run: dict[str, Any],
+    tracked: Sequence[TrackedModule],
+    groups: Mapping[str, str],
+    provenance: Mapping[str, Any],
+) -> FactorStore:
+    """A new store for a run, or the one of an earlier run with equal settings, to be resumed.
+
+    Raises:
+        MsifError: the folder holds something else, or factors with other settings: the first difference is named.
+    """
+    modules = [module_to_json(module, groups[module.name]) for module in tracked]
+    run = json.loads(json.dumps({**run, "modules": _by_name(modules)}))
+    if path.is_file():
+        raise MsifError(f"{path} is a file: give a folder as --output.")
+    if path.exists() and _is_somebodys(path):
+        manifest = read_manifest(path)
+        _remove_leftovers(path)
+        for key, here, there in differences(run, {**manifest["run"], "modules": _by_name(manifest["modules"])}):
+            raise MsifError(
+                f"{path} holds factors fitted with other settings ({key} is {_short(there)} there and {_short(here)} "
+                "now): choose another --output or remove that folder."
+            )
+        return FactorStore(path, manifest)
+    parts = {"covariance": False, "eigenvectors": False, "lambda": False}
+    manifest = {
+        "schema": SCHEMA,
+        "parts": parts,
+        "provenance": dict(provenance),
+        "run": {key: value for key, value in run.items() if key != "modules"},
+        "counts": {},
+        "convergence": {},
+        "modules": modules,
+    }
+    store = FactorStore(path, manifest)
+    store.save_manifest()
+    return store
+
+
+def _is_somebodys(path: Path) -> bool:
+    """Whether there is anything in the folder but a first manifest that a killed run did not finish."""
+    return any(not file.match(".manifest.json.*.part") for file in path.iterdir())
+
+
+def _by_name(modules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {module["name"]: module for module in modules}
+
+
+def remove_if_nothing_done(store: FactorStore) -> None:
+    """A failed fit that has nothing to resume from leaves no folder, which would refuse other settings."""
+    if not any(store.manifest["parts"].values()) and not (store.path / "checkpoint.safetensors").exists():
+        (store.path / "manifest.json").unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other things
+            store.path.rmdir()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a killed run was writing into a folder of factors; whole files are never named like this."""
+    for kind in ("manifest.json", "*.safetensors"):
+        for part in path.glob(f".{kind}.*.part"):
+            part.unlink(missing_ok=True)
+
+
+def differences(here: Any, there: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value here, value there) of every leaf in which two JSON values differ."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for name in sorted(here.keys() | there.keys()):
+            yield from differences(here.get(name), there.get(name), f"{key}.{name}" if key else name)
+    elif here != there:
+        yield key, here, there
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

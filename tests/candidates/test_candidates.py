@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from msif.candidates.bm25 import BM25Selector, top_rows, words
+from msif.candidates.build import build_selector
 from msif.candidates.embedding import EmbeddingSelector, default_model, load_embedding_model, model_fingerprint
-from msif.candidates.selection import AllSelector, UnionSelector, build_selector, interleave, parse_candidates
+from msif.candidates.selection import AllSelector, UnionSelector, interleave, parse_candidates
 from msif.errors import MsifError
 
 TEXTS = [

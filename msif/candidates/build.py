@@ -1,0 +1,37 @@
+"""From a specification to its selector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msif.candidates.bm25 import BM25Selector
+from msif.candidates.embedding import EmbeddingSelector
+from msif.candidates.selection import AllSelector, CandidateSpec, Selector, UnionSelector, parse_candidates
+
+
+def build_selector(
+    spec: CandidateSpec | str,
+    *,
+    embedding_model: str | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Selector:
+    """The selector of a specification.
+
+    Args:
+        spec: what to select; a string is parsed.
+        embedding_model: folder or hub name of a sentence-transformers model, for `knn`; None is all-MiniLM-L6-v2.
+        cache_dir: where embeddings are kept; None is `$MSIF_CACHE`, or else `~/.cache/msif`.
+        progress: whether to show progress bars.
+    """
+    if isinstance(spec, str):
+        spec = parse_candidates(spec)
+    selectors: list[Selector] = [
+        EmbeddingSelector(count, model=embedding_model, cache_dir=cache_dir, progress=progress)
+        if kind == "knn"
+        else BM25Selector(count, progress=progress)
+        for kind, count in spec.parts
+    ]
+    if not selectors:
+        return AllSelector()
+    return selectors[0] if len(selectors) == 1 else UnionSelector(selectors)
