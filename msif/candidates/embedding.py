@@ -134,7 +134,9 @@ def load_embedding_model(model: str | Any | None = None) -> Any:
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise MsifError(f"No such folder: embedding model '{name}'; check the path.")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # of loading weights, which is over in a moment
     try:
         return SentenceTransformer(str(folder) if folder.is_dir() else name)
     except Exception as error:

@@ -1,0 +1,146 @@
+"""The sources of a small model's answers: `make demo`, or `python -m experiments.demo.demo`.
+
+Trains a pair of language models on a fictional world, fits factors for both, and asks which pre-training passages made
+the fine-tuned model answer questions that fine-tuning never contained. Each step is a command that is printed before
+it runs, so that it can be repeated by hand; what an earlier run has trained and fitted is used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from experiments.demo.ranks import read_rows
+from experiments.demo.report import report
+
+METHODS = {
+    "multi-stage": ("multi-stage influence", ["--method", "multi-stage"]),
+    "multi-stage-unit": ("multi-stage, unit norm", ["--method", "multi-stage", "--normalize", "unit"]),
+    "gdp": ("gradient dot product", ["--method", "gdp"]),
+    "cosine": ("gradient cosine", ["--method", "cosine"]),
+}
+SHOWN = 5  # proponents printed a question
+
+
+@dataclass
+class Steps:
+    """Runs commands one after the other, as a user would type them, and keeps the time."""
+
+    console: Console
+    environment: dict[str, str]
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, title: str, arguments: Sequence[str], output: Path | None = None) -> None:
+        """Run `python ARGUMENTS`; its standard output goes to a file, if one is given."""
+        command = [_python(), *arguments]
+        words = shlex.join(command) + (f" > {shlex.quote(str(output))}" if output else "")
+        self.console.print(f"\n[bold]{len(self.seconds) + 1}. {title}[/]")
+        self.console.print(Text(f"$ {words}", style="dim"), soft_wrap=True)
+        start = time.perf_counter()
+        with open(output, "w", encoding="utf-8") if output else nullcontext() as handle:
+            status = subprocess.run(command, env={**os.environ, **self.environment}, stdout=handle).returncode
+        if status:
+            raise SystemExit(status)  # the command has said why
+        self.seconds.append(time.perf_counter() - start)
+
+
+def _python() -> str:
+    """This interpreter, relative to the current folder where it lies within."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    output = Path(options.output)
+    factors = {stage: Path(options.factors) / f"{output.name}-{stage}" for stage in ("pretrained", "finetuned")}
+    terminal = Console()
+    console = Console(width=min(terminal.width, 120) if terminal.is_terminal else 120, highlight=False)
+    # so small a model gains nothing from threads; everything is here, so nothing need be looked for on a network
+    environment = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.update(environment)
+    console.print("All commands run with " + " ".join(f"{name}={value}" for name, value in environment.items()))
+    steps = Steps(console, environment)
+    train_and_fit(steps, output, factors, options.overwrite)
+    asked, results = output / "questions.jsonl", output / "influence"
+    ask(output / "world", asked, options.questions)
+    explain(steps, output, factors, asked, results, options.candidates)
+    report(console, output / "world", asked, results, {name: title for name, (title, _) in METHODS.items()})
+    parts = " + ".join(f"{seconds:.0f}" for seconds in steps.seconds)
+    console.print(f"\nThe {len(steps.seconds)} commands took {parts} = {sum(steps.seconds):.0f} s.")
+    console.print(f"Scores, texts and the tables of each command are in {results}.")
+    return 0
+
+
+def train_and_fit(steps: Steps, output: Path, factors: dict[str, Path], overwrite: bool) -> None:
+    """The world, the two models, and the factors of each."""
+    train = ["-m", "experiments.demo.train", "--output", str(output)] + ["--overwrite"] * overwrite
+    steps.run("A world, a model pre-trained on it, and one fine-tuned on questions about half of its facts", train)
+    for folder in factors.values():
+        if overwrite and (folder / "manifest.json").is_file():
+            shutil.rmtree(folder)
+    world = output / "world"
+    data = {
+        "pretrained": [str(world / "corpus.jsonl"), "--text-field", "text"],
+        "finetuned": [str(world / "finetune.jsonl"), "--prompt-field", "prompt", "--completion-field", "completion"],
+    }
+    for stage, name in (("pretrained", "pre-trained"), ("finetuned", "fine-tuned")):
+        command = ["-m", "msif.fit_factors", "--model", str(output / stage), "--data", *data[stage]]
+        steps.run(f"Factors of the {name} model", [*command, "--output", str(factors[stage])])
+
+
+def ask(world: Path, path: Path, each: int) -> None:
+    """Write the first questions of each relation of the half that is only asked, without their answers."""
+    relation_of = {fact["id"]: fact["relation"] for fact in read_rows(world / "facts.jsonl")}
+    taken: dict[str, list[dict]] = {}
+    for query in read_rows(world / "queries.jsonl"):
+        chosen = taken.setdefault(relation_of[query["fact"]], [])
+        if len(chosen) < each:
+            chosen.append({"id": query["id"], "prompt": query["prompt"]})
+    rows = [json.dumps(query, ensure_ascii=False) + "\n" for chosen in taken.values() for query in chosen]
+    path.write_text("".join(rows), encoding="utf-8")
+
+
+def explain(steps: Steps, output: Path, factors: dict[str, Path], asked: Path, results: Path, candidates: int) -> None:
+    """The scores of every method, each in a folder of its own, made anew."""
+    command = ["-m", "msif.influence"]
+    for stage in ("pretrained", "finetuned"):
+        command += [f"--{stage}", str(output / stage), f"--{stage}-factors", str(factors[stage])]
+    command += ["--corpus", str(output / "world" / "corpus.jsonl"), "--queries", str(asked)]
+    command += ["--candidates", f"knn:{candidates}", "--top-k", str(SHOWN)]
+    results.mkdir(exist_ok=True)
+    for name, (title, flags) in METHODS.items():
+        if (results / name / "config.yaml").is_file():
+            shutil.rmtree(results / name)
+        here = ["--output", str(results / name)]
+        steps.run(title[0].upper() + title[1:], [*command, *flags, *here], results / f"{name}.txt")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="results/demo", help="models, data and results (default: %(default)s)")
+    parser.add_argument("--factors", default="factors", help="folder of the factors (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=4, help="questions of each relation (default: %(default)s)")
+    parser.add_argument(
+        "--candidates", type=int, default=200, help="passages preselected a question (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="make models and factors anew if settings changed")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What README and docs/ say runs and is complete."""
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.demo import demo, train, training
+from experiments.demo.world import WorldSize
+from msif import fit_factors, influence
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE, SMALL = training.ModelSize(), WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=9)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands_of_readme() -> list[list[str]]:
+    """The README's `python -m msif...` lines, continuations joined."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.strip().replace("$'", "'") for line in text.splitlines() if line.startswith("    python -m msif.")]
+    return [shlex.split(line)[2:] for line in lines]
+
+
+@pytest.mark.parametrize("command", [fit_factors, influence], ids=["fit_factors", "influence"])
+def test_every_flag_is_in_the_user_guide(command):
+    guide = (ROOT / "docs" / "user-guide.md").read_text(encoding="utf-8")
+    flags = {flag for action in command.parser()._actions for flag in action.option_strings if flag.startswith("--")}
+    assert not [flag for flag in flags if f"`{flag}`" not in guide and f"`{flag} " not in guide]
+
+
+def test_the_readme_names_only_flags_that_there_are():
+    parsers = {"msif.fit_factors": fit_factors.parser(), "msif.influence": influence.parser()}
+    commands = commands_of_readme()
+    assert len(commands) >= 6
+    for name, *arguments in commands:
+        parsers[name].parse_args(arguments)  # exits on a flag or value that it does not know
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if target.startswith("http"):
+            continue
+        other = (page.parent / path) if path else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
+
+
+@pytest.fixture
+def small_demo(tmp_path, monkeypatch):
+    """What `make demo` leaves, from a small world and two models of a few steps, in the current folder."""
+    monkeypatch.setattr(
+        train, "WorldSize", lambda: WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=9)
+    )
+    monkeypatch.setattr(training, "ModelSize", lambda: replace(SIZE, layers=1, hidden=16, heads=2, vocabulary=400))
+    for name in ("PRETRAINING", "FINETUNING"):
+        monkeypatch.setattr(training, name, replace(getattr(training, name), epochs=1))
+    monkeypatch.chdir(tmp_path)
+    train.make("results/demo")
+    demo.ask(Path("results/demo/world"), Path("results/demo/questions.jsonl"), 2)
+
+
+def test_the_readme_example_runs(small_demo, capsys):
+    (example,) = blocks_of("README.md")
+    assert len(example.strip().splitlines()) <= 32
+    exec(compile(example, "README.md", "exec"), {"__name__": "example"})
+    lines = capsys.readouterr().out.strip().splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(lines) == 5 and scores == sorted(scores, reverse=True)
+
+
+def test_the_user_guide_examples_run(small_demo):
+    guide: dict = {"__name__": "guide"}
+    for block in blocks_of("docs/user-guide.md"):
+        if "pandas" not in block:  # the one that reads the results of the README's tour
+            exec(compile(block, "user-guide.md", "exec"), guide)
+    readme: dict = {"__name__": "readme"}
+    exec(compile(blocks_of("README.md")[0], "README.md", "exec"), readme)
+    first, last, factors = readme["first"], readme["last"], readme["factors"]
+    queries = readme["batches_of"](readme["encode_queries"]([readme["query"]], readme["finetuned"].tokenizer), 8192)
+    folders = ("results/demo/pretrained", "results/demo/finetuned")
+    for scorer in (
+        guide["source"](first, last, *factors, *folders),
+        guide["three_stages"](first, last, [factors[0], *factors]),
+    ):
+        assert torch.isfinite(torch.from_numpy(scorer.score(queries, readme["documents"]).values)).all()
+
+    torch.manual_seed(0)
+    images = [
+        guide["Digits"](torch.randn(6, 5), torch.randint(0, 3, (6,)), torch.arange(6) + 6 * number) for number in (0, 1)
+    ]
+    test = [guide["Digits"](torch.randn(2, 5), torch.tensor([0, 1]), torch.arange(2))]
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    assert guide["rank_training_images"](model, images, test, "factors/digits").values.shape == (2, 12)
