@@ -55,6 +55,14 @@ class Objective(ABC):
         """The same with labels drawn from the model."""
         return self.loss_gradient(outputs, batch, self.sample(outputs.detach(), batch, generators))
 
+    def loss_hessian_product(self, outputs: Tensor, tangent: Tensor, batch: Any) -> Tensor:
+        """∇²L(outputs) · tangent, in the outputs' shape; L must be such that its Hessian does not depend on labels."""
+        free = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.losses(free, batch).sum(), free, create_graph=True)
+            (product,) = torch.autograd.grad(gradient, free, tangent)
+        return product
+
     def measurement(self, name: str) -> Measurement:
         """A named measurement of a query; "loss" is its summed loss."""
         if name == "loss":
@@ -112,6 +120,13 @@ class Categorical(Objective):
     def sampled_loss_gradient(self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]) -> Tensor:
         probabilities = _softmax(outputs.detach())
         return self._residual(probabilities, self._sample(probabilities, generators), batch, outputs.dtype)
+
+    def loss_hessian_product(self, outputs: Tensor, tangent: Tensor, batch: Any) -> Tensor:
+        """(diag(p) − p pᵀ) · tangent at supervised predictions, 0 elsewhere."""
+        probabilities = _softmax(outputs)
+        wide = tangent.to(probabilities.dtype)
+        product = probabilities * (wide - (probabilities * wide).sum(-1, keepdim=True))
+        return product.masked_fill_(~self.predicting(batch).unsqueeze(-1), 0.0).to(outputs.dtype)
 
     def _residual(self, probabilities: Tensor, targets: Tensor, batch: Any, dtype: torch.dtype) -> Tensor:
         """(p − onehot) at supervised predictions, 0 elsewhere; overwrites the probabilities."""

@@ -1,0 +1,159 @@
+"""Conjugate gradients on the damped Gauss-Newton matrix, plain or preconditioned by EK-FAC.
+
+Solves (H + D) x = b for Q right-hand sides that share each pass over data (Hestenes and Stiefel 1952; Martens 2010).
+Vectors are kept in their own dtype, inner products are taken in float64.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from msif.curvature.filters import Scale, per_block
+from msif.curvature.ggn import Operator
+from msif.curvature.preconditioners import Identity, Preconditioner, Vectors
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        x: the solution, (Q, d_out, d) a module.
+        residuals: ‖b − (H + D) x‖ / ‖b‖ before the first iteration and after each, (iterations + 1, Q), float64.
+        converged: whether every right-hand side met the tolerance; else the limit of iterations ended it.
+    """
+
+    x: Vectors
+    residuals: Tensor
+    converged: bool
+
+    @property
+    def iterations(self) -> int:
+        return len(self.residuals) - 1
+
+
+class Damped:
+    """H + D, with D = λ times the identity, λ one number or one for each block."""
+
+    def __init__(self, operator: Operator, tracked: Sequence[TrackedModule], damping: Scale) -> None:
+        self.operator, self.damping = operator, damping
+        self.blocks = {module.name: len(module.blocks) for module in tracked}
+
+    def matvec(self, vectors: Vectors) -> Vectors:
+        """(H + D) v."""
+        products = self.operator.matvec(vectors)
+        return {name: products[name] + self._shift(name, V) for name, V in vectors.items()}
+
+    def _shift(self, name: str, V: Tensor) -> Tensor:
+        split = V.unflatten(1, (self.blocks[name], -1))
+        return (split * per_block(self.damping, name, split)).flatten(1, 2)
+
+
+def conjugate_gradients(
+    operator: Operator,
+    b: Vectors,
+    *,
+    preconditioner: Preconditioner | None = None,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+) -> Solution:
+    """Solves operator · x = b; each iteration is one product.
+
+    Args:
+        operator: symmetric positive definite, such as ``Damped(GGN(...), ...)``.
+        preconditioner: an approximate inverse; x starts from it too. EK-FAC reaches a given residual in about a tenth
+            of the products that plain CG takes.
+        tolerance: relative residual at which a right-hand side is done.
+
+    Raises:
+        MsifError: the operator is not positive definite, or NaN or infinity appears.
+    """
+    M = preconditioner or Identity()
+    norms = _dot(b, b).sqrt()
+    if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
+        raise MsifError("a right-hand side is zero, or holds NaN or infinity: look at that query's gradient.")
+    if preconditioner is None:
+        x, r = {name: torch.zeros_like(V) for name, V in b.items()}, b
+    else:
+        x = M.apply(b)
+        r = _add(b, operator.matvec(x), torch.full_like(norms, -1.0))
+    history = [_dot(r, r).sqrt() / norms]
+    z = M.apply(r)
+    p, rz = z, _dot(r, z)
+    for _ in range(iterations):
+        active = history[-1] > tolerance
+        if not bool(active.any()):
+            break
+        product = operator.matvec(p)
+        curvature = _dot(p, product)
+        if bool((active & ~(curvature > 0)).any()):
+            raise MsifError(
+                "conjugate gradients broke down: a direction has no positive curvature. Use a larger --damping, "
+                "or --dtype float32."
+            )
+        # one that is done stands still
+        step = torch.where(active, rz / curvature, torch.zeros_like(rz))
+        x, r = _add(x, p, step), _add(r, product, -step)
+        history.append(_dot(r, r).sqrt() / norms)
+        if not bool(torch.isfinite(history[-1]).all()):
+            raise MsifError("conjugate gradients diverged to NaN or infinity: use a larger --damping.")
+        z = M.apply(r)
+        new = _dot(r, z)
+        p = _add(z, p, torch.where(active, new / rz, torch.zeros_like(rz)))
+        rz = new
+    return Solution(x, torch.stack(history), bool((history[-1] <= tolerance).all()))
+
+
+class CG:
+    """The damped inverse by conjugate gradients, as a preconditioner; ``solution`` keeps the last residuals.
+
+    Args:
+        approximate: EK-FAC with the same damping, to precondition and to start from; None for plain CG.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        tracked: Sequence[TrackedModule],
+        damping: Scale,
+        approximate: Preconditioner | None = None,
+        *,
+        iterations: int = 100,
+        tolerance: float = 1e-4,
+    ) -> None:
+        self.damped = Damped(operator, tracked, damping)
+        self.approximate = approximate
+        self.iterations, self.tolerance = iterations, tolerance
+        self.solution: Solution | None = None
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        self.solution = conjugate_gradients(
+            self.damped,
+            vectors,
+            preconditioner=self.approximate,
+            iterations=self.iterations,
+            tolerance=self.tolerance,
+        )
+        worst = float(self.solution.residuals[-1].max())
+        ended = "tolerance met" if self.solution.converged else "limit of iterations"
+        log.info("CG: %d iterations (%s), relative residual %.2g at worst", self.solution.iterations, ended, worst)
+        return self.solution.x
+
+
+def _dot(a: Vectors, b: Vectors) -> Tensor:
+    """⟨a_q, b_q⟩ over all modules, (Q,), float64."""
+    return torch.stack([(a[name].double() * b[name].double()).sum((1, 2)) for name in a]).sum(0)
+
+
+def _add(a: Vectors, b: Vectors, factor: Tensor) -> Vectors:
+    """a_q + factor_q · b_q."""
+    return {name: A + factor.to(A.dtype).view(-1, 1, 1) * b[name] for name, A in a.items()}

@@ -1,0 +1,147 @@
+"""Exact products with the Gauss-Newton matrix H of the mean per-token loss (docs/method.md).
+
+    H = (1/N) Σ_z J_zᵀ [∇² of the loss in the outputs] J_z
+
+over the tracked parameters. J v is a forward-mode derivative: each tracked map adds V x̄ to its output's tangent, so no
+weight needs a tangent of its own; Jᵀ u is the backward pass of which only x and g are read. A product costs about two
+forward passes and one backward pass over the data for each vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+import torch.autograd.forward_ad as forward_mode
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from msif.curvature.inputs import device_and_dtype
+from msif.curvature.preconditioners import Vectors
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+from msif.models.capture import Capture, FiniteGuard
+from msif.models.objectives import Objective
+
+
+class Operator(Protocol):
+    """A symmetric positive semi-definite matrix, known by its products."""
+
+    def matvec(self, vectors: Vectors) -> Vectors:
+        """H v for Q vectors at once."""
+
+
+class GGN:
+    """Products with H over a fixed set of sequences.
+
+    Args:
+        batches: gone over once a product; a list, or anything that gives the same batches each time.
+
+    Raises:
+        MsifError: no data, an iterator, or a product that holds NaN or infinity.
+    """
+
+    def __init__(
+        self, model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batches: Iterable[Any]
+    ) -> None:
+        if iter(batches) is batches:
+            raise MsifError("the data is gone over once a product: give a list of batches, not an iterator.")
+        self.model, self.tracked, self.objective, self.batches = model, tracked, objective, batches
+        self.device, self.dtype = device_and_dtype(model)
+        self.products = 0
+
+    def matvec(self, vectors: Vectors) -> Vectors:
+        """H v for each of Q vectors, (Q, d_out, d) a module."""
+        queries = next(iter(vectors.values())).shape[0]
+        sums = {module.name: torch.zeros_like(vectors[module.name]) for module in self.tracked}
+        supervised = 0
+        with _Linearised(self.model, self.tracked) as linearised:
+            for batch in self.batches:
+                batch = batch.to(self.device)
+                supervised += int(self.objective.supervised_counts(batch).sum())
+                for query in range(queries):
+                    linearised.add_product(self.objective, batch, vectors, sums, query)
+        if supervised == 0:
+            raise MsifError("the data has no supervised token to take the curvature over.")
+        self.products += queries
+        return {name: total / supervised for name, total in sums.items()}
+
+
+class _Linearised:
+    """The model with tangents of its tracked maps: one forward pass gives outputs and J v."""
+
+    def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule]) -> None:
+        self.model, self.tracked = model, tracked
+        self._vectors: Vectors = {}
+        self._query = 0
+
+    def __enter__(self) -> _Linearised:
+        self._consumer = _WeightGradients()
+        with ExitStack() as stack:
+            # fused attention kernels have no forward-mode derivative
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            self._capture = stack.enter_context(Capture(self.model, self.tracked, self._consumer))
+            # after the capture's own hooks, which detach the first maps' outputs, and tangents with them
+            for module in self.tracked:
+                hook = self._tangent_hook(module)
+                handle = self.model.get_submodule(module.path).register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def add_product(self, objective: Objective, batch: Any, vectors: Vectors, sums: Vectors, query: int) -> None:
+        """sums[query] += Σ_z Jᵀ [∇² L] J v of a batch."""
+        self._vectors, self._query = vectors, query
+        self._consumer.sums, self._consumer.query = sums, query
+
+        def cotangent(outputs: Tensor, batch: Any) -> Tensor:
+            primal, tangent = forward_mode.unpack_dual(outputs)
+            if tangent is None:
+                raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
+            return objective.loss_hessian_product(primal.detach(), tangent.detach(), batch)
+
+        with forward_mode.dual_level():
+            self._capture.run(objective, batch, [cotangent])
+
+    def _tangent_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            x = forward_mode.unpack_dual(args[0] if args else next(iter(kwargs.values()))).primal.detach()
+            V = self._vectors[module.name][self._query].to(x.dtype)
+            added = x @ V[:, : module.d_in].T
+            if module.bias:
+                added = added + V[:, -1]
+            primal, tangent = forward_mode.unpack_dual(output)
+            return forward_mode.make_dual(primal, added if tangent is None else tangent + added)
+
+        return hook
+
+
+class _WeightGradients:
+    """Adds Σ_z Σ_t g_t x̄_tᵀ of a batch to one vector of each module."""
+
+    sums: Vectors
+    query: int
+
+    def __init__(self) -> None:
+        self._guard = FiniteGuard("the curvature product")
+
+    def begin(self, batch: Any, objective: Objective) -> None: ...
+
+    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
+        return x
+
+    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+        total = self.sums[module.name][self.query]
+        rows = g.flatten(0, 1).to(total.dtype)
+        total[:, : module.d_in] += rows.T @ saved.flatten(0, 1).to(total.dtype)
+        if module.bias:
+            total[:, -1] += rows.sum(0)
+        self._guard.watch(module.name, total.sum())
+
+    def end(self, batch: Any) -> None:
+        self._guard.check(batch)
