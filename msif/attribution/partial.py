@@ -59,8 +59,3 @@ class PartialScores:
         tensors["scores"] = torch.from_numpy(np.concatenate(self.scores))
         save_tensors(self.path, tensors, {"identity": self.identity, "batches": str(self.batches)})
         self._last = time.monotonic()
-
-    def remove(self) -> None:
-        """Removes the file, when the scores are kept elsewhere."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

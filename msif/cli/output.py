@@ -19,8 +19,9 @@ PARTIAL = "partial.safetensors"
 
 @contextmanager
 def new_or_unchanged(path: Path) -> Iterator[None]:
-    """A folder that was not there or empty goes again when the block fails, but for what a next run can go on from."""
-    is_new = not path.exists() or not any(path.iterdir())
+    """What was written to a new or empty folder goes when the block fails, but for what a next run can go on from."""
+    was_there = path.exists()
+    is_new = not was_there or not any(path.iterdir())
     try:
         yield
     except BaseException:
@@ -28,8 +29,9 @@ def new_or_unchanged(path: Path) -> Iterator[None]:
             kept = ["config.yaml", PARTIAL] if (path / PARTIAL).exists() else []
             for name in {"config.yaml", "manifest.json", "scores.parquet", "top.jsonl"}.difference(kept):
                 (path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # something is kept
-                path.rmdir()
+            if not was_there:
+                with suppress(OSError):  # something is kept
+                    path.rmdir()
         raise
 
 

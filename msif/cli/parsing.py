@@ -137,8 +137,11 @@ def set_up_logging(quiet: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("msif").setLevel(level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # these are read when tqdm and datasets are imported, which is later
     if quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
+        os.environ["TQDM_DISABLE"] = "1"
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -8,6 +8,7 @@ factors/NAME/checkpoint.safetensors   running sums, while a pass is under way
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from msif.atomic import atomic_path, write_json
 from msif.curvature.factors import ModuleFactors
 from msif.errors import MsifError
 from msif.models.blocks import Block, TrackedModule
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 PARTS = ("covariance", "eigenvectors", "lambda")
@@ -61,6 +64,9 @@ class FactorStore(Mapping[str, ModuleFactors]):
         if name not in self.groups:
             raise KeyError(name)
         return _factors_from(self._load([name]), name, self.groups[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.groups  # without reading its factors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.groups)
@@ -226,9 +232,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file."""
-    with safe_open(path, framework="pt") as handle:
-        return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    """(tensors, metadata) of a file of running sums; of a damaged one nothing, so that its pass begins anew."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s) and is not used", path, error)
+        return {}, {}
 
 
 def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:

@@ -46,7 +46,8 @@ def greedy_completion(
         model.train(was_training)
     # decoded with its prompt, because some tokenizers drop the first space of a text
     before = tokenizer.decode(ids[0], skip_special_tokens=True)
-    answer = tokenizer.decode(out[0], skip_special_tokens=True)[len(before) :]
+    # the limit of tokens can fall within a character
+    answer = str(tokenizer.decode(out[0], skip_special_tokens=True)[len(before) :]).rstrip("\ufffd")
     if not answer.strip():
         raise MsifError(f"the model answers nothing to {prompt!r}: give a --completion.")
     return answer

@@ -36,7 +36,7 @@ def natural_tau(
     Raises:
         MsifError: names what is missing.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     state = _optimizer_state(folder)
     if learning_rate_sum is None:
         learning_rate_sum = _learning_rate_sum(folder)
@@ -72,12 +72,19 @@ def _learning_rate_sum(folder: Path) -> float:
             f"there is no trainer_state.json in {folder}, so 'auto' cannot know its learning rates: "
             "give --learning-rate-sum, or a number for --damping and --alpha."
         )
-    state = json.loads(path.read_text(encoding="utf-8"))
-    logged = [(e["step"], float(e["learning_rate"])) for e in state.get("log_history", []) if "learning_rate" in e]
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        history = [entry for entry in state.get("log_history", []) if "learning_rate" in entry]
+        logged = [(int(entry["step"]), float(entry["learning_rate"])) for entry in history]
+        steps = int(state.get("global_step", 0))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MsifError(
+            f"{path} cannot be read ({_line(error)}): save it again, or give --learning-rate-sum."
+        ) from error
     if not logged:
         raise MsifError(f"{path} logs no learning_rate: give --learning-rate-sum.")
     points = [(0, logged[0][1]), *logged]
-    last = max(int(state.get("global_step", 0)), points[-1][0])
+    last = max(steps, points[-1][0])
     points.append((last, points[-1][1]))
     return sum((s1 - s0) * (r0 + r1) / 2 for (s0, r0), (s1, r1) in itertools.pairwise(points))
 
@@ -87,11 +94,17 @@ def _optimizer_state(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MsifError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): save it again, or remove it."
-        ) from error
+        raise MsifError(f"{path} cannot be read ({_line(error)}): save it again, or remove it.") from error
+    if not (isinstance(state, Mapping) and "state" in state and state.get("param_groups")):
+        raise MsifError(f"{path} holds no state of an optimizer: save optimizer.state_dict(), or remove it.")
+    return state
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def _second_moments(state: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Tensor]:

@@ -37,5 +37,3 @@ def test_an_interrupted_pass_resumes_with_equal_scores(tmp_path):
     scores = scorer.score_vectors(vectors, batches, resumed)
     assert np.array_equal(scores.values, whole.values) and np.array_equal(scores.candidates, whole.candidates)
     assert PartialScores(path, {"run": 2}).batches == 0
-    resumed.remove()
-    assert not path.exists()
