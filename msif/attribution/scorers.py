@@ -16,7 +16,8 @@ from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.partial import PartialScores
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bias
 from msif.curvature.inputs import device_and_dtype
-from msif.curvature.preconditioners import Identity, Preconditioner, Vectors, consume
+from msif.curvature.preconditioners import Identity, Preconditioner, consume
+from msif.curvature.vectors import Vectors
 from msif.data.documents import batches_after
 from msif.errors import MsifError
 from msif.models.capture import Capture

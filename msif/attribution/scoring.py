@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from msif.curvature.preconditioners import Vectors
+from msif.curvature.vectors import Vectors
 from msif.models.blocks import TrackedModule
 from msif.models.capture import FiniteGuard
 from msif.models.objectives import Objective

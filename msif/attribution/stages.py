@@ -136,6 +136,7 @@ def check_factors(store: FactorStore, loaded: LoadedModel) -> list[TrackedModule
         )
     if fitted.get("weights") != loaded.weights:
         raise MsifError(
-            f"the weights of {loaded.name} have changed since the factors in {store.path} were fitted: fit them again."
+            f"the weights of {loaded.name} have changed since the factors in {store.path} were fitted, or these are "
+            f"those of {source}: give the right folder, or fit them again."
         )
     return store.tracked

@@ -32,11 +32,11 @@ class BM25Selector:
 
         count = at_most(self.count, texts)
         # A list of words for each text: given plain strings, the index would be one of characters.
-        bars = {"disable": not self.progress, "unit": "doc", "desc": "BM25 index"}
+        bars = {"disable": None if self.progress else True, "unit": "doc", "desc": "BM25 index"}
         index = BM25Plus([words(text) for text in tqdm(texts, **bars)])
         if index.avgdl == 0:  # no text has a word: nothing to rank by
             return [np.arange(count, dtype=np.int64) for _ in queries]
-        bars = {"disable": not self.progress, "unit": "query", "desc": "BM25"}
+        bars = {"disable": None if self.progress else True, "unit": "query", "desc": "BM25"}
         # A word that no document has scores nothing, and would take a pass over the corpus.
         known = [[word for word in words(query) if word in index.idf] for query in queries]
         return [top_rows(index.get_scores(query), count) for query in tqdm(known, **bars)]

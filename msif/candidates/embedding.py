@@ -87,7 +87,7 @@ class EmbeddingSelector:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                bar = tqdm(total=len(texts), unit="doc", desc="Embedding", disable=not self.progress)
+                bar = tqdm(total=len(texts), unit="doc", desc="Embedding", disable=None if self.progress else True)
                 with open(part, "wb") as file, bar:
                     for start in range(0, len(texts), CHUNK):
                         embeddings = self._encode(model, texts[start : start + CHUNK])

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from msif.curvature.filters import Scale, per_block
 from msif.curvature.ggn import Operator
-from msif.curvature.preconditioners import Identity, Preconditioner, Vectors
+from msif.curvature.preconditioners import Identity, Preconditioner
+from msif.curvature.vectors import Vectors, add, check_right_hand_sides, dot, zeros
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 
@@ -78,23 +79,21 @@ def conjugate_gradients(
         MsifError: the operator is not positive definite, or NaN or infinity appears.
     """
     M = preconditioner or Identity()
-    norms = _dot(b, b).sqrt()
-    if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
-        raise MsifError("a right-hand side is zero, or holds NaN or infinity: look at that query's gradient.")
+    norms = check_right_hand_sides(b)
     if preconditioner is None:
-        x, r = {name: torch.zeros_like(V) for name, V in b.items()}, b
+        x, r = zeros(b), b
     else:
         x = M.apply(b)
-        r = _add(b, operator.matvec(x), torch.full_like(norms, -1.0))
-    history = [_dot(r, r).sqrt() / norms]
+        r = add(b, operator.matvec(x), torch.full_like(norms, -1.0))
+    history = [dot(r, r).sqrt() / norms]
     z = M.apply(r)
-    p, rz = z, _dot(r, z)
+    p, rz = z, dot(r, z)
     for _ in range(iterations):
         active = history[-1] > tolerance
         if not bool(active.any()):
             break
         product = operator.matvec(p)
-        curvature = _dot(p, product)
+        curvature = dot(p, product)
         if bool((active & ~(curvature > 0)).any()):
             raise MsifError(
                 "conjugate gradients broke down: a direction has no positive curvature. Use a larger --damping, "
@@ -102,13 +101,13 @@ def conjugate_gradients(
             )
         # one that is done stands still
         step = torch.where(active, rz / curvature, torch.zeros_like(rz))
-        x, r = _add(x, p, step), _add(r, product, -step)
-        history.append(_dot(r, r).sqrt() / norms)
+        x, r = add(x, p, step), add(r, product, -step)
+        history.append(dot(r, r).sqrt() / norms)
         if not bool(torch.isfinite(history[-1]).all()):
             raise MsifError("conjugate gradients diverged to NaN or infinity: use a larger --damping.")
         z = M.apply(r)
-        new = _dot(r, z)
-        p = _add(z, p, torch.where(active, new / rz, torch.zeros_like(rz)))
+        new = dot(r, z)
+        p = add(z, p, torch.where(active, new / rz, torch.zeros_like(rz)))
         rz = new
     return Solution(x, torch.stack(history), bool((history[-1] <= tolerance).all()))
 
@@ -147,13 +146,3 @@ class CG:
         ended = "tolerance met" if self.solution.converged else "limit of iterations"
         log.info("CG: %d iterations (%s), relative residual %.2g at worst", self.solution.iterations, ended, worst)
         return self.solution.x
-
-
-def _dot(a: Vectors, b: Vectors) -> Tensor:
-    """⟨a_q, b_q⟩ over all modules, (Q,), float64."""
-    return torch.stack([(a[name].double() * b[name].double()).sum((1, 2)) for name in a]).sum(0)
-
-
-def _add(a: Vectors, b: Vectors, factor: Tensor) -> Vectors:
-    """a_q + factor_q · b_q."""
-    return {name: A + factor.to(A.dtype).view(-1, 1, 1) * b[name] for name, A in a.items()}

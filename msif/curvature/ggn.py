@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msif.curvature.inputs import device_and_dtype
-from msif.curvature.preconditioners import Vectors
+from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, FiniteGuard

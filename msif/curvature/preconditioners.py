@@ -1,6 +1,6 @@
 """Preconditioners: whatever turns gradients into (H + λI)⁻¹ of them.
 
-Gradients travel as ``Vectors``: module name -> (Q, d_out, d), Q of them at once, d = d_in + bias.
+Gradients travel as ``Vectors``, see ``msif.curvature.vectors``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from msif.curvature.factors import Factors
 from msif.curvature.filters import DampedInverse, Filter
+from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
-
-Vectors = dict[str, Tensor]
 
 
 class Preconditioner(Protocol):

@@ -1,6 +1,7 @@
 """A, G and Λ against sums over autograd's own gradients, in float64, on models small enough to write out."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from helpers import (
     tiny_lm,
     track_plain,
 )
+from torch import nn
 
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
@@ -24,6 +26,7 @@ from msif.curvature.fit import FitSettings
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
+from msif.models.blocks import Block
 from msif.models.capture import Capture, frozen
 from msif.models.objectives import CausalLM, generators_for
 from msif.models.select import track_modules
@@ -38,8 +41,6 @@ def fitted(model, tracked, objective, batches, settings=None):
     factors = covariances.decompose([module.name for module in tracked])
     second_moments = LambdaPass(tracked, groups, factors, torch.device("cpu"), torch.float64, settings.label_samples)
     run(model, tracked, objective, batches, second_moments, settings)
-    from dataclasses import replace
-
     return covariances, second_moments, {n: replace(f, Lambda=second_moments.Lambda(n)) for n, f in factors.items()}
 
 
@@ -202,3 +203,44 @@ def test_frozen_gradients_do_not_leak():
     with frozen(model):
         assert not any(p.requires_grad for p in model.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+class Heads(nn.Module):
+    """q, k and v of two heads of size 2 from one input, fused into one map or each a map of its own."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.heads = nn.ModuleList([nn.Linear(5, 12)] if fused else [nn.Linear(5, 2) for _ in range(6)])
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        q0, k0, v0, q1, k1, v1 = torch.cat([head(x) for head in self.heads], -1).split(2, -1)
+        return self.last(torch.sigmoid(q0 * k0) * v0 + torch.sigmoid(q1 * k1) * v1)
+
+
+def test_head_blocks_equal_a_model_whose_heads_are_separate_modules():
+    torch.manual_seed(0)
+    fused, separate = Heads(True).double(), Heads(False).double()
+    state = fused.state_dict()
+    for kind in ("weight", "bias"):
+        for number, part in enumerate(state.pop(f"heads.0.{kind}").split(2)):
+            state[f"heads.{number}.{kind}"] = part
+    separate.load_state_dict(state)
+    blocks = tuple(
+        Block(2 * i, 2 * i + 2, role, head) for i, (head, role) in enumerate(itertools.product((0, 1), "qkv"))
+    )
+    tracked = [replace(m, blocks=blocks) if m.name == "heads.0" else m for m in track_plain(fused)]
+    data = examples(torch.randn(7, 4).double(), torch.randint(0, 3, (7,)), size=4)
+    _, _, one = fitted(fused, tracked, Classify(), data)
+    _, _, other = fitted(separate, track_plain(separate), Classify(), data)
+    V = torch.randn(2, 12, 6).double()
+    got = EKFAC(one, DampedInverse(damping_scale=0.1)).apply({"heads.0": V})["heads.0"]
+    for number in range(6):
+        name = f"heads.{number}"
+        torch.testing.assert_close(one["heads.0"].S_G[number], other[name].S_G[0])
+        torch.testing.assert_close(one["heads.0"].Lambda[number].sort().values, other[name].Lambda[0].sort().values)
+        rows = slice(2 * number, 2 * number + 2)
+        expected = EKFAC(other, DampedInverse(damping_scale=0.1)).apply({name: V[:, rows].clone()})[name]
+        torch.testing.assert_close(got[:, rows], expected)
