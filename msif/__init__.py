@@ -38,6 +38,12 @@ _HOME = {
     "Stage": "msif.attribution.stages",
     "Damping": "msif.attribution.stages",
     "build_scorer": "msif.attribution.stages",
+    "IHVP": "msif.attribution.inverses",
+    "TRAKScorer": "msif.attribution.trak",
+    "LoGraScorer": "msif.attribution.logra",
+    "CKAScorer": "msif.attribution.cka",
+    "GGN": "msif.curvature.ggn",
+    "CG": "msif.curvature.cg",
     "query_gradients": "msif.attribution.gradients",
     "build_selector": "msif.candidates.build",
 }
@@ -45,12 +51,18 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from msif.attribution.cka import CKAScorer
     from msif.attribution.gradients import Side, query_gradients
+    from msif.attribution.inverses import IHVP
+    from msif.attribution.logra import LoGraScorer
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
     from msif.attribution.stages import Damping, Stage, build_scorer
+    from msif.attribution.trak import TRAKScorer
     from msif.candidates.build import build_selector
+    from msif.curvature.cg import CG
     from msif.curvature.filters import Accumulation, DampedInverse, DampedPower, Decay, ProximalHop
     from msif.curvature.fit import FitSettings, fit
+    from msif.curvature.ggn import GGN
     from msif.curvature.preconditioners import EKFAC, Identity
     from msif.curvature.store import FactorStore
     from msif.data.batching import TokenBatches

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msif.attribution.methods import METHODS
+from msif.attribution.methods import IHVPS, METHODS
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
 from msif.cli.parsing import (
     Parser,
@@ -118,6 +118,35 @@ def _add_method_flags(group: Any) -> None:
         metavar="X",
         help="learning rates summed over steps, pre-training then fine-tuning, for auto",
     )
+    group.add_argument(
+        "--ihvp",
+        default="ekfac",
+        choices=IHVPS,
+        metavar="KIND",
+        help=f"how each stage's inverse is applied: {', '.join(IHVPS)} (default ekfac)",
+    )
+    group.add_argument(
+        "--ihvp-iterations", type=positive_int, metavar="N", help="at most so many products (default: by the kind)"
+    )
+    group.add_argument(
+        "--ihvp-tolerance",
+        type=not_negative,
+        default=1e-4,
+        metavar="X",
+        help="relative residual at which CG ends (default 1e-4)",
+    )
+    group.add_argument(
+        "--ihvp-examples",
+        type=positive_int,
+        metavar="N",
+        help="sequences of the stage's data to solve on (default all)",
+    )
+    group.add_argument("--lissa-scale", type=not_negative, metavar="X", help="LiSSA's scale (default: measured)")
+    group.add_argument(
+        "--arnoldi-top", type=positive_int, default=20, metavar="K", help="Arnoldi's eigenpairs (default 20)"
+    )
+    group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now, for a solver")
+    group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now, for a solver")
     group.add_argument(
         "--query-rank", type=positive_int, metavar="R", help="keep rank R of each query vector; the error is reported"
     )

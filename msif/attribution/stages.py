@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from msif.attribution.gradients import Side
+from msif.attribution.inverses import IHVP
 from msif.attribution.methods import METHODS
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.factors import Factors
 from msif.curvature.filters import DampedInverse, Scale
-from msif.curvature.preconditioners import EKFAC, Preconditioner
+from msif.curvature.preconditioners import Preconditioner
 from msif.curvature.store import FactorStore
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel
+from msif.models.select import match_modules
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Stage:
 
     Attributes:
         tau: module name -> τ of each block, (nb,), for damping "auto"; see ``msif.natural_tau``.
+        batches: the stage's own training data, for an inverse that is solved for on it.
     """
 
     side: Side
     factors: Factors | None = None
     tau: Mapping[str, Tensor] | None = None
+    batches: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,12 @@ def _inverse(tau: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
 
 
 def build_scorer(
-    method: str, pretrained: Stage | None, finetuned: Stage | None, damping: Damping | None = None, **options: Any
+    method: str,
+    pretrained: Stage | None,
+    finetuned: Stage | None,
+    damping: Damping | None = None,
+    ihvp: IHVP | None = None,
+    **options: Any,
 ) -> InfluenceScorer:
     """A scorer by name.
 
@@ -88,12 +97,13 @@ def build_scorer(
     gdp: ∇m(q; θ_ft)ᵀ ∇L(z; θ_pt). cosine: the same of unit vectors.
 
     Args:
+        ihvp: how each stage's inverse is applied; EK-FAC by default.
         options: passed on to ``InfluenceScorer``.
 
     Raises:
         MsifError: an unknown method, or one that needs a model or factors that are not given.
     """
-    damping = damping or Damping()
+    damping, ihvp = damping or Damping(), ihvp or IHVP()
     if method not in METHODS:
         raise MsifError(f"there is no method '{method}': choose one of {', '.join(METHODS)}.")
     first, last = pretrained or finetuned, finetuned or pretrained
@@ -105,11 +115,16 @@ def build_scorer(
             raise MsifError(
                 "multi-stage influence needs both --pretrained and --finetuned; single-stage needs one model."
             )
-        stages = [EKFAC(_factors(first, "pretrained"), damping.first(first))]
-        stages.append(EKFAC(_factors(last, "finetuned"), damping.later(last)))
+        shared, _ = match_modules(list(last.side.tracked), list(first.side.tracked))
+        for stage, which, filter in (
+            (first, "pretrained", damping.first(first)),
+            (last, "finetuned", damping.later(last)),
+        ):
+            stages.append(ihvp.build(stage.side.restricted(shared), _factors(stage, which), filter, stage.batches))
     elif method == "single-stage":
         last = first
-        stages = [EKFAC(_factors(first, "pretrained" if pretrained else "finetuned"), damping.first(first))]
+        factors = _factors(first, "pretrained" if pretrained else "finetuned")
+        stages = [ihvp.build(first.side, factors, damping.first(first), first.batches)]
     elif method == "cosine":
         options = {**options, "normalize": "both"}
     return InfluenceScorer(last.side, first.side, stages, **options)

@@ -13,30 +13,26 @@ from tqdm import tqdm
 
 from msif.attribution.contributions import block_names
 from msif.attribution.estimate import describe_scoring
-from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
 from msif.attribution.results import Ranking, Shown, rank
 from msif.attribution.scorers import InfluenceScorer
 from msif.attribution.scoring import QueryVectors
-from msif.attribution.stages import Damping, Stage, build_scorer, check_factors
+from msif.attribution.stages import Damping, build_scorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
 from msif.cli.flags import field_arguments
-from msif.cli.models import label2id, longest, objective_for, positions
+from msif.cli.models import label2id, longest, positions
 from msif.cli.parsing import configuration
+from msif.cli.stage import ihvp_of, stage_of
 from msif.curvature.store import FactorStore, read_manifest
 from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import Corpus, load_corpus
 from msif.data.documents import Batch
 from msif.data.format import Format, check_rows, choose_format
 from msif.data.queries import Query, encode_queries, load_queries
-from msif.errors import MsifError
 from msif.models.answers import greedy_completion, predicted_label
-from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel, load_model, resolve_device
 from msif.models.objectives import SequenceClassification
-from msif.models.select import track_modules
-from msif.models.training import natural_tau
 
 log = logging.getLogger(__name__)
 
@@ -148,12 +144,12 @@ def prepare(args: argparse.Namespace) -> Job:
     check_rows(corpus, format)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
     rates = list(args.learning_rate_sum or [None, None])
-    first_stage = _stage(pretrained, pretrained_store, "lm", args, damping.needs_tau(False), rates[0])
+    first_stage = stage_of("pretrained", pretrained, pretrained_store, "lm", args, damping.needs_tau(False), rates[0])
     needed = damping.needs_tau(pretrained is not None)
-    last_stage = _stage(finetuned, finetuned_store, args.task, args, needed, rates[-1])
+    last_stage = stage_of("finetuned", finetuned, finetuned_store, args.task, args, needed, rates[-1])
     options = {} if args.method == "cosine" else {"normalize": args.normalize}
     options |= {"measurement": args.measurement, "query_rank": args.query_rank}
-    scorer = build_scorer(args.method, first_stage, last_stage, damping, **options)
+    scorer = build_scorer(args.method, first_stage, last_stage, damping, ihvp_of(args), **options)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
     weights = [model.weights for model in (pretrained, finetuned) if model]
@@ -169,43 +165,6 @@ def _queries(args: argparse.Namespace) -> list[Query]:
     if args.task == "classification":
         return [Query("0", args.query, label=args.completion)]
     return [Query("0", args.query, args.completion)]
-
-
-def _stage(
-    loaded: LoadedModel | None,
-    store: FactorStore | None,
-    task: str,
-    args: argparse.Namespace,
-    needs_tau: bool,
-    learning_rate_sum: float | None,
-) -> Stage | None:
-    """A stage with its factors checked against its model; τ only where it is used."""
-    if loaded is None:
-        return None
-    chosen = track_modules(loaded.model, args.modules or "all", args.split_heads is not False)
-    tracked = chosen if store is None else _fitted(store, loaded, args, {module.name for module in chosen})
-    side = Side(loaded.model, tracked, objective_for(task, loaded))
-    if store is None or not needs_tau or args.method not in ("multi-stage", "single-stage"):
-        return Stage(side, store)
-    return Stage(side, store, natural_tau(loaded.name, loaded.model, tracked, learning_rate_sum))
-
-
-def _fitted(store: FactorStore, loaded: LoadedModel, args: argparse.Namespace, chosen: set[str]) -> list[TrackedModule]:
-    """The modules that factors were fitted for, or those of them that --modules names."""
-    tracked = check_factors(store, loaded)
-    split = any(len(module.blocks) > 1 for module in tracked)
-    if args.split_heads is not None and args.split_heads != split:
-        wanted = "--split-heads" if args.split_heads else "--no-split-heads"
-        raise MsifError(f"the factors in {store.path} were not fitted with {wanted}: leave it out, or fit them so.")
-    if args.modules is None:
-        return tracked
-    kept = [module for module in tracked if module.name in chosen]
-    if len(kept) < len(chosen):
-        missing = min(chosen - {module.name for module in kept})
-        raise MsifError(
-            f"the factors in {store.path} have none for '{missing}': fit them with --modules {args.modules}."
-        )
-    return kept
 
 
 def _answered(query: Query, last: LoadedModel, args: argparse.Namespace) -> Query:

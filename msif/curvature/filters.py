@@ -49,12 +49,16 @@ class DampedInverse:
         _check_not_negative("damping scale", self.damping_scale)
         _check_not_negative("alpha", self.alpha)
 
-    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+    def shift(self, Lambda: Tensor, name: str) -> Tensor:
+        """λ + α of each block, one number or (nb, 1, 1): what a solver other than EK-FAC adds to H."""
         if self.damping is None:
             shift = self.damping_scale * Lambda.mean(dim=(1, 2), keepdim=True)
         else:
             shift = per_block(self.damping, name, Lambda)
-        shift = shift + per_block(self.alpha, name, Lambda)
+        return shift + per_block(self.alpha, name, Lambda)
+
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor:
+        shift = self.shift(Lambda, name)
         damped = Lambda + shift
         if self.damping is None:
             # a dead block has no gradient to act on, and no scale to be damped by: 1/inf keeps it at zero
