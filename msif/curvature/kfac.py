@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from msif.curvature.factors import Factors, ModuleFactors
-from msif.curvature.filters import DampedInverse, Filter
+from msif.curvature.filters import Filter
 from msif.curvature.preconditioners import EKFAC
-from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 
 
@@ -65,7 +63,7 @@ class _Uncorrected(Mapping[str, ModuleFactors]):
         return len(self.factors)
 
 
-class Diagonal:
+class Diagonal(EKFAC):
     """f(diag H) ⊙ V for each module: each parameter on its own.
 
     The diagonal is not fitted apart: it is that of EK-FAC's curvature, seen in the basis of the parameters,
@@ -80,23 +78,8 @@ class Diagonal:
         MsifError: there are no factors for a module.
     """
 
-    blockwise = True
-
-    def __init__(self, factors: Factors, filter: Filter | None = None) -> None:
-        self.factors = factors
-        self.filter = DampedInverse() if filter is None else filter
-
-    def apply(self, vectors: Vectors) -> Vectors:
-        return {name: self._apply_one(name, V) for name, V in vectors.items()}
-
-    def _apply_one(self, name: str, V: Tensor) -> Tensor:
-        dtype = torch.float64 if V.dtype == torch.float64 else torch.float32
-        if name not in self.factors:
-            raise MsifError(
-                f"there are no factors for module '{name}': fit them with the same --modules for every stage."
-            )
-        diagonal = curvature_diagonal(self.factors[name].to(V.device, dtype))
-        return V.to(dtype) * self.filter(diagonal, name).flatten(0, 1)
+    def _filtered(self, factors: ModuleFactors, V: Tensor, name: str) -> Tensor:
+        return V * self.filter(curvature_diagonal(factors), name).flatten(0, 1)
 
 
 def curvature_diagonal(factors: ModuleFactors) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ class LiSSASettings:
             raise MsifError("LiSSA needs a depth, repeats and batches of 1 or more, and a seed of 0 or more.")
 
 
-class _Richardson:
+class _Richardson(ABC):
     """x ← x + step · P (b − (H_b + D) x), with its checks."""
 
     kind = "the stochastic solver"
@@ -160,14 +161,14 @@ class _Richardson:
             seed=self.settings.seed,
         )
 
-    def _start(self, b: Vectors) -> Vectors:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self, b: Vectors) -> Vectors: ...
 
-    def _refused(self, rho: float) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _refused(self, rho: float) -> str: ...
 
-    def _diverged(self, residual: float) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _diverged(self, residual: float) -> str: ...
 
 
 class LiSSA(_Richardson):

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msif.curvature.factors import Factors
+from msif.curvature.factors import Factors, ModuleFactors
 from msif.curvature.filters import DampedInverse, Filter
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
@@ -69,8 +69,10 @@ class EKFAC:
             raise MsifError(
                 f"there are no factors for module '{name}': fit them with the same --modules for every stage."
             )
-        factors = self.factors[name].to(V.device, dtype)
+        return self._filtered(self.factors[name].to(V.device, dtype), V.to(dtype), name)
+
+    def _filtered(self, factors: ModuleFactors, V: Tensor, name: str) -> Tensor:
         assert factors.Lambda is not None
-        rotated = factors.rotate(V.to(dtype))
+        rotated = factors.rotate(V)
         rotated *= self.filter(factors.Lambda, name)
         return factors.rotate_back(rotated)
