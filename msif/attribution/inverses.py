@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.methods import IHVPS, SOLVERS
 from msif.curvature.arnoldi import Arnoldi
 from msif.curvature.cg import CG
-from msif.curvature.factors import Factors, ModuleFactors
+from msif.curvature.factors import Factors, ModuleFactors, held
 from msif.curvature.filters import DampedInverse
 from msif.curvature.ggn import GGN
 from msif.curvature.inputs import device_and_dtype
@@ -80,14 +80,16 @@ class IHVP:
 
     def _solver(self, side: Side, factors: Factors, filter: DampedInverse, batches: Iterable[Any]) -> Preconditioner:
         # applied at every step, so held in memory
-        held = _held(side, factors)
-        damping = {name: _shift(filter, module, name) for name, module in held.items()}
+        names = [module.name for module in side.tracked]
+        loaded = factors.load_all(names) if isinstance(factors, FactorStore) else {n: factors[n] for n in names}
+        in_memory = held(loaded, *device_and_dtype(side.model))
+        damping = {name: _shift(filter, module, name) for name, module in in_memory.items()}
         operator = GGN(side.model, side.tracked, side.objective, batches)
         iterations = self.iterations or ITERATIONS[self.kind]
         if self.kind == "arnoldi":
             top = min(self.top, iterations)
             return Arnoldi(operator, side.tracked, damping, top=top, iterations=iterations, seed=self.seed)
-        approximate = EKFAC(held, filter)
+        approximate = EKFAC(in_memory, filter)
         if self.kind in ("cg", "ekfac-cg"):
             chosen = approximate if self.kind == "ekfac-cg" else None
             return CG(operator, side.tracked, damping, chosen, iterations=iterations, tolerance=self.tolerance)
@@ -95,12 +97,6 @@ class IHVP:
         if self.kind == "lissa":
             return LiSSA(operator, side.tracked, damping, settings, scale=self.scale)
         return PreconditionedLiSSA(operator, side.tracked, damping, approximate, settings)
-
-
-def _held(side: Side, factors: Factors) -> dict[str, ModuleFactors]:
-    device, dtype = device_and_dtype(side.model)
-    names: Sequence[str] = [module.name for module in side.tracked]
-    return {name: factors[name].to(device, dtype) for name in names}
 
 
 def _shift(filter: DampedInverse, module: ModuleFactors, name: str) -> Tensor:

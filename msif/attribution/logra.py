@@ -29,7 +29,7 @@ from msif.models.capture import Cotangent
 from msif.models.objectives import Measurement, generators_for
 from msif.models.select import match_modules
 
-LABEL_STREAM = 5
+LABEL_STREAM = 6
 """Of the generator of labels: other than those of the passes that fit factors, and of the projection's bits."""
 
 

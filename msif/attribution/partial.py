@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 
 from msif.curvature.store import load_tensors, save_tensors
+
+PARTIAL = "partial.safetensors"
 
 
 class PartialScores:
@@ -22,21 +26,29 @@ class PartialScores:
         rows, scores: for each of them int64 (B,) row numbers and (B, Q) scores.
     """
 
-    def __init__(self, path: Path | None = None, identity: Any = None, every: float = 600.0) -> None:
+    def __init__(
+        self, path: Path | None = None, identity: Callable[[], Any] = lambda: None, every: float = 600.0
+    ) -> None:
         """
         Args:
             path: where to keep them; None keeps them in memory only.
-            identity: all that the scores depend on, as JSON; a file of another identity is not believed.
+            identity: gives all that the scores depend on, as JSON; a file of another identity is not believed. It may
+                read the corpus, and is asked only when there is a file to read or to write.
             every: seconds between two writes.
         """
         self.path, self.every = path, every
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        self._describe = identity
         self.batches = 0
         self.rows: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         self._last = time.monotonic()
         if path is not None and path.is_file():
             self._load(path)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of all that the scores depend on."""
+        return hashlib.sha256(json.dumps(self._describe(), sort_keys=True, default=str).encode()).hexdigest()
 
     def _load(self, path: Path) -> None:
         tensors, metadata = load_tensors(path)

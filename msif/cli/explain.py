@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from msif.attribution.contributions import block_names
 from msif.attribution.estimate import describe_scoring
-from msif.attribution.partial import PartialScores
+from msif.attribution.partial import PARTIAL, PartialScores
 from msif.attribution.results import Ranking, Shown, rank
 from msif.attribution.scorers import InfluenceScorer
 from msif.attribution.scoring import QueryVectors
@@ -88,19 +89,21 @@ class Job:
 
     def partial_scores(self, rows: Sequence[int], queries: Sequence[Query]) -> PartialScores:
         """What an interrupted run of the same job has scored; in memory only without an output folder."""
-        args = self.args
-        if not args.output:
+        if not self.args.output:
             return PartialScores()
-        factors = [read_manifest(Path(f))["run"] for f in (args.pretrained_factors, args.finetuned_factors) if f]
-        identity = {
-            "config": configuration(args),
+        return PartialScores(Path(self.args.output) / PARTIAL, lambda: self._identity(rows, queries))
+
+    def _identity(self, rows: Sequence[int], queries: Sequence[Query]) -> dict[str, Any]:
+        """All that scores depend on."""
+        folders = (self.args.pretrained_factors, self.args.finetuned_factors)
+        return {
+            "config": configuration(self.args),
             "weights": self.weights,
-            "factors": factors,
+            "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
             "corpus": self.corpus.fingerprint(self.format.columns),
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
-        return PartialScores(Path(args.output) / "partial.safetensors", identity)
 
     def describe(self) -> str:
         """What a run would take, from one batch of candidates."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msif.atomic import write_json
+from msif.attribution.partial import PARTIAL
 from msif.attribution.results import write_scores, write_shown
 from msif.cli.explain import Explanation, Job
 from msif.cli.models import versions
@@ -14,7 +15,6 @@ from msif.cli.parsing import configuration
 from msif.reporting.terminal import print_query
 
 PRINTED_QUERIES = 20
-PARTIAL = "partial.safetensors"
 
 
 @contextmanager

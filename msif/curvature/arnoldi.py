@@ -18,7 +18,8 @@ from torch import Tensor
 
 from msif.curvature.filters import Scale, per_block
 from msif.curvature.ggn import Operator
-from msif.curvature.vectors import Vectors, generator
+from msif.curvature.vectors import Vectors
+from msif.draws import generator
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 

@@ -49,6 +49,22 @@ Factors = Mapping[str, ModuleFactors]
 """Module name -> its factors. In memory a dict; on disk a FactorStore, which loads lazily."""
 
 
+def held(factors: Factors, device: torch.device, dtype: torch.dtype) -> dict[str, ModuleFactors]:
+    """The factors on a device; modules that share a Q_A share its copy."""
+    copies: dict[int, Tensor] = {}
+
+    def moved(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.to(device, dtype)
+        return copies[id(tensor)]
+
+    in_place = dict(factors)  # kept until the end, so that no id is given twice
+    return {
+        name: replace(module, **{key: moved(value) for key, value in vars(module).items() if value is not None})
+        for name, module in in_place.items()
+    }
+
+
 def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """(eigenvalues ascending (..., d), eigenvectors (..., d, d)) of a covariance, computed in float64.
 

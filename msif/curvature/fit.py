@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from msif.curvature.convergence import Convergence
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
-from msif.curvature.factors import ModuleFactors
+from msif.curvature.factors import held
 from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_groups
 from msif.curvature.store import (
     FactorStore,
@@ -64,7 +63,7 @@ class FitSettings:
 
         def draw(number: int) -> Cotangent:
             def cotangent(outputs: Tensor, batch: Any) -> Tensor:
-                generators = generators_for(self.seed, stream * 2**32 + number, batch.indices)
+                generators = generators_for(self.seed, stream, batch.indices, number)
                 return objective.sampled_loss_gradient(outputs, batch, generators)
 
             return cotangent
@@ -165,9 +164,7 @@ class _Fit:
 
     def eigenvalues(self) -> None:
         device, dtype = device_and_dtype(self.model)
-        # one copy a tensor, so that modules which share an input share Q_A on the device too
-        copies: dict[int, Tensor] = {}
-        factors = {name: _moved(module, device, dtype, copies) for name, module in self.store.load_all().items()}
+        factors = held(self.store.load_all(), device, dtype)
         second_moments = LambdaPass(
             self.tracked, self.store.groups, factors, device, dtype, self.settings.label_samples
         )
@@ -238,8 +235,3 @@ class _Fit:
         convergence.load_state(tensors, metadata["snapshots"])
         log.info("resuming the %s pass after %s batches", part, metadata["batches"])
         return int(metadata["batches"])
-
-
-def _moved(module: ModuleFactors, device: torch.device, dtype: torch.dtype, copies: dict[int, Tensor]) -> ModuleFactors:
-    Q_A = copies.setdefault(id(module.Q_A), module.Q_A.to(device, dtype))
-    return replace(module.to(device, dtype), Q_A=Q_A)

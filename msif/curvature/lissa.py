@@ -28,7 +28,8 @@ from msif.curvature.ggn import GGN
 from msif.curvature.minibatches import MiniBatches
 from msif.curvature.power import START_STREAM, largest_eigenvalue
 from msif.curvature.preconditioners import Identity, Preconditioner
-from msif.curvature.vectors import Vectors, add, check_right_hand_sides, dot, generator, mean, scaled, zeros
+from msif.curvature.vectors import Vectors, add, check_right_hand_sides, dot, mean, scaled, zeros
+from msif.draws import generator
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 

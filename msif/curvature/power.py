@@ -6,7 +6,8 @@ import math
 
 from msif.curvature.ggn import Operator
 from msif.curvature.preconditioners import Identity, Preconditioner
-from msif.curvature.vectors import Vectors, dot, generator, normal, scaled
+from msif.curvature.vectors import Vectors, dot, normal, scaled
+from msif.draws import generator
 from msif.errors import MsifError
 
 START_STREAM = 4

@@ -74,10 +74,11 @@ class FactorStore(Mapping[str, ModuleFactors]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def load_all(self) -> dict[str, ModuleFactors]:
-        """Every module's factors in memory; those that share an input share one Q_A."""
-        tensors = self._load(list(self.groups))
-        return {name: _factors_from(tensors, name, leader) for name, leader in self.groups.items()}
+    def load_all(self, names: Sequence[str] | None = None) -> dict[str, ModuleFactors]:
+        """Every module's factors in memory, or the named ones'; those that share an input share one Q_A."""
+        names = list(self.groups) if names is None else names
+        tensors = self._load(names)
+        return {name: _factors_from(tensors, name, self.groups[name]) for name in names}
 
     def _load(self, names: Sequence[str]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

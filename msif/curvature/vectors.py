@@ -36,11 +36,6 @@ def mean(all_vectors: list[Vectors]) -> Vectors:
     return {name: torch.stack([vectors[name] for vectors in all_vectors]).mean(0) for name in all_vectors[0]}
 
 
-def generator(seed: int, stream: int, repeat: int = 0, number: int = 0) -> np.random.Generator:
-    """Counter-based: its draws depend on the four numbers alone. Streams 1 and 2 are the fit's label draws."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream * 2**32 + repeat], counter=[0, 0, 0, number]))
-
-
 def normal(source: np.random.Generator, like: Vectors) -> Vectors:
     """One standard normal vector, Q = 1, in the shapes, dtypes and devices of ``like``."""
     draw = {name: torch.from_numpy(source.standard_normal((1, *V.shape[1:]))) for name, V in like.items()}

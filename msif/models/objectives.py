@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msif.data.documents import Batch
+from msif.draws import generator
 from msif.errors import MsifError
 
 Measurement = Callable[[Tensor, Any], Tensor]
@@ -206,13 +207,10 @@ class SequenceClassification(Categorical):
         return _up_to_last(read)
 
 
-def generators_for(seed: int, stream: int, indices: Tensor) -> list[np.random.Generator]:
-    """One counter-based generator a sequence: its draws depend on (seed, stream, row number) and on nothing else,
+def generators_for(seed: int, stream: int, indices: Tensor, draw: int = 0) -> list[np.random.Generator]:
+    """One counter-based generator a sequence: its draws depend on (seed, stream, draw, row number) and on nothing else,
     so that labels are the same whatever the batch, the order or the device."""
-    return [
-        np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, index]))
-        for index in indices.tolist()
-    ]
+    return [generator(seed, stream, draw, index) for index in indices.tolist()]
 
 
 def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:

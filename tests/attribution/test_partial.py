@@ -31,9 +31,9 @@ def test_an_interrupted_pass_resumes_with_equal_scores(tmp_path):
     whole = scorer.score_vectors(vectors, batches)
     path = tmp_path / "partial.safetensors"
     with pytest.raises(Interrupted):
-        scorer.score_vectors(vectors, interrupted(batches, 3), PartialScores(path, {"run": 1}, every=0.0))
-    resumed = PartialScores(path, {"run": 1})
+        scorer.score_vectors(vectors, interrupted(batches, 3), PartialScores(path, lambda: {"run": 1}, every=0.0))
+    resumed = PartialScores(path, lambda: {"run": 1})
     assert resumed.batches == 3
     scores = scorer.score_vectors(vectors, batches, resumed)
     assert np.array_equal(scores.values, whole.values) and np.array_equal(scores.candidates, whole.candidates)
-    assert PartialScores(path, {"run": 2}).batches == 0
+    assert PartialScores(path, lambda: {"run": 2}).batches == 0

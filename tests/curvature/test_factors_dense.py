@@ -54,7 +54,7 @@ def sampled_losses(model, objective, batch, stream, seed=0, draw=0):
     """L(z, ŷ) of a batch with the very labels that a pass draws, differentiable in the weights."""
     with torch.enable_grad():
         outputs = objective.outputs(model, batch)
-        labels = objective.sample(outputs.detach(), batch, generators_for(seed, stream * 2**32 + draw, batch.indices))
+        labels = objective.sample(outputs.detach(), batch, generators_for(seed, stream, batch.indices, draw))
         return objective.losses(outputs, batch, labels)
 
 
