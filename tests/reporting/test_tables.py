@@ -1,0 +1,52 @@
+"""Tables and plots as files."""
+
+import json
+
+import pytest
+
+from msif.errors import MsifError
+from msif.evaluation.intervals import Interval
+from msif.reporting.plots import figure
+from msif.reporting.tables import Table, write_results
+
+TABLE = Table(
+    ["method", "MRR", "interval"],
+    [["a|b", 0.123456, Interval(0.5, 0.25, 0.75)], ["c", None, None]],
+    "Methods",
+    {"MRR": ".3f", "interval": ".2f"},
+)
+
+
+def test_a_table_is_aligned_markdown():
+    assert TABLE.markdown().splitlines() == [
+        "**Methods**",
+        "",
+        "| method |   MRR |          interval |",
+        "| ------ | ----: | ----------------: |",
+        "| a\\|b   | 0.123 | 0.50 [0.25, 0.75] |",
+        "| c      |     – |                 – |",
+    ]
+    with pytest.raises(MsifError, match="row of 2"):
+        Table(["one"], [[1, 2]])
+
+
+def test_results_hold_values_configuration_and_versions(tmp_path):
+    write_results(tmp_path / "new", "mrr", TABLE, {"seed": 3})
+    found = json.loads((tmp_path / "new" / "mrr.json").read_text())
+    assert found["configuration"] == {"seed": 3} and "torch" in found["versions"]
+    assert found["tables"][0]["rows"][0] == {
+        "method": "a|b",
+        "MRR": 0.123456,
+        "interval": {"mean": 0.5, "low": 0.25, "high": 0.75},
+    }
+    assert (tmp_path / "new" / "mrr.md").read_text() == TABLE.markdown()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mrr.json", "mrr.md"]
+
+
+def test_a_figure_is_saved_whole_or_not_at_all(tmp_path):
+    with figure(tmp_path / "plot.png", columns=2) as axes:
+        axes[0].plot([1, 2], [3, 4])
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ZeroDivisionError), figure(tmp_path / "other.png"):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
