@@ -2,19 +2,17 @@
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.demo import demo, train, training
+from experiments.demo import demo, train
 from experiments.demo.world import WorldSize
 from msif import fit_factors, influence
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZE, SMALL = training.ModelSize(), WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=9)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -64,9 +62,10 @@ def small_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(
         train, "WorldSize", lambda: WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=9)
     )
-    monkeypatch.setattr(training, "ModelSize", lambda: replace(SIZE, layers=1, hidden=16, heads=2, vocabulary=400))
-    for name in ("PRETRAINING", "FINETUNING"):
-        monkeypatch.setattr(training, name, replace(getattr(training, name), epochs=1))
+    monkeypatch.setattr(train, "MODEL", {"layers": 1, "hidden": 16, "heads": 2})
+    monkeypatch.setattr(train, "VOCABULARY", 400)
+    for schedule in (train.PRETRAINING, train.FINETUNING):
+        monkeypatch.setitem(schedule, "epochs", 1)
     monkeypatch.chdir(tmp_path)
     train.make("results/demo")
     demo.ask(Path("results/demo/world"), Path("results/demo/questions.jsonl"), 2)

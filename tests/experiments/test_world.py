@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import get_parameter_names
 
-from experiments.demo import train, training
+from experiments.common import folders, training
+from experiments.demo import train
 from experiments.demo.world import World, WorldSize, build_world, mentions, write_world
 
 SMALL = WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=10)
@@ -84,19 +85,21 @@ def test_the_files_hold_the_world(world: World, tmp_path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line on a world and a model so small that a run takes a second."""
     monkeypatch.setattr(train, "WorldSize", lambda: SMALL)
-    monkeypatch.setattr(training, "ModelSize", lambda: SIZE)
-    monkeypatch.setattr(training, "PRETRAINING", replace(training.PRETRAINING, epochs=2))
-    monkeypatch.setattr(training, "FINETUNING", replace(training.FINETUNING, epochs=2))
+    monkeypatch.setattr(train, "MODEL", SIZE)
+    monkeypatch.setattr(train, "VOCABULARY", 600)
+    monkeypatch.setitem(train.PRETRAINING, "epochs", 2)
+    monkeypatch.setitem(train.FINETUNING, "epochs", 2)
 
 
-SIZE = training.ModelSize(layers=1, hidden=32, heads=2, vocabulary=600)
+SIZE = {"layers": 1, "hidden": 32, "heads": 2}
 
 
 def _pretrained(world: World) -> tuple[training.Trained, training.PreTrainedTokenizerFast]:
     texts = [passage.text for passage in world.passages]
-    tokenizer = training.build_tokenizer(texts, SIZE.vocabulary)
+    tokenizer = training.build_tokenizer(texts, 600)
     schedule = training.Schedule(epochs=3, learning_rate=1e-2, batch_size=16)
-    return training.pretrain(training.new_model(tokenizer, SIZE, 0), tokenizer, texts, schedule, 0), tokenizer
+    model = training.new_model(tokenizer, training.ModelSize(**SIZE), 0)
+    return training.train(model, training.plain_text(tokenizer, texts), schedule, 0, "pre-training"), tokenizer
 
 
 def test_training_learns_and_the_seed_decides_it() -> None:
@@ -108,20 +111,22 @@ def test_training_learns_and_the_seed_decides_it() -> None:
         assert torch.equal(a, b)
     facts = world.half("finetune")
     schedule = training.Schedule(epochs=100, learning_rate=1e-2, batch_size=16)
-    training.finetune(first.model, tokenizer, facts, schedule, 0)
-    assert training.accuracy(first.model, tokenizer, facts) == 1.0
-    assert training.chance(facts) < 1.0
+    examples = [training.completion(tokenizer, fact.prompt, fact.completion) for fact in facts]
+    training.train(first.model, examples, schedule, 0, "fine-tuning")
+    assert all(training.exact_matches(first.model, examples))
+    assert train.chance(facts) < 1.0
 
 
 def test_only_the_answer_and_the_end_are_supervised() -> None:
     world = build_world(0, SMALL)
     texts = [passage.text for passage in world.passages]
-    tokenizer = training.build_tokenizer(texts, SIZE.vocabulary)
+    tokenizer = training.build_tokenizer(texts, 600)
     facts = world.half("finetune")
-    for ids, labels in training._batches([training._question(tokenizer, fact) for fact in facts], 3, None):
-        for row, label in zip(ids, labels, strict=True):
-            text = tokenizer.decode(row).strip()
-            fact = next(fact for fact in facts if fact.prompt in text)
+    examples = [training.completion(tokenizer, fact.prompt, fact.completion) for fact in facts]
+    for chosen, ids, labels in training._batches(examples, 3, None):
+        for i, row, label in zip(chosen, ids, labels, strict=True):
+            fact = facts[i]
+            assert fact.prompt in tokenizer.decode(row)
             kept = label[label != training.IGNORED]
             assert kept[-1] == tokenizer.eos_token_id
             assert tokenizer.decode(kept[:-1]) == fact.completion
@@ -155,7 +160,7 @@ def test_the_command_leaves_a_pair_and_keeps_it(quick: None, tmp_path, capsys: p
     assert "--overwrite" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert train.main(["--output", str(tmp_path), "--seed", "1", "--overwrite"]) == 0
-    assert json.loads((tmp_path / "world" / train.SETTINGS).read_text())["seed"] == 1
+    assert json.loads((tmp_path / "world" / folders.SETTINGS).read_text())["seed"] == 1
 
 
 def test_an_unfinished_stage_is_made_again(quick: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +168,7 @@ def test_an_unfinished_stage_is_made_again(quick: None, tmp_path, monkeypatch: p
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "finetune", broken)
+        patched.setattr(train, "_finetune", broken)
         with pytest.raises(RuntimeError):
             train.main(["--output", str(tmp_path)])
     assert (tmp_path / "pretrained").exists() and not (tmp_path / "finetuned").exists()

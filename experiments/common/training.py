@@ -1,4 +1,4 @@
-"""Two training stages on the demo's world: language modelling on its passages, then questions and answers.
+"""Training small GPT-NeoX models: on texts, and on prompts with completions.
 
 A plain loop in place of the Trainer of `transformers`, which leaves beside the model the same two files: the learning
 rate of each step in `trainer_state.json`, and Adam's moments in `optimizer.pt`, with the Trainer's parameter groups.
@@ -22,8 +22,6 @@ from tqdm import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 from transformers.trainer_pt_utils import get_parameter_names
 
-from experiments.demo.world import Fact
-
 IGNORED = -100  # the label of an unsupervised position
 PAD, END = "<|padding|>", "<|endoftext|>"
 # What `Trainer.get_decay_parameter_names` leaves without weight decay, besides the parameters of layer norms.
@@ -34,10 +32,10 @@ Example = tuple[list[int], int]  # the tokens, and how many of them at the start
 
 @dataclass(frozen=True)
 class ModelSize:
-    layers: int = 3
-    hidden: int = 192
-    heads: int = 6
-    vocabulary: int = 2048  # at most: a merge needs two occurrences
+    layers: int
+    hidden: int
+    heads: int
+    positions: int = 256
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,6 @@ class Schedule:
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the steps
     clip: float = 1.0  # norm of the gradient
-
-
-PRETRAINING = Schedule(epochs=13, learning_rate=2e-3, batch_size=32, weight_decay=0.1)
-FINETUNING = Schedule(epochs=20, learning_rate=2e-4, batch_size=16, weight_decay=0.01)
 
 
 @dataclass
@@ -108,7 +102,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, size: ModelSize, seed: int) ->
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         intermediate_size=4 * size.hidden,
-        max_position_embeddings=256,
+        max_position_embeddings=size.positions,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -122,48 +116,35 @@ def load(folder: str | Path) -> tuple[GPTNeoXForCausalLM, PreTrainedTokenizerFas
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def pretrain(
-    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], schedule: Schedule, seed: int
-) -> Trained:
-    """Language modelling: every token of a passage but its first is predicted."""
-    return _train(model, [(ids, 1) for ids in tokenizer(list(texts))["input_ids"]], schedule, seed, "pre-training")
+def plain_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Example]:
+    """Every token of a text but its first is predicted."""
+    return [(ids, 1) for ids in tokenizer(list(texts))["input_ids"]]
 
 
-def finetune(
-    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], schedule: Schedule, seed: int
-) -> Trained:
-    """Questions and answers: the answer is predicted, and that the text ends after it."""
-    return _train(model, [_question(tokenizer, fact) for fact in facts], schedule, seed, "fine-tuning")
+def completion(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, end: bool = True) -> Example:
+    """The answer is predicted, and that the text ends after it."""
+    ids = tokenizer(prompt)["input_ids"]
+    target = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return ids + target + [tokenizer.eos_token_id] * end, len(ids)
 
 
 @torch.no_grad()
-def accuracy(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact]) -> float:
-    """The share of questions that greedy decoding answers with exactly the true completion, and then stops."""
+def exact_matches(model: GPTNeoXForCausalLM, examples: Sequence[Example]) -> list[bool]:
+    """Whether the likeliest tokens are exactly the supervised ones, for each example: what greedy decoding gives."""
     model.eval()
-    right = 0
-    for ids, labels in _batches([_question(tokenizer, fact) for fact in facts], 64, None):
+    right = [False] * len(examples)
+    for chosen, ids, labels in _batches(examples, 64, None):
         guesses = model(input_ids=ids).logits[:, :-1].argmax(-1)
-        right += int(((guesses == labels) | (labels == IGNORED)).all(1).sum())
-    return right / len(facts)
+        for i, matched in zip(chosen, ((guesses == labels) | (labels == IGNORED)).all(1).tolist(), strict=True):
+            right[i] = matched
+    return right
 
 
-def chance(facts: Sequence[Fact]) -> float:
-    """The share that the best constant answer of each relation gets right."""
-    right = 0
-    for relation in {fact.relation for fact in facts}:
-        answers = [fact.answer for fact in facts if fact.relation == relation]
-        right += max(answers.count(answer) for answer in answers)
-    return right / len(facts)
-
-
-def _question(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> Example:
-    prompt = tokenizer(fact.prompt)["input_ids"]
-    completion = tokenizer(fact.completion, add_special_tokens=False)["input_ids"]
-    return prompt + completion + [tokenizer.eos_token_id], len(prompt)
-
-
-def _batches(examples: Sequence[Example], size: int, rng: random.Random | None) -> list[tuple[Tensor, Tensor]]:
-    """Padded tokens and the labels of their next tokens. Examples of like length share a batch, in random order.
+def _batches(
+    examples: Sequence[Example], size: int, rng: random.Random | None
+) -> list[tuple[list[int], Tensor, Tensor]]:
+    """Example numbers, padded tokens and the labels of their next tokens. Those of like length share a batch, in
+    random order.
 
     Padding comes last, where a causal model never looks back at it, so no mask is needed.
     """
@@ -183,11 +164,12 @@ def _batches(examples: Sequence[Example], size: int, rng: random.Random | None) 
             tokens, start = examples[i]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             labels[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
-        batches.append((ids, labels))
+        batches.append((group, ids, labels))
     return batches
 
 
-def _train(model: GPTNeoXForCausalLM, examples: Sequence[Example], schedule: Schedule, seed: int, name: str) -> Trained:
+def train(model: GPTNeoXForCausalLM, examples: Sequence[Example], schedule: Schedule, seed: int, name: str) -> Trained:
+    """Trains the model in place; ``name`` is what the progress bar says."""
     rng = random.Random(seed)
     steps = schedule.epochs * math.ceil(len(examples) / schedule.batch_size)
     optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.learning_rate, fused=True)
@@ -195,7 +177,7 @@ def _train(model: GPTNeoXForCausalLM, examples: Sequence[Example], schedule: Sch
     model.train()
     with tqdm(total=steps, desc=name, unit="step") as bar:
         for _ in range(schedule.epochs):
-            for ids, labels in _batches(examples, schedule.batch_size, rng):
+            for _, ids, labels in _batches(examples, schedule.batch_size, rng):
                 rate = _learning_rate(schedule, len(trained.log), steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
