@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msif.attribution.methods import IHVPS, METHODS
+from msif.attribution.methods import IHVPS
+from msif.cli.checks import check_arguments, check_options
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
 from msif.cli.parsing import (
     Parser,
-    configuration,
     not_negative,
     not_negative_or_auto,
     positive_int,
     run,
+    seed,
     set_up_logging,
     write_configuration,
 )
-from msif.errors import MsifError
 
 EXAMPLE = """example:
   python -m msif.influence --pretrained base --finetuned tuned --pretrained-factors factors/base
@@ -76,9 +75,8 @@ def _add_query_flags(group: Any) -> None:
     )
     group.add_argument(
         "--measurement",
-        default="loss",
         choices=["loss", "margin", "logit"],
-        help="what is explained of an answer: its loss (default), log p/(1-p), or its logit",
+        help="what is explained of an answer: its loss (default), log p/(1-p) (default of trak), or its logit",
     )
     group.add_argument(
         "--max-new-tokens", type=positive_int, default=32, metavar="N", help="longest answer of the model (default 32)"
@@ -90,7 +88,7 @@ def _add_method_flags(group: Any) -> None:
         "--method",
         default="multi-stage",
         metavar="NAME",
-        help="multi-stage (default), single-stage, gdp (gradient dot product), or cosine",
+        help="multi-stage (default), single-stage, gdp (gradient dot product), cosine, cka, trak, or logra",
     )
     group.add_argument(
         "--damping",
@@ -139,14 +137,39 @@ def _add_method_flags(group: Any) -> None:
         "--ihvp-examples",
         type=positive_int,
         metavar="N",
-        help="sequences of the stage's data to solve on (default all)",
+        help="sequences of the stage's data to solve on, or of index data (default all)",
     )
     group.add_argument("--lissa-scale", type=not_negative, metavar="X", help="LiSSA's scale (default: measured)")
     group.add_argument(
         "--arnoldi-top", type=positive_int, default=20, metavar="K", help="Arnoldi's eigenpairs (default 20)"
     )
-    group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now, for a solver")
-    group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now, for a solver")
+    group.add_argument(
+        "--projection-size",
+        type=positive_int,
+        metavar="P",
+        help="trak, logra: a module's gradient is projected to P x P (default 64 and 16)",
+    )
+    group.add_argument(
+        "--projection-dim", type=positive_int, metavar="D", help="trak: features of a sequence in all (default 4096)"
+    )
+    group.add_argument("--projection-seed", type=seed, metavar="S", help="trak, logra: of the projection (default 0)")
+    group.add_argument(
+        "--trak-weighting",
+        choices=["token", "example"],
+        help="trak: 1-p weights each token's gradient (default), or its mean the sequence's",
+    )
+    group.add_argument(
+        "--logra-labels",
+        choices=["sampled", "true"],
+        help="logra: curvature with labels of the model (default), or of the data",
+    )
+    group.add_argument(
+        "--cka-rows",
+        choices=["units", "whole"],
+        help="cka: output units are rows (default), or the whole gradient is one: the squared cosine",
+    )
+    group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now; index data")
+    group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now; index data")
     group.add_argument(
         "--query-rank", type=positive_int, metavar="R", help="keep rank R of each query vector; the error is reported"
     )
@@ -159,9 +182,11 @@ def _add_method_flags(group: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser().parse(arguments)
+    command = parser()
+    args = command.parse(arguments)
     set_up_logging(args.quiet)
     check_arguments(args)
+    check_options(args.method, command.given(arguments))
     from msif.cli.explain import explain, prepare
     from msif.cli.output import new_or_unchanged, report, write
 
@@ -178,76 +203,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         result = explain(job)
     report(result)
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Everything that can be told to be wrong without reading a model.
-
-    Raises:
-        MsifError: flags that contradict each other, or an output folder with other results in it.
-    """
-    from msif.candidates.selection import parse_candidates
-
-    parse_candidates(args.candidates)
-    if args.method not in METHODS:
-        raise MsifError(f"there is no method '{args.method}': choose one of {', '.join(METHODS)}.")
-    if not args.pretrained and not args.finetuned:
-        raise MsifError(
-            "there is no model: give --pretrained and --finetuned, or one of them with --method single-stage."
-        )
-    if bool(args.query) == bool(args.queries):
-        raise MsifError("give either --query TEXT or --queries FILE.")
-    if args.completion and not args.query:
-        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
-    both = bool(args.pretrained and args.finetuned)
-    if args.method == "multi-stage" and not both:
-        raise MsifError("multi-stage influence needs --pretrained and --finetuned; single-stage needs one model.")
-    for which in needed_factors(args):
-        if not getattr(args, f"{which}_factors"):
-            raise MsifError(
-                f"--method {args.method} needs --{which}-factors: make them with python -m msif.fit_factors."
-            )
-    if args.method == "single-stage" and both and args.task == "classification":
-        raise MsifError(
-            "single-stage influence measures the query on the pre-trained model, which is no classifier: "
-            "use --method multi-stage, or leave --pretrained out."
-        )
-    if args.learning_rate_sum and len(args.learning_rate_sum) != 1 + both:
-        raise MsifError("--learning-rate-sum needs one number for each model: pre-training, then fine-tuning.")
-    if args.output:
-        check_output(Path(args.output), args)
-
-
-def needed_factors(args: argparse.Namespace) -> list[str]:
-    """The stages whose curvature a method uses."""
-    if args.method == "multi-stage":
-        return ["pretrained", "finetuned"]
-    return ["pretrained" if args.pretrained else "finetuned"] if args.method == "single-stage" else []
-
-
-def check_output(path: Path, args: argparse.Namespace) -> None:
-    """A folder that holds results of other settings, or something else, is not written to."""
-    import yaml
-
-    if path.exists() and not path.is_dir():
-        raise MsifError(f"{path} is a file: give a folder as --output.")
-    if not path.exists() or not any(path.iterdir()):
-        return
-    config = path / "config.yaml"
-    if not config.is_file():
-        raise MsifError(f"{path} is not empty and holds no results of msif.influence: choose another --output.")
-    try:
-        then = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
-        then = None
-    if not isinstance(then, dict):
-        raise MsifError(f"{config} is damaged: choose another --output or remove that folder.")
-    for key, here in configuration(args).items():
-        if key != "output" and then.get(key) != here:
-            raise MsifError(
-                f"{path} holds results with other settings ({key} is {then.get(key)!r} there and {here!r} now): "
-                "choose another --output or remove that folder."
-            )
 
 
 if __name__ == "__main__":

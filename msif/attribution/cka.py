@@ -22,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from msif.attribution.gradients import Side, query_gradients, sequence_gradient
-from msif.attribution.scorers import InfluenceScorer, Scores
+from msif.attribution.partial import PartialScores
+from msif.attribution.scorers import InfluenceScorer, Scores, score_batches
 from msif.attribution.scoring import CHUNK_ELEMENTS
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors
@@ -65,40 +65,64 @@ class CKAScorer:
         shared, self.left_out = match_modules(list(query_side.tracked), list(candidate_side.tracked))
         if rows == "units":
             single = {module.name for module in candidate_side.tracked if module.block_rows == 1}
+            self.left_out |= {name: "its blocks have one row" for name in shared if name in single}
             shared = [name for name in shared if name not in single]
             if not shared:
                 raise MsifError("every shared block has one row, where CKA is not defined: track larger --modules.")
         self.query_side = query_side.restricted(shared)
         self.candidate_side = candidate_side.restricted(shared)
-        self.measurement, self.rows = measurement, rows
+        self.measurement = measurement
+        self._cosine: InfluenceScorer | None = None
+        if rows == "whole":
+            self._cosine = InfluenceScorer(
+                self.query_side, self.candidate_side, measurement=measurement, normalize="both"
+            )
+
+    def query_vectors(self, queries: Iterable[Any]) -> Any:
+        """Module name -> unit Gram matrices of the queries' blocks, (Q, nb·r·r); for whole rows unit gradients.
+
+        Raises:
+            MsifError: no query, or NaN or infinity in a gradient.
+        """
+        if self._cosine is not None:
+            return self._cosine.query_vectors(queries)
+        device, dtype = device_and_dtype(self.candidate_side.model)
+        vectors = query_gradients(self.query_side, queries, self.measurement)
+        grams: Vectors = {}
+        for module in self.candidate_side.tracked:
+            grams[module.name] = unit_grams(vectors.pop(module.name).to(device, dtype), len(module.blocks))
+        return grams
+
+    def zero_vectors(self, queries: int) -> Any:
+        """Vectors of so many queries, all zero."""
+        if self._cosine is not None:
+            return self._cosine.zero_vectors(queries)
+        device, dtype = device_and_dtype(self.candidate_side.model)
+        sizes = {module.name: len(module.blocks) * module.block_rows**2 for module in self.candidate_side.tracked}
+        return {name: torch.zeros(queries, size, device=device, dtype=dtype) for name, size in sizes.items()}
+
+    def score_vectors(self, vectors: Any, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
+        """Similarity to vectors that ``query_vectors`` made, by one pass over candidates."""
+        if self._cosine is not None:
+            scores = self._cosine.score_vectors(vectors, candidates, partial)
+            return Scores(scores.values**2, scores.candidates)
+        side = self.candidate_side
+        device, _ = device_and_dtype(side.model)
+        consumer = _CKAPass(vectors, side.tracked)
+
+        def score(batch: Any) -> Tensor:
+            capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
+            return consumer.scores
+
+        with Capture(side.model, side.tracked, consumer) as capture:
+            return score_batches(candidates, score, partial)
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         """
         Raises:
             MsifError: no query or no candidate, or NaN or infinity in a gradient.
         """
-        side = self.candidate_side
-        if self.rows == "whole":
-            cosine = InfluenceScorer(self.query_side, side, measurement=self.measurement, normalize="both")
-            scores = cosine.score(queries, candidates)
-            return Scores(scores.values**2, scores.candidates)
-        device, dtype = device_and_dtype(side.model)
-        vectors = query_gradients(self.query_side, queries, self.measurement)
-        grams: Vectors = {}
-        for module in side.tracked:
-            grams[module.name] = unit_grams(vectors.pop(module.name).to(device, dtype), len(module.blocks))
-        consumer = _CKAPass(grams, side.tracked)
-        parts, rows = [], []
-        with Capture(side.model, side.tracked, consumer) as capture:
-            for batch in candidates:
-                capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
-                parts.append(consumer.scores.cpu())
-                rows.append(batch.indices.cpu())
-        if not parts:
-            raise MsifError("there is no candidate to score.")
-        numbers = torch.cat(rows)
-        order = numbers.argsort(stable=True)
-        return Scores(torch.cat(parts)[order].T.contiguous().numpy(), numbers[order].numpy().astype(np.int64))
+        return self.score_vectors(self.query_vectors(queries), candidates)
 
 
 def unit_grams(gradients: Tensor, blocks: int) -> Tensor:

@@ -6,9 +6,8 @@ The rows of C are projected gradients of the sequences that the curvature is tak
 projection of the same H that EK-FAC and CG use, with modules apart, so λ means the same. Matrices are random signs
 (``projection``); the paper's other choice, the leading eigenvectors of K-FAC, is not offered.
 
-Cost: one forward and one backward pass over queries, one forward and two backward over candidates (one, with labels
-"true" or with curvature data); for each module (p_out p_in)² n multiply-adds for n sequences, a third of its cube for
-the solve; n × D features are kept.
+Cost: one forward and one backward pass over queries, over the data of C and over candidates; for each module
+(p_out p_in)² n multiply-adds for n sequences of C, a third of its cube for the solve.
 """
 
 from __future__ import annotations
@@ -16,24 +15,51 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from msif.attribution.gradients import Side
-from msif.attribution.projection import GradientProjector, Projection, add_gram, query_features, solve_damped
-from msif.attribution.scorers import Scores
-from msif.curvature.filters import DampedInverse
+from msif.attribution.projected import ProjectedScorer
+from msif.attribution.projection import GradientProjector, Projection, add_gram, solve_damped
 from msif.errors import MsifError
-from msif.models.capture import Cotangent
 from msif.models.objectives import Measurement, generators_for
-from msif.models.select import match_modules
 
 LABEL_STREAM = 6
 """Of the generator of labels: other than those of the passes that fit factors, and of the projection's bits."""
 
 
-class LoGraScorer:
+DEFAULT_PROJECTION = Projection(p_out=16, p_in=16)
+
+
+class Curvature:
+    """CᵀC of each module, float64, and N; never damped in place."""
+
+    def __init__(self, side: Side, projection: Projection) -> None:
+        self.side = side
+        self.columns = projection.columns(side.tracked)
+        self.tokens = 0
+        self.grams: dict[str, Tensor] = {}
+
+    def add(self, features: Tensor, batch: Any) -> None:
+        self.tokens += int(self.side.objective.supervised_counts(batch).sum())
+        for name, columns in self.columns.items():
+            if name not in self.grams:
+                size = columns.stop - columns.start
+                self.grams[name] = features.new_zeros(size, size, dtype=torch.float64)
+            add_gram(self.grams[name], features[:, columns])
+
+    def solve(self, phi: Tensor, damping: float | None, damping_scale: float) -> Tensor:
+        """(CᵀC/N + λI)⁻¹ φ, module by module; φ (Q, D), result (D, Q)."""
+        result = []
+        for name, columns in self.columns.items():
+            gram = self.grams[name] / max(self.tokens, 1)
+            right = phi[:, columns].T.to(gram.device)
+            result.append(solve_damped(gram, right, damping, damping_scale, f"LoGra's curvature of module '{name}'"))
+        return torch.cat(result)
+
+
+class LoGraScorer(ProjectedScorer[Curvature]):
     """Scores by LoGra; positive for a proponent.
 
     Args:
@@ -64,90 +90,26 @@ class LoGraScorer:
     ) -> None:
         if labels not in ("sampled", "true"):
             raise MsifError(f"LoGra's labels are '{labels}': choose 'sampled' or 'true'.")
-        self.projection = projection or Projection()
-        if self.projection.dimension is not None:
+        projection = projection or DEFAULT_PROJECTION
+        if projection.dimension is not None:
             raise MsifError("LoGra keeps the modules' features apart: give a projection without a dimension.")
-        DampedInverse(damping, damping_scale)  # checks both
-        shared, self.left_out = match_modules(list(query_side.tracked), list(candidate_side.tracked))
-        self.query_side = query_side.restricted(shared)
-        self.candidate_side = candidate_side.restricted(shared)
-        self.measurement, self.labels = measurement, labels
-        self.damping, self.damping_scale = damping, damping_scale
-        self.curvature_data = curvature_data
-        self.seed = seed
-        self._curvature: _Curvature | None = None
+        super().__init__(query_side, candidate_side, projection, measurement, damping, damping_scale, curvature_data)
+        self.labels, self.seed = labels, seed
 
-    def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
-        """
-        Raises:
-            MsifError: nothing to score or to score by, or a curvature that is singular.
-        """
+    def _kernel_of(self, data: Iterable[Any]) -> Curvature:
         side = self.candidate_side
-        phi_q = query_features(self.query_side, queries, self.projection, self.measurement)
-        curvature = self._curvature_of_data()
-        curvature_here = curvature is None
-        if curvature is None:
-            curvature = _Curvature(side, self.projection)
-        cotangents: list[Cotangent] = [side.objective.loss_gradient]
-        if curvature_here and self.labels == "sampled":
-            cotangents.append(self._sampled)
-        parts, rows = [], []
-        with GradientProjector(side, self.projection, cotangents) as project:
-            for batch in candidates:
-                features = project(batch)
-                if curvature_here:
-                    curvature.add(features[-1], batch)
-                parts.append(features[0].cpu())
-                rows.append(batch.indices.cpu())
-        if not parts:
-            raise MsifError("there is no candidate to score.")
-        solved = curvature.solve(phi_q, self.damping, self.damping_scale).cpu()
-        values = torch.cat([(part.to(solved.dtype) @ solved).T for part in parts], dim=1)
-        numbers = torch.cat(rows)
-        order = numbers.argsort(stable=True)
-        return Scores(values[:, order].numpy(), numbers[order].numpy().astype(np.int64))
+        curvature = Curvature(side, self.projection)
+        cotangent = self._sampled if self.labels == "sampled" else side.objective.loss_gradient
+        with GradientProjector(side, self.projection, [cotangent]) as project:
+            for batch in tqdm(data, desc="curvature", unit="batch", disable=None):
+                curvature.add(project(batch)[0], batch)
+        if not curvature.tokens:
+            raise MsifError("LoGra's curvature has no supervised token: give candidates, or curvature data.")
+        return curvature
 
     def _sampled(self, outputs: Tensor, batch: Any) -> Tensor:
         generators = generators_for(self.seed, LABEL_STREAM, batch.indices)
         return self.candidate_side.objective.sampled_loss_gradient(outputs, batch, generators)
 
-    def _curvature_of_data(self) -> _Curvature | None:
-        if self.curvature_data is None or self._curvature is not None:
-            return self._curvature
-        side = self.candidate_side
-        curvature = _Curvature(side, self.projection)
-        cotangent = self._sampled if self.labels == "sampled" else side.objective.loss_gradient
-        with GradientProjector(side, self.projection, [cotangent]) as project:
-            for batch in self.curvature_data:
-                curvature.add(project(batch)[0], batch)
-        if not curvature.tokens:
-            raise MsifError("the curvature data has no supervised token.")
-        self._curvature = curvature
-        return curvature
-
-
-class _Curvature:
-    """CᵀC of each module, float64, and N; never damped in place."""
-
-    def __init__(self, side: Side, projection: Projection) -> None:
-        self.side = side
-        self.columns = projection.columns(side.tracked)
-        self.tokens = 0
-        self.grams: dict[str, Tensor] = {}
-
-    def add(self, features: Tensor, batch: Any) -> None:
-        self.tokens += int(self.side.objective.supervised_counts(batch).sum())
-        for name, columns in self.columns.items():
-            if name not in self.grams:
-                size = columns.stop - columns.start
-                self.grams[name] = features.new_zeros(size, size, dtype=torch.float64)
-            add_gram(self.grams[name], features[:, columns])
-
-    def solve(self, phi: Tensor, damping: float | None, damping_scale: float) -> Tensor:
-        """(CᵀC/N + λI)⁻¹ φ, module by module; φ (Q, D), result (D, Q)."""
-        result = []
-        for name, columns in self.columns.items():
-            gram = self.grams[name] / max(self.tokens, 1)
-            right = phi[:, columns].T.to(gram.device)
-            result.append(solve_damped(gram, right, damping, damping_scale, f"LoGra's curvature of module '{name}'"))
-        return torch.cat(result)
+    def _solved(self, kernel: Curvature, phi: Tensor) -> Tensor:
+        return kernel.solve(phi, self.damping, self.damping_scale)

@@ -1,7 +1,34 @@
 """Names that choose how candidates are scored; light, for the command line's help and early checks."""
 
-METHODS = ("multi-stage", "single-stage", "gdp", "cosine")
+# ⟨v, ∇L(z)⟩, with inverses of the stages in v, or without
+STAGED = ("multi-stage", "single-stage")
+INFLUENCES = (*STAGED, "gdp", "cosine")
+# by projected gradients and their own curvature, which is taken from index data
+PROJECTED = ("trak", "logra")
+METHODS = (*INFLUENCES, "cka", *PROJECTED)
 
 # how a stage's inverse is applied; the last ones solve on the stage's own data
 IHVPS = ("ekfac", "kfac", "diagonal", "identity", "cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi")
 SOLVERS = IHVPS[4:]
+
+# options that not every method reads
+READ_BY = {
+    "damping": (*STAGED, *PROJECTED),
+    "damping_scale": (*STAGED, *PROJECTED),
+    "alpha": ("multi-stage",),
+    "learning_rate_sum": STAGED,
+    "ihvp": STAGED,
+    "ihvp_iterations": STAGED,
+    "ihvp_tolerance": STAGED,
+    "ihvp_examples": (*STAGED, *PROJECTED),
+    "lissa_scale": STAGED,
+    "arnoldi_top": STAGED,
+    "query_rank": INFLUENCES,
+    "normalize": INFLUENCES,
+    "projection_size": PROJECTED,
+    "projection_seed": PROJECTED,
+    "projection_dim": ("trak",),
+    "trak_weighting": ("trak",),
+    "logra_labels": ("logra",),
+    "cka_rows": ("cka",),
+}

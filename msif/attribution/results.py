@@ -36,8 +36,8 @@ class Shown:
     Attributes:
         kind: "proponent" or "opponent".
         rank: its place among the query's candidates, from 1.
-        tokens: (token, its part of the score) in the order of the text.
-        blocks: the parts of the parameter blocks, the largest magnitudes first.
+        tokens: (token, its part of the score) in the order of the text; empty where scores are no such sums.
+        blocks: the parts of the parameter blocks, the largest magnitudes first; empty likewise.
     """
 
     query_id: str

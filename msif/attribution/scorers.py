@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,6 +48,60 @@ class Scorer(Protocol):
     """Anything that yields scores. Batches of queries are numbered 0 … Q−1 by their ``indices``."""
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores: ...
+
+
+class PairScorer(Scorer, Protocol):
+    """A scorer of two models that takes the queries in first, and then passes over candidates once.
+
+    The vectors are its own affair: ∇m with the inverses applied, projected gradients, Gram matrices.
+
+    Attributes:
+        query_side, candidate_side: restricted to the modules that take part.
+        left_out: module name -> why it does not.
+    """
+
+    query_side: Side
+    candidate_side: Side
+    left_out: dict[str, str]
+
+    def query_vectors(self, queries: Iterable[Any]) -> Any: ...
+
+    def zero_vectors(self, queries: int) -> Any:
+        """Vectors of so many queries, all zero: what a pass will cost can be measured with them."""
+        ...
+
+    def score_vectors(self, vectors: Any, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
+        """``partial`` holds what an interrupted run of the same pass had done, and takes in the rest."""
+        ...
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """A scorer whose scores are sums over tokens and over blocks."""
+
+    def explain(self, vectors: Any, candidates: Iterable[Any]) -> list[Contributions]: ...
+
+
+def score_batches(
+    candidates: Iterable[Any], score: Callable[[Any], Tensor], partial: PartialScores | None = None
+) -> Scores:
+    """One pass over candidates, which come out in order of row number; ``score`` takes a batch to its (B, Q).
+
+    Raises:
+        MsifError: there is no candidate.
+    """
+    partial = partial or PartialScores()
+    done = sum(len(rows) for rows in partial.rows)
+    size = getattr(candidates, "size", None)
+    with tqdm(desc="scoring", unit="doc", initial=done, total=size, disable=None) as progress:
+        for batch in batches_after(candidates, partial.batches):
+            partial.add(batch.indices.cpu().numpy(), score(batch).cpu().numpy())
+            progress.update(len(batch))
+    if not partial.rows:
+        raise MsifError("there is no candidate to score.")
+    indices = np.concatenate(partial.rows)
+    order = np.argsort(indices, kind="stable")
+    return Scores(np.concatenate(partial.scores)[order].T.copy(), indices[order])
 
 
 class InfluenceScorer:
@@ -106,6 +160,16 @@ class InfluenceScorer:
             split, self.rank_errors = compress(split, self.query_rank)
         return split
 
+    def zero_vectors(self, queries: int) -> dict[str, QueryVectors]:
+        """Vectors of so many queries, all zero."""
+        device, dtype = device_and_dtype(self.candidate_side.model)
+        vectors = {}
+        for module in self.candidate_side.tracked:
+            weight = torch.zeros(queries, module.d_out, module.d_in, device=device, dtype=dtype)
+            bias = weight.new_zeros(queries, module.d_out) if module.bias else None
+            vectors[module.name] = QueryVectors(weight, bias)
+        return vectors
+
     def score_vectors(
         self, vectors: dict[str, QueryVectors], candidates: Iterable[Any], partial: PartialScores | None = None
     ) -> Scores:
@@ -116,23 +180,15 @@ class InfluenceScorer:
         side, normalized = self.candidate_side, self.normalize != "none"
         device, _ = device_and_dtype(side.model)
         consumer = ScorePass(vectors, with_norms=normalized)
-        partial = partial or PartialScores()
-        done = sum(len(rows) for rows in partial.rows)
-        size = getattr(candidates, "size", None)
-        progress = tqdm(desc="scoring", unit="doc", initial=done, total=size, disable=None)
-        with Capture(side.model, side.tracked, consumer) as capture, progress:
-            for batch in batches_after(candidates, partial.batches):
-                capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
-                scores = consumer.scores
-                if normalized:
-                    scores = scores / consumer.norms.clamp(min=torch.finfo(scores.dtype).tiny)[:, None]
-                partial.add(batch.indices.cpu().numpy(), scores.cpu().numpy())
-                progress.update(len(batch))
-        if not partial.rows:
-            raise MsifError("there is no candidate to score.")
-        indices = np.concatenate(partial.rows)
-        order = np.argsort(indices, kind="stable")
-        return Scores(np.concatenate(partial.scores)[order].T.copy(), indices[order])
+
+        def score(batch: Any) -> Tensor:
+            capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
+            if not normalized:
+                return consumer.scores
+            return consumer.scores / consumer.norms.clamp(min=torch.finfo(consumer.scores.dtype).tiny)[:, None]
+
+        with Capture(side.model, side.tracked, consumer) as capture:
+            return score_batches(candidates, score, partial)
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         return self.score_vectors(self.query_vectors(queries), candidates)

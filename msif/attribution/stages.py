@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
-from msif.attribution.methods import METHODS
-from msif.attribution.scorers import InfluenceScorer
+from msif.attribution.logra import LoGraScorer
+from msif.attribution.methods import METHODS, PROJECTED
+from msif.attribution.scorers import InfluenceScorer, PairScorer
+from msif.attribution.trak import TRAKCheckpoint, TRAKOptions
 from msif.curvature.factors import Factors
 from msif.curvature.filters import DampedInverse, Scale
 from msif.curvature.preconditioners import Preconditioner
@@ -89,16 +92,20 @@ def build_scorer(
     damping: Damping | None = None,
     ihvp: IHVP | None = None,
     **options: Any,
-) -> InfluenceScorer:
+) -> PairScorer:
     """A scorer by name.
 
     multi-stage: ∇m(q; θ_ft)ᵀ (H_ft + (α + λ) I)⁻¹ (H_pt + λ I)⁻¹ ∇L(z; θ_pt).
     single-stage: ∇m(q; θ)ᵀ (H + λ I)⁻¹ ∇L(z; θ) on the pre-trained model, or on the only one given.
     gdp: ∇m(q; θ_ft)ᵀ ∇L(z; θ_pt). cosine: the same of unit vectors.
+    cka: linear CKA of the same two gradients (``CKAScorer``). trak, logra: φ_m(q; θ_ft)ᵀ (K + λI)⁻¹ φ_L(z; θ_pt) of
+    projected gradients (``TRAKCheckpoint``, ``LoGraScorer``), K from the batches of the candidates' stage.
 
     Args:
+        damping: of trak and logra only the number λ is read.
         ihvp: how each stage's inverse is applied; EK-FAC by default.
-        options: passed on to ``InfluenceScorer``.
+        options: passed on to the scorer: ``InfluenceScorer``, ``CKAScorer``, ``LoGraScorer``, or for trak
+            ``TRAKOptions`` and a ``projection``.
 
     Raises:
         MsifError: an unknown method, or one that needs a model or factors that are not given.
@@ -109,6 +116,10 @@ def build_scorer(
     first, last = pretrained or finetuned, finetuned or pretrained
     if first is None or last is None:
         raise MsifError("give a pre-trained or a fine-tuned model.")
+    if method == "cka":
+        return CKAScorer(last.side, first.side, **options)
+    if method in PROJECTED:
+        return _projected(method, last.side, first, damping, options)
     stages: list[Preconditioner] = []
     if method == "multi-stage":
         if pretrained is None or finetuned is None:
@@ -128,6 +139,18 @@ def build_scorer(
     elif method == "cosine":
         options = {**options, "normalize": "both"}
     return InfluenceScorer(last.side, first.side, stages, **options)
+
+
+def _projected(
+    method: str, query_side: Side, first: Stage, damping: Damping, options: dict[str, Any]
+) -> TRAKCheckpoint | LoGraScorer:
+    if damping.damping == "auto":
+        raise MsifError(f"damping 'auto' is for the inverses of stages: give --method {method} a number.")
+    shift: dict[str, Any] = {"damping": damping.damping, "damping_scale": damping.damping_scale}
+    if method == "logra":
+        return LoGraScorer(query_side, first.side, curvature_data=first.batches, **shift, **options)
+    projection, rest = options.get("projection"), {k: v for k, v in options.items() if k != "projection"}
+    return TRAKCheckpoint(query_side, first.side, projection, TRAKOptions(**shift, **rest), first.batches)
 
 
 def _factors(stage: Stage, which: str) -> Factors:

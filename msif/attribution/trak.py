@@ -21,57 +21,153 @@ proponent, as in the paper. The paper's last step, soft thresholding, is left ou
 
 where "token" has its weights inside φ_L, model by model, and no second factor. One checkpoint is the case M = 1.
 
-Cost for each checkpoint: one forward and one backward pass over queries, one forward and two backward over candidates
-(one, for "example" or with kernel data), D² N multiply-adds for N rows of Φ and D³/3 for the solve; N × D features are
-kept.
+Cost for each checkpoint: one forward and one backward pass over queries, over the data of Φ and over candidates; D² N
+multiply-adds for N rows of Φ and D³/3 for the solve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from msif.attribution.gradients import Side
+from msif.attribution.partial import PartialScores
+from msif.attribution.projected import ProjectedScorer
 from msif.attribution.projection import (
     GradientProjector,
     Projection,
     add_gram,
     measurement_cotangent,
-    query_features,
     solve_damped,
 )
 from msif.attribution.scorers import Scores
 from msif.curvature.filters import DampedInverse
 from msif.errors import MsifError
+from msif.models.capture import Cotangent
 from msif.models.objectives import Categorical, Measurement, Objective
-from msif.models.select import match_modules
 
 # as in the published comparison; two-sided features are summed into these many
 DEFAULT_PROJECTION = Projection(p_out=64, p_in=64, dimension=4096)
 
 
-class TRAKScorer:
-    """Scores by TRAK, with one checkpoint or several.
+@dataclass(frozen=True)
+class TRAKOptions:
+    """How a checkpoint scores.
 
     λ is added to ΦᵀΦ, a sum over sequences: a λ of the mean loss (``EKFAC``, ``CG``) is N times larger here, N the
     number of supervised tokens. The paper has λ = 0, which needs more sequences than features.
+
+    Attributes:
+        output: the output function m, by name or as a callable; see ``query_gradients``.
+        weighting: where Q is applied.
+        damping, damping_scale: λ, absolute, or relative to the mean eigenvalue of ΦᵀΦ where no damping is given.
+
+    Raises:
+        MsifError: an unknown choice, or a weighting by example of an output other than the margin.
+    """
+
+    output: str | Measurement = "margin"
+    weighting: Literal["token", "example"] = "token"
+    damping: float | None = None
+    damping_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.weighting not in ("token", "example"):
+            raise MsifError(f"TRAK's weighting is '{self.weighting}': choose 'token' or 'example'.")
+        if self.weighting == "example" and self.output != "margin":
+            raise MsifError("one Q for each example is defined for the margin only: choose the weighting 'token'.")
+        DampedInverse(self.damping, self.damping_scale)  # checks both
+
+
+class TRAKCheckpoint(ProjectedScorer[Tensor]):
+    """Scores by TRAK with one checkpoint; positive for a proponent.
+
+    Args:
+        query_side, candidate_side: as for ``InfluenceScorer``; Φ is the candidate side's.
+        projection: default: 64 × 64 a module, 4096 in all.
+        kernel_data: batches of the sequences of Φ; None takes the candidates. Their kernel is formed once.
+
+    Raises:
+        MsifError: the two sides share no block.
+    """
+
+    def __init__(
+        self,
+        query_side: Side,
+        candidate_side: Side,
+        projection: Projection | None = None,
+        options: TRAKOptions | None = None,
+        kernel_data: Iterable[Any] | None = None,
+    ) -> None:
+        options = options or TRAKOptions()
+        shift = options.damping, options.damping_scale
+        super().__init__(
+            query_side, candidate_side, projection or DEFAULT_PROJECTION, options.output, *shift, kernel_data
+        )
+        self.weighting = options.weighting
+
+    def score_vectors(self, vectors: Tensor, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
+        products, doubts = self.score_parts(vectors, candidates, partial)
+        return products if doubts is None else Scores(products.values * doubts, products.candidates)
+
+    def score_parts(
+        self, vectors: Tensor, candidates: Iterable[Any], partial: PartialScores | None = None
+    ) -> tuple[Scores, np.ndarray | None]:
+        """φ(z)ᵀ v, and Q(z), (N,), where it is one number a sequence."""
+        scores = super().score_vectors(vectors, candidates, partial)
+        if self.weighting == "token":
+            return scores, None
+        return Scores(scores.values[:-1], scores.candidates), scores.values[-1]
+
+    def _kernel_of(self, data: Iterable[Any]) -> Tensor:
+        """ΦᵀΦ, float64, (D, D)."""
+        output = measurement_cotangent(self.candidate_side.objective, self.measurement)
+        total = None
+        with GradientProjector(self.candidate_side, self.projection, [output]) as project:
+            for batch in tqdm(data, desc="kernel", unit="batch", disable=None):
+                features = project(batch)[0]
+                if total is None:
+                    total = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+                add_gram(total, features)
+        if total is None:
+            raise MsifError("there is no sequence to take TRAK's kernel from: give candidates, or kernel data.")
+        return total
+
+    def _solved(self, kernel: Tensor, phi: Tensor) -> Tensor:
+        return solve_damped(kernel, phi.T, self.damping, self.damping_scale, "TRAK's kernel")
+
+    def _cotangent(self) -> Cotangent:
+        if self.weighting == "token":
+            return super()._cotangent()
+        return measurement_cotangent(self.candidate_side.objective, self.measurement)
+
+    def _scores(self, project: GradientProjector, batch: Any, vectors: Tensor) -> Tensor:
+        """φ(z)ᵀ v, (B, Q); weighted by example, Q(z) is one more column."""
+        products = super()._scores(project, batch, vectors)
+        if self.weighting == "token":
+            return products
+        doubt = mean_doubt(self.candidate_side.objective, project.outputs, batch.to(products.device))
+        return torch.cat([products, doubt.to(products.dtype).unsqueeze(1)], dim=1)
+
+
+class TRAKScorer:
+    """Scores by TRAK, with one checkpoint or several.
 
     Args:
         members: the checkpoints, each one ``Side``, or (query side, candidate side). Any collection that can be gone
             over again; one that loads its models as it goes needs the memory of one.
         projection: member i uses its seed + i. Default: 64 × 64 a module, 4096 in all.
-        output: the output function m, by name or as a callable; see ``query_gradients``.
-        weighting: where Q is applied.
-        damping, damping_scale: λ, absolute, or relative to the mean eigenvalue of ΦᵀΦ where no damping is given.
-        kernel_data: batches of the sequences of Φ; None takes the candidates. Their kernel is formed once.
+        kernel_data: batches of the sequences of Φ; None takes the candidates. Their kernels are formed once.
+        options: those of ``TRAKOptions``.
 
     Raises:
-        MsifError: an unknown choice, or a weighting by example of an output other than the margin.
+        MsifError: what ``TRAKOptions`` refuses, or collections that can be gone over only once.
     """
 
     def __init__(
@@ -79,23 +175,14 @@ class TRAKScorer:
         members: Iterable[Side | tuple[Side, Side]],
         projection: Projection | None = None,
         *,
-        output: str | Measurement = "margin",
-        weighting: Literal["token", "example"] = "token",
-        damping: float | None = None,
-        damping_scale: float = 0.1,
         kernel_data: Iterable[Any] | None = None,
+        **options: Any,
     ) -> None:
-        if weighting not in ("token", "example"):
-            raise MsifError(f"TRAK's weighting is '{weighting}': choose 'token' or 'example'.")
-        if weighting == "example" and output != "margin":
-            raise MsifError("one Q for each example is defined for the margin only: choose the weighting 'token'.")
         if iter(members) is members or (kernel_data is not None and iter(kernel_data) is kernel_data):
             raise MsifError("TRAK goes over its checkpoints and kernel data several times: give lists, not iterators.")
-        DampedInverse(damping, damping_scale)  # checks both
         self.members = members
         self.projection = projection or DEFAULT_PROJECTION
-        self.output, self.weighting = output, weighting
-        self.damping, self.damping_scale = damping, damping_scale
+        self.options = TRAKOptions(**options)
         self.kernel_data = kernel_data
         self._kernels: dict[int, Tensor] = {}
 
@@ -106,77 +193,24 @@ class TRAKScorer:
         """
         if iter(queries) is queries or iter(candidates) is candidates:
             raise MsifError("TRAK goes over queries and candidates for each checkpoint: give lists, not iterators.")
-        products, doubts, rows = [], [], torch.empty(0)
+        data = candidates if self.kernel_data is None else self.kernel_data
+        products, doubts = [], []
         for number, member in enumerate(self.members):
-            query_side, candidate_side = member if isinstance(member, tuple) else (member, member)
-            shared, _ = match_modules(list(query_side.tracked), list(candidate_side.tracked))
+            sides = member if isinstance(member, tuple) else (member, member)
             projection = replace(self.projection, seed=(self.projection.seed + number) % 2**64)
-            member_scorer = _Member(self, number, projection, candidate_side.restricted(shared))
-            phi_q = query_features(query_side.restricted(shared), queries, projection, self.output)
-            product, doubt, rows = member_scorer.score(phi_q, candidates)
+            checkpoint = TRAKCheckpoint(*sides, projection, self.options, data)
+            checkpoint.kernel = self._kernels.get(number)
+            vectors = checkpoint.query_vectors(queries)
+            if self.kernel_data is not None and checkpoint.kernel is not None:
+                self._kernels[number] = checkpoint.kernel
+            product, doubt = checkpoint.score_parts(vectors, candidates)
             products.append(product)
             doubts.append(doubt)
         if not products:
             raise MsifError("TRAK needs at least one checkpoint.")
-        values = torch.stack(products).mean(0)
-        if self.weighting == "example":
-            values = values * torch.stack(doubts).mean(0)
-        order = rows.argsort(stable=True)
-        return Scores(values[:, order].numpy(), rows[order].numpy().astype(np.int64))
-
-
-class _Member:
-    """One checkpoint's part of a score."""
-
-    def __init__(self, scorer: TRAKScorer, number: int, projection: Projection, side: Side) -> None:
-        self.scorer, self.number, self.projection, self.side = scorer, number, projection, side
-        self.output = measurement_cotangent(side.objective, scorer.output)
-
-    def score(self, phi_q: Tensor, candidates: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """φ(q)ᵀ (ΦᵀΦ + λI)⁻¹ φ(z) (Q, N), mean 1−p of the candidates (N,), and their row numbers (N,); on the CPU."""
-        by_token, loss = self.scorer.weighting == "token", self.side.objective.loss_gradient
-        total = self._kernel_of_data()
-        kernel_here = total is None
-        cotangents = [self.output] if kernel_here or not by_token else []
-        cotangents += [loss] if by_token else []
-        parts, doubts, rows = [], [], []
-        with GradientProjector(self.side, self.projection, cotangents) as project:
-            for batch in candidates:
-                features = project(batch)
-                if kernel_here:
-                    total = self._added(total, features[0])
-                if not by_token:
-                    on_device = batch.to(features.device)
-                    doubts.append(mean_doubt(self.side.objective, project.outputs, on_device).cpu())
-                parts.append(features[-1].cpu())
-                rows.append(batch.indices.cpu())
-        if total is None or not parts:
-            raise MsifError("there is no candidate to score.")
-        options = self.scorer.damping, self.scorer.damping_scale, "TRAK's kernel"
-        solved = solve_damped(total, phi_q.T.to(total.device), *options).cpu()
-        product = torch.cat([(part.to(solved.dtype) @ solved).T for part in parts], dim=1)
-        return product, torch.cat(doubts).to(solved.dtype) if doubts else torch.empty(0), torch.cat(rows)
-
-    def _kernel_of_data(self) -> Tensor | None:
-        """ΦᵀΦ of the kernel data, float64, (D, D); None where it is to be the candidates'."""
-        if self.scorer.kernel_data is None:
-            return None
-        kernels = self.scorer._kernels
-        if self.number not in kernels:
-            total = None
-            with GradientProjector(self.side, self.projection, [self.output]) as project:
-                for batch in self.scorer.kernel_data:
-                    total = self._added(total, project(batch)[0])
-            if total is None:
-                raise MsifError("there is no kernel data: TRAK needs training sequences.")
-            kernels[self.number] = total
-        return kernels[self.number]
-
-    def _added(self, total: Tensor | None, features: Tensor) -> Tensor:
-        if total is None:
-            total = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-        add_gram(total, features)
-        return total
+        values = np.mean([product.values for product in products], axis=0)
+        known = [doubt for doubt in doubts if doubt is not None]
+        return Scores(values * np.mean(known, axis=0) if known else values, products[0].candidates)
 
 
 def mean_doubt(objective: Objective, outputs: Tensor, batch: Any) -> Tensor:

@@ -9,7 +9,8 @@ from pathlib import Path
 from msif.atomic import write_json
 from msif.attribution.partial import PARTIAL
 from msif.attribution.results import write_scores, write_shown
-from msif.cli.explain import Explanation, Job
+from msif.cli.explain import Explanation
+from msif.cli.job import Job
 from msif.cli.models import versions
 from msif.cli.parsing import configuration
 from msif.reporting.terminal import print_query
@@ -39,7 +40,7 @@ def write(path: Path, job: Job, result: Explanation) -> None:
     """scores.parquet, top.jsonl and manifest.json, each whole or not at all."""
     rows = sorted({int(row) for ranking in result.rankings for row in ranking.rows})
     ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
-    errors = job.scorer.rank_errors
+    errors = job.rank_errors
     provenance = {
         "config": configuration(job.args),
         "versions": versions(),

@@ -43,6 +43,12 @@ class Parser(argparse.ArgumentParser):
             self.error(f"the following arguments are required: {', '.join(missing)}")
         return values
 
+    def given(self, arguments: Sequence[str] | None = None) -> set[str]:
+        """The options that are named on the command line, not in a configuration."""
+        missing = object()
+        untouched = argparse.Namespace(**{action.dest: missing for action in self._actions})
+        return {name for name, value in vars(self.parse_args(arguments, untouched)).items() if value is not missing}
+
     @staticmethod
     def _config_only() -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
-from msif.attribution.methods import SOLVERS
+from msif.attribution.methods import SOLVERS, STAGED
 from msif.attribution.stages import Stage, check_factors
 from msif.cli.flags import field_arguments
 from msif.cli.models import label2id, objective_for
@@ -51,7 +50,7 @@ def stage_of(
     chosen = track_modules(loaded.model, args.modules or "all", args.split_heads is not False)
     tracked = chosen if store is None else _fitted(store, loaded, args, {module.name for module in chosen})
     side = Side(loaded.model, tracked, objective_for(task, loaded))
-    if store is None or args.method not in ("multi-stage", "single-stage"):
+    if store is None or args.method not in STAGED:
         return Stage(side, store)
     tau = natural_tau(loaded.name, loaded.model, tracked, learning_rate_sum) if needs_tau else None
     if args.ihvp not in SOLVERS:
@@ -102,9 +101,7 @@ def stage_batches(
         )
     limits = {name: fitted[name] for name in ("max_length", "batch_tokens", "seed", "window")}
     batches = TokenBatches(corpus, format, loaded.tokenizer, **limits)
-    if examples is None or corpus.size is None or examples >= corpus.size:
-        return batches
-    return replace(batches, indices=_spread(corpus.size, examples))
+    return spread(batches, examples)
 
 
 def _fit_flags(store: FactorStore) -> argparse.Namespace:
@@ -116,5 +113,9 @@ def _fit_flags(store: FactorStore) -> argparse.Namespace:
     return argparse.Namespace(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def _spread(size: int, count: int) -> Sequence[int]:
-    return [place * size // count for place in range(count)]
+def spread(batches: TokenBatches, count: int | None) -> TokenBatches:
+    """Only so many sequences of a corpus, evenly; None keeps all, as does a stream."""
+    size = batches.corpus.size
+    if count is None or size is None or count >= size:
+        return batches
+    return replace(batches, indices=[place * size // count for place in range(count)])

@@ -16,9 +16,8 @@ from torch import Tensor
 from msif.curvature.filters import Scale, per_block
 from msif.curvature.ggn import Operator
 from msif.curvature.preconditioners import Identity, Preconditioner
-from msif.curvature.vectors import Vectors, add, check_right_hand_sides, dot, zeros
+from msif.curvature.vectors import Part, Vectors, add, check_right_hand_sides, dot, zeros
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +42,9 @@ class Solution:
 
 
 class Damped:
-    """H + D, with D = λ times the identity, λ one number or one for each block."""
+    """H + D, with D = λ times the identity, λ one number or one for each block of ``tracked``."""
 
-    def __init__(self, operator: Operator, tracked: Sequence[TrackedModule], damping: Scale) -> None:
+    def __init__(self, operator: Operator, tracked: Sequence[Part], damping: Scale) -> None:
         self.operator, self.damping = operator, damping
         self.blocks = {module.name: len(module.blocks) for module in tracked}
 
@@ -57,6 +56,20 @@ class Damped:
     def _shift(self, name: str, V: Tensor) -> Tensor:
         split = V.unflatten(1, (self.blocks[name], -1))
         return (split * per_block(self.damping, name, split)).flatten(1, 2)
+
+
+def relative_residual(operator: Operator, x: Vectors, b: Vectors) -> Tensor:
+    """‖b − operator · x‖ / ‖b‖, (Q,), float64; one product.
+
+    With an operator over sequences that the solver never saw it says what the solver's own residual cannot: a small
+    set is solved to any tolerance, and may have the wrong curvature.
+
+    Raises:
+        MsifError: a right-hand side is zero, or holds NaN or infinity.
+    """
+    norms = check_right_hand_sides(b)
+    r = add(b, operator.matvec(x), torch.full_like(norms, -1.0))
+    return dot(r, r).sqrt() / norms
 
 
 def conjugate_gradients(
@@ -122,7 +135,7 @@ class CG:
     def __init__(
         self,
         operator: Operator,
-        tracked: Sequence[TrackedModule],
+        tracked: Sequence[Part],
         damping: Scale,
         approximate: Preconditioner | None = None,
         *,

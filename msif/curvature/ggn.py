@@ -2,16 +2,16 @@
 
     H = (1/N) Σ_z J_zᵀ [∇² of the loss in the outputs] J_z
 
-over the tracked parameters. J v is a forward-mode derivative: each tracked map adds V x̄ to its output's tangent, so no
-weight needs a tangent of its own; Jᵀ u is the backward pass of which only x and g are read. A product costs about two
-forward passes and one backward pass over the data for each vector.
+over the tracked maps (``GGN``) or over any parameters (``ParameterGGN``). J v is a forward-mode derivative, Jᵀ u a
+backward pass: a product costs about two forward passes and one backward pass over the data for each vector.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_mode
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msif.curvature.inputs import device_and_dtype
-from msif.curvature.vectors import Vectors
+from msif.curvature.vectors import Part, Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, FiniteGuard
@@ -33,19 +33,28 @@ class Operator(Protocol):
         """H v for Q vectors at once."""
 
 
-class GGN:
-    """Products with H over a fixed set of sequences.
+class Linearised(Protocol):
+    """A model around its parameters, for one product."""
+
+    def add_product(self, objective: Objective, batch: Any, vectors: Vectors, sums: Vectors, query: int) -> None:
+        """sums[query] += Σ_z Jᵀ [∇² L] J v of a batch."""
+
+
+P = TypeVar("P", bound=Part)
+
+
+class GaussNewton(ABC, Generic[P]):
+    """Products with H over a fixed set of sequences; a subclass says how v enters the model and Jᵀ u is read.
 
     Args:
+        tracked: the parts of the vectors.
         batches: gone over once a product; a list, or anything that gives the same batches each time.
 
     Raises:
-        MsifError: no data, an iterator, or a product that holds NaN or infinity.
+        MsifError: no data, an iterator, vectors over other parts, or a product that holds NaN or infinity.
     """
 
-    def __init__(
-        self, model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batches: Iterable[Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, tracked: Sequence[P], objective: Objective, batches: Iterable[Any]) -> None:
         if iter(batches) is batches:
             raise MsifError("the data is gone over once a product: give a list of batches, not an iterator.")
         self.model, self.tracked, self.objective, self.batches = model, tracked, objective, batches
@@ -53,11 +62,15 @@ class GGN:
         self.products = 0
 
     def matvec(self, vectors: Vectors) -> Vectors:
-        """H v for each of Q vectors, (Q, d_out, d) a module."""
+        """H v for each of Q vectors, (Q, rows, columns) a part."""
+        names = [part.name for part in self.tracked]
+        if vectors.keys() != set(names):
+            odd = sorted(vectors.keys() ^ set(names))[0]
+            raise MsifError(f"'{odd}' is in the vectors or in the curvature only: track the same for both.")
         queries = next(iter(vectors.values())).shape[0]
-        sums = {module.name: torch.zeros_like(vectors[module.name]) for module in self.tracked}
+        sums = {name: torch.zeros_like(vectors[name]) for name in names}
         supervised = 0
-        with _Linearised(self.model, self.tracked) as linearised:
+        with self._linearised() as linearised:
             for batch in self.batches:
                 batch = batch.to(self.device)
                 supervised += int(self.objective.supervised_counts(batch).sum())
@@ -68,8 +81,22 @@ class GGN:
         self.products += queries
         return {name: total / supervised for name, total in sums.items()}
 
+    @abstractmethod
+    def _linearised(self) -> AbstractContextManager[Linearised]: ...
 
-class _Linearised:
+
+class GGN(GaussNewton[TrackedModule]):
+    """H over tracked maps, (Q, d_out, d) each.
+
+    Each map adds V x̄ to its output's tangent, so no weight needs a tangent of its own; of the backward pass only x and
+    g are read.
+    """
+
+    def _linearised(self) -> AbstractContextManager[Linearised]:
+        return _LinearisedMaps(self.model, self.tracked)
+
+
+class _LinearisedMaps:
     """The model with tangents of its tracked maps: one forward pass gives outputs and J v."""
 
     def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule]) -> None:
@@ -77,7 +104,7 @@ class _Linearised:
         self._vectors: Vectors = {}
         self._query = 0
 
-    def __enter__(self) -> _Linearised:
+    def __enter__(self) -> _LinearisedMaps:
         self._consumer = _WeightGradients()
         with ExitStack() as stack:
             # fused attention kernels have no forward-mode derivative
@@ -95,7 +122,6 @@ class _Linearised:
         self._stack.close()
 
     def add_product(self, objective: Objective, batch: Any, vectors: Vectors, sums: Vectors, query: int) -> None:
-        """sums[query] += Σ_z Jᵀ [∇² L] J v of a batch."""
         self._vectors, self._query = vectors, query
         self._consumer.sums, self._consumer.query = sums, query
 

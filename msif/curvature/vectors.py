@@ -1,6 +1,12 @@
-"""Vectors over the tracked parameters: module name -> (Q, d_out, d), Q of them at once, d = d_in + bias."""
+"""Vectors over the tracked parameters: module name -> (Q, d_out, d), Q of them at once, d = d_in + bias.
+
+Over single parameters: parameter name -> (Q, rows, columns). Solvers need no more of either than ``Part`` says.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,6 +15,21 @@ from torch import Tensor
 from msif.errors import MsifError
 
 Vectors = dict[str, Tensor]
+
+
+class Part(Protocol):
+    """What a vector is made of: a tracked module or a parameter."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+
+    @property
+    def blocks(self) -> Sequence[object]:
+        """Of equal numbers of rows, each with a damping of its own."""
 
 
 def dot(a: Vectors, b: Vectors) -> Tensor:

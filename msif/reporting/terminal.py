@@ -14,7 +14,7 @@ WORDS = 4
 
 
 def print_query(prompt: str, answer: str, shown: Sequence[Shown], console: Console | None = None) -> None:
-    """One query's proponents and opponents, with the words that carry most of each score."""
+    """One query's proponents and opponents, with the words that carry most of each score where these are known."""
     console = console or Console(width=None if Console().is_terminal else 120)
     console.print()
     console.print(Text.assemble(("query  ", "bold"), " ".join(prompt.split())))
@@ -31,12 +31,21 @@ def _table(kind: str, rows: Sequence[Shown]) -> Table:
     table.add_column("score", justify="right")
     table.add_column("document", no_wrap=True)
     table.add_column("text", ratio=3)
-    table.add_column("words that carry it", ratio=1)
+    explained = any(document.tokens for document in rows)  # not every method has parts
+    if explained:
+        table.add_column("words that carry it", ratio=1)
     for document in rows:
         text = " ".join(document.text.split())
         excerpt = text if len(text) <= 200 else f"{text[:197]}..."
-        words = Text(", ".join(strongest_words(document)))
-        table.add_row(str(document.rank), f"{document.score:.4g}", str(document.candidate_id), Text(excerpt), words)
+        cells: list[str | Text] = [
+            str(document.rank),
+            f"{document.score:.4g}",
+            str(document.candidate_id),
+            Text(excerpt),
+        ]
+        if explained:
+            cells.append(Text(", ".join(strongest_words(document))))
+        table.add_row(*cells)
     return table
 
 

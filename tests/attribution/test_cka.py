@@ -124,7 +124,9 @@ def test_blocks_of_one_row_are_left_out():
     sides = [Side(model, track_plain(model), Classify()) for model in (single, mixed)]
     with pytest.raises(MsifError, match="one row"):
         CKAScorer(sides[0], sides[0])
-    assert [module.d_out for module in CKAScorer(sides[1], sides[1]).candidate_side.tracked] == [5]
+    scorer = CKAScorer(sides[1], sides[1])
+    assert [module.d_out for module in scorer.candidate_side.tracked] == [5]
+    assert list(scorer.left_out.values()) == ["its blocks have one row"]
 
 
 def test_refusals(side):

@@ -139,7 +139,7 @@ def test_refusals(side):
         LoGraScorer(side, side, Projection(dimension=64))
     with pytest.raises(MsifError, match="0 or larger"):
         LoGraScorer(side, side, damping_scale=-0.1)
-    with pytest.raises(MsifError, match="no candidate"):
+    with pytest.raises(MsifError, match="no supervised token"):
         LoGraScorer(side, side, SMALL).score(queries, [])
     with pytest.raises(MsifError, match="no query"):
         LoGraScorer(side, side, SMALL).score([], texts)

@@ -1,14 +1,20 @@
 """Damping of the stages, methods by name, and what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import alone, documents, tiny_lm
 from test_factors_dense import fitted
 
+from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.logra import LoGraScorer
+from msif.attribution.methods import METHODS, READ_BY
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer
 from msif.attribution.scoring import QueryVectors, compress
 from msif.attribution.stages import Damping, Stage, build_scorer
+from msif.attribution.trak import TRAKScorer
 from msif.curvature.filters import DampedInverse
 from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
@@ -72,7 +78,7 @@ def test_training_is_asked_for_only_where_it_is_used():
 def test_methods_by_name_are_what_they_say(stages):
     pretrained, finetuned = stages
     queries, texts = alone(documents([5], seed=4)), [collate(documents([4, 6, 5], seed=5))]
-    damping = Damping(0.05, alpha=0.02)
+    damping, index = Damping(0.05, alpha=0.02), [collate(documents([7, 4, 8], seed=6))]
     by_hand = {
         "multi-stage": InfluenceScorer(
             finetuned.side,
@@ -84,7 +90,12 @@ def test_methods_by_name_are_what_they_say(stages):
         ),
         "gdp": InfluenceScorer(finetuned.side, pretrained.side),
         "cosine": InfluenceScorer(finetuned.side, pretrained.side, normalize="both"),
+        "cka": CKAScorer(finetuned.side, pretrained.side),
+        "trak": TRAKScorer([(finetuned.side, pretrained.side)], damping=0.05, kernel_data=index),
+        "logra": LoGraScorer(finetuned.side, pretrained.side, damping=0.05, curvature_data=index),
     }
+    assert by_hand.keys() == set(METHODS)
+    pretrained = replace(pretrained, batches=index)
     for name, scorer in by_hand.items():
         got = build_scorer(name, pretrained, finetuned, damping).score(queries, texts).values
         torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(scorer.score(queries, texts).values))
@@ -111,6 +122,10 @@ def test_refusals(stages):
         build_scorer("multi-stage", pretrained, None)
     with pytest.raises(MsifError, match="finetuned-factors"):
         build_scorer("multi-stage", pretrained, Stage(finetuned.side))
+    with pytest.raises(MsifError, match="give --method trak a number"):
+        build_scorer("trak", pretrained, finetuned, Damping("auto"))
+    with pytest.raises(MsifError, match="only where the index data are given"):
+        build_scorer("logra", pretrained, finetuned).query_vectors(queries)
     scorer = build_scorer("gdp", pretrained, finetuned)
     with pytest.raises(MsifError, match="lists"):
         EnsembleScorer([scorer, scorer]).score(iter(queries), texts)
@@ -137,3 +152,28 @@ def test_subspace_iteration_is_as_good_as_the_full_decomposition():
     torch.testing.assert_close(errors, exact.expand(2), rtol=1e-3, atol=0.0)
     lost = (weight - compressed["m"].dense()).square().sum((1, 2)).sqrt() / weight.square().sum((1, 2)).sqrt()
     torch.testing.assert_close(errors, lost, rtol=1e-6, atol=0.0)
+
+
+def test_options_name_methods_and_flags_that_there_are():
+    from msif.influence import parser
+
+    flags = {action.dest for action in parser()._actions}
+    assert flags >= READ_BY.keys() and {name for readers in READ_BY.values() for name in readers} <= set(METHODS)
+
+
+def test_zero_vectors_are_shaped_like_a_querys(stages):
+    """And give zero scores, whatever the method keeps of a query."""
+    pretrained, finetuned = replace(stages[0], batches=[collate(documents([7, 4, 8], seed=6))]), stages[1]
+    queries, texts = alone(documents([5, 6], seed=4)), [collate(documents([4, 6, 5], seed=5))]
+
+    def shapes(value):
+        if isinstance(value, torch.Tensor):
+            return value.shape, value.dtype
+        parts = value if isinstance(value, dict) else vars(value)
+        return {name: shapes(part) for name, part in parts.items() if part is not None}
+
+    for name in METHODS:
+        scorer = build_scorer(name, pretrained, finetuned, Damping(0.05))
+        zero = scorer.zero_vectors(2)
+        assert shapes(zero) == shapes(scorer.query_vectors(queries))
+        assert not scorer.score_vectors(zero, texts).values.any()

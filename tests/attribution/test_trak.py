@@ -141,7 +141,7 @@ def test_relative_damping_and_a_kernel_of_other_data():
     product, doubt = direct(side, SMALL, damping, "token", others)
     for _ in range(2):  # the kernel is kept, and never damped in place
         close(scorer.score(alone(QUERIES), alone(TEXTS)), product)
-    scorer.damping = 2.0
+    scorer.options = replace(scorer.options, damping=2.0)
     close(scorer.score(alone(QUERIES), alone(TEXTS)), direct(side, SMALL, 2.0, "token", others)[0])
     scorer = TRAKScorer([side], SMALL, weighting="example", damping_scale=0.2, kernel_data=alone(others))
     close(scorer.score(alone(QUERIES), alone(TEXTS)), direct(side, SMALL, damping, "example", others)[0] * doubt)
@@ -201,11 +201,11 @@ def test_refusals():
         TRAKScorer([side], SMALL).score(iter(queries), texts)
     with pytest.raises(MsifError, match="at least one checkpoint"):
         TRAKScorer([], SMALL).score(queries, texts)
-    with pytest.raises(MsifError, match="no candidate"):
+    with pytest.raises(MsifError, match="no sequence"):
         TRAKScorer([side], SMALL).score(queries, [])
     with pytest.raises(MsifError, match="no query"):
         TRAKScorer([side], SMALL).score([], texts)
-    with pytest.raises(MsifError, match="no kernel data"):
+    with pytest.raises(MsifError, match="no sequence"):
         TRAKScorer([side], SMALL, kernel_data=[]).score(queries, texts)
     with pytest.raises(MsifError, match="singular"):
         TRAKScorer([side], SMALL, damping=0.0).score(queries, texts)

@@ -1,0 +1,97 @@
+"""What the influence command can refuse from its flags alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from msif.attribution.methods import METHODS, PROJECTED, READ_BY
+from msif.cli.parsing import configuration
+from msif.errors import MsifError
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Everything that can be told to be wrong without reading a model.
+
+    Raises:
+        MsifError: flags that contradict each other, or an output folder with other results in it.
+    """
+    from msif.candidates.selection import parse_candidates
+
+    parse_candidates(args.candidates)
+    if args.method not in METHODS:
+        raise MsifError(f"there is no method '{args.method}': choose one of {', '.join(METHODS)}.")
+    if not args.pretrained and not args.finetuned:
+        raise MsifError(
+            "there is no model: give --pretrained and --finetuned, or one of them with --method single-stage."
+        )
+    if bool(args.query) == bool(args.queries):
+        raise MsifError("give either --query TEXT or --queries FILE.")
+    if args.completion and not args.query:
+        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
+    both = bool(args.pretrained and args.finetuned)
+    if args.method == "multi-stage" and not both:
+        raise MsifError("multi-stage influence needs --pretrained and --finetuned; single-stage needs one model.")
+    for which in needed_factors(args):
+        if not getattr(args, f"{which}_factors"):
+            raise MsifError(
+                f"--method {args.method} needs --{which}-factors: make them with python -m msif.fit_factors."
+            )
+    if args.method in PROJECTED and args.damping == "auto":
+        raise MsifError(f"--damping auto is for the inverses of stages: give --method {args.method} a number.")
+    if args.method == "trak" and args.trak_weighting == "example" and args.measurement not in (None, "margin"):
+        raise MsifError("--trak-weighting example is defined for --measurement margin only: leave one of them out.")
+    if args.method == "single-stage" and both and args.task == "classification":
+        raise MsifError(
+            "single-stage influence measures the query on the pre-trained model, which is no classifier: "
+            "use --method multi-stage, or leave --pretrained out."
+        )
+    if args.learning_rate_sum and len(args.learning_rate_sum) != 1 + both:
+        raise MsifError("--learning-rate-sum needs one number for each model: pre-training, then fine-tuning.")
+    if args.output:
+        check_output(Path(args.output), args)
+
+
+def check_options(method: str, given: Iterable[str]) -> None:
+    """Options that a method does not read must not be given to it; those of a configuration are left alone.
+
+    Args:
+        given: named on the command line. A configuration may be of another method, which is asked for with its flags.
+    """
+    for option in sorted(READ_BY.keys() & set(given)):
+        if method not in READ_BY[option]:
+            flag, readers = option.replace("_", "-"), ", ".join(READ_BY[option])
+            raise MsifError(f"--method {method} does not read --{flag}: leave it out, or use it with {readers}.")
+
+
+def needed_factors(args: argparse.Namespace) -> list[str]:
+    """The stages whose curvature a method uses."""
+    if args.method == "multi-stage":
+        return ["pretrained", "finetuned"]
+    return ["pretrained" if args.pretrained else "finetuned"] if args.method == "single-stage" else []
+
+
+def check_output(path: Path, args: argparse.Namespace) -> None:
+    """A folder that holds results of other settings, or something else, is not written to."""
+    import yaml
+
+    if path.exists() and not path.is_dir():
+        raise MsifError(f"{path} is a file: give a folder as --output.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise MsifError(f"{path} is not empty and holds no results of msif.influence: choose another --output.")
+    try:
+        then = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        then = None
+    if not isinstance(then, dict):
+        raise MsifError(f"{config} is damaged: choose another --output or remove that folder.")
+    for key, here in configuration(args).items():
+        if key != "output" and then.get(key) != here:
+            raise MsifError(
+                f"{path} holds results with other settings ({key} is {then.get(key)!r} there and {here!r} now): "
+                "choose another --output or remove that folder."
+            )

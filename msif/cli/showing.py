@@ -1,0 +1,86 @@
+"""The documents that are shown for a query, with the parts of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from msif.attribution.contributions import Contributions, block_names
+from msif.attribution.results import Ranking, Shown
+from msif.attribution.scorers import Explainer
+from msif.cli.job import Job
+
+
+def shown_documents(job: Job, vectors: Any, rankings: Sequence[Ranking]) -> list[Shown]:
+    """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
+    shown: list[Shown] = []
+    for number, ranking in enumerate(tqdm(rankings, desc="explaining", unit="query", disable=None)):
+        chosen = _pick(ranking, job.args.top_k)
+        if chosen:
+            rows = [int(ranking.rows[place]) for _, place in chosen]
+            parts = _parts(job, vectors, number, rows)
+            shown.extend(_shown_for(job, parts, ranking, chosen))
+    return shown
+
+
+def _parts(job: Job, vectors: Any, number: int, rows: Sequence[int]) -> dict[int, Contributions]:
+    """Row number -> parts of one query's scores; empty where scores are no sums over tokens and blocks."""
+    if not isinstance(job.scorer, Explainer):
+        return {}
+    own = {name: v.only(number) for name, v in vectors.items()}
+    return {part.index: part for part in job.scorer.explain(own, job.documents(rows))}
+
+
+def _shown_for(
+    job: Job, parts: Mapping[int, Contributions], ranking: Ranking, chosen: Sequence[tuple[str, int]]
+) -> Iterator[Shown]:
+    """The chosen documents of one query, and the parts of their scores that are known."""
+    rows = [int(ranking.rows[place]) for _, place in chosen]
+    tokens, blocks = _by_token(job, parts), _by_block(job, parts)
+    texts = {row: job.format.text_of(values, f"row {row}") for row, values in job.corpus.rows(rows)}
+    ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
+    query = ranking.query
+    for row, (kind, place) in zip(rows, chosen, strict=True):
+        yield Shown(
+            query_id=query.id,
+            prompt=query.prompt,
+            completion=query.completion,
+            label=query.label,
+            kind=kind,
+            rank=place + 1,
+            candidate_id=ids[row],
+            score=float(ranking.scores[place]),
+            text=texts[row],
+            tokens=tokens.get(row, []),
+            blocks=blocks.get(row, {}),
+        )
+
+
+def _by_token(job: Job, parts: Mapping[int, Contributions]) -> dict[int, list[tuple[str, float]]]:
+    """Row number -> (token, its part) in the order of the text."""
+    documents = job.documents(list(parts)).documents() if parts else ()
+    result = {}
+    for document in documents:
+        words = [str(job.candidate_model.tokenizer.decode([int(token)])) for token in document.input_ids]
+        result[document.index] = list(zip(words, parts[document.index].tokens[0].tolist(), strict=True))
+    return result
+
+
+def _by_block(job: Job, parts: Mapping[int, Contributions]) -> dict[int, dict[str, float]]:
+    """Row number -> block's name -> its part, the largest magnitudes first."""
+    names = block_names(job.scorer.candidate_side.tracked)
+    result = {}
+    for row, part in parts.items():
+        blocks = zip(names, part.blocks[0].tolist(), strict=True)
+        result[row] = dict(sorted(blocks, key=lambda block: -abs(block[1])))
+    return result
+
+
+def _pick(ranking: Ranking, k: int) -> list[tuple[str, int]]:
+    """(kind, place) of the first k with positive scores, and of the last k with negative ones, strongest first."""
+    places = range(len(ranking.rows))
+    proponents = [("proponent", place) for place in places if ranking.scores[place] > 0][:k]
+    opponents = [("opponent", place) for place in reversed(places) if ranking.scores[place] < 0][:k]
+    return proponents + opponents

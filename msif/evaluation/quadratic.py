@@ -1,0 +1,160 @@
+"""Whether a loss is the quadratic that influence functions take it for, on the way from one model to another.
+
+Along θ_0 + tΔ, over the tracked maps, the mean loss of a token is compared with its expansion
+
+    L(θ_0 + tΔ) − L(θ_0)  ≈  t gᵀΔ + ½ t² ΔᵀHΔ
+
+with the gradient g and the Gauss-Newton matrix H of the same data at θ_0. What separates the two sides is higher order
+(and the part of the Hessian that the Gauss-Newton matrix leaves out); what separates ΔᵀHΔ from EK-FAC's is the
+approximation of H.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
+
+from msif.attribution.gradients import Side
+from msif.curvature.ggn import GGN
+from msif.curvature.inputs import device_and_dtype
+from msif.curvature.vectors import Vectors, dot
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule, augmented_weight
+from msif.models.capture import Capture, frozen
+from msif.models.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """In nats per supervised token: gᵀΔ, and ½ΔᵀHΔ with the exact Gauss-Newton matrix."""
+
+    linear: float
+    quadratic: float
+
+    def at(self, t: float) -> float:
+        return t * self.linear + t * t * self.quadratic
+
+
+def changes_of(
+    first: nn.Module, tracked: Sequence[TrackedModule], second: nn.Module, others: Sequence[TrackedModule]
+) -> dict[str, Tensor]:
+    """Δ = W̄_1 − W̄_0 in float32 or better, for each tracked module of the first model that the second has by name."""
+    paths = {module.name: module.path for module in others}
+    changes = {}
+    for module in tracked:
+        if module.name in paths:
+            a = augmented_weight(first.get_submodule(module.path))
+            wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+            b = augmented_weight(second.get_submodule(paths[module.name]))
+            changes[module.name] = b.to(a.device, wide) - a.to(wide)
+    return changes
+
+
+@contextmanager
+def moved(
+    model: nn.Module, tracked: Sequence[TrackedModule], changes: Mapping[str, Tensor], t: float
+) -> Iterator[None]:
+    """The model with W̄ + tΔ in its tracked maps inside the block, and its own weights back after it."""
+    kept = {
+        parameter: parameter.detach().clone()
+        for module in tracked
+        for parameter in model.get_submodule(module.path).parameters(recurse=False)
+    }
+    try:
+        with torch.no_grad():
+            for module in tracked:
+                _add(model.get_submodule(module.path), module, t * changes[module.name])
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in kept.items():
+                parameter.copy_(value)
+
+
+def _add(inner: Any, module: TrackedModule, change: Tensor) -> None:
+    weight = change[:, : module.d_in]
+    inner.weight.add_(weight.T if isinstance(inner, Conv1D) else weight)
+    if module.bias:
+        inner.bias.add_(change[:, -1])
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, objective: Objective, batches: Iterable[Any]) -> float:
+    """Mean loss of a supervised token, summed in float64.
+
+    Raises:
+        MsifError: there is no supervised token.
+    """
+    device, _ = device_and_dtype(model)
+    loss, tokens = 0.0, 0
+    with frozen(model):
+        for batch in batches:
+            batch = batch.to(device)
+            loss += objective.losses(objective.outputs(model, batch), batch).double().sum().item()
+            tokens += int(objective.supervised_counts(batch).sum())
+    if tokens == 0:
+        raise MsifError("the data has no supervised token to take the loss of.")
+    return loss / tokens
+
+
+def losses_along(
+    side: Side, changes: Mapping[str, Tensor], batches: Sequence[Any], fractions: Sequence[float]
+) -> list[float]:
+    """The mean loss at each fraction of the way; one forward pass over the data for each."""
+    losses = []
+    for t in tqdm(fractions, desc="losses along the way", unit="point", disable=None):
+        with moved(side.model, side.tracked, changes, t):
+            losses.append(mean_loss(side.model, side.objective, batches))
+    return losses
+
+
+def expansion(side: Side, changes: Mapping[str, Tensor], batches: Sequence[Any]) -> Expansion:
+    """g and H of the data at the model's own parameters: about four passes forward and two backward."""
+    device, dtype = device_and_dtype(side.model)
+    delta: Vectors = {name: change.to(device, dtype).unsqueeze(0) for name, change in changes.items()}
+    product = GGN(side.model, side.tracked, side.objective, batches).matvec(delta)
+    return Expansion(_slope(side, delta, batches), 0.5 * dot(delta, product).item())
+
+
+def _slope(side: Side, delta: Vectors, batches: Sequence[Any]) -> float:
+    """gᵀΔ per supervised token."""
+    device, _ = device_and_dtype(side.model)
+    consumer = _Slope(delta)
+    tokens = 0
+    with Capture(side.model, side.tracked, consumer) as capture:
+        for batch in batches:
+            batch = batch.to(device)
+            tokens += int(side.objective.supervised_counts(batch).sum())
+            capture.run(side.objective, batch, [side.objective.loss_gradient])
+    if not math.isfinite(consumer.total):
+        raise MsifError("the gradient of the data holds NaN or infinity: load the model in float32.")
+    return consumer.total / tokens
+
+
+class _Slope:
+    """Σ_z Σ_t g_tᵀ Δ x̄_t."""
+
+    def __init__(self, delta: Vectors) -> None:
+        self.delta, self.total = delta, 0.0
+
+    def begin(self, batch: Any, objective: Objective) -> None: ...
+
+    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
+        return x
+
+    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+        change = self.delta[module.name][0]
+        mapped = saved.to(change.dtype) @ change[:, : module.d_in].T
+        if module.bias:
+            mapped = mapped + change[:, -1]
+        self.total += (mapped * g).sum(dtype=torch.float64).item()
+
+    def end(self, batch: Any) -> None: ...
