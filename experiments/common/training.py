@@ -1,4 +1,4 @@
-"""Training small GPT-NeoX models: on texts, and on prompts with completions.
+"""Training small GPT-NeoX models: on texts, on prompts with completions, and as classifiers.
 
 A plain loop in place of the Trainer of `transformers`, which leaves beside the model the same two files: the learning
 rate of each step in `trainer_state.json`, and Adam's moments in `optimizer.pt`, with the Trainer's parameter groups.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXPreTrainedModel, PreTrainedTokenizerFast
 from transformers.trainer_pt_utils import get_parameter_names
 
 IGNORED = -100  # the label of an unsupervised position
@@ -27,7 +27,35 @@ PAD, END = "<|padding|>", "<|endoftext|>"
 # What `Trainer.get_decay_parameter_names` leaves without weight decay, besides the parameters of layer norms.
 NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
-Example = tuple[list[int], int]  # the tokens, and how many of them at the start are not supervised
+# the tokens, and how many of them at the start are not supervised; for a classifier the tokens and the class
+Example = tuple[list[int], int]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted from B padded examples of T tokens: P labels each, of V classes.
+
+    Attributes:
+        labels: (examples, T) -> (B, P), IGNORED where nothing is supervised.
+        logits: (model, token ids (B, T)) -> (B, P, V), or (B, V) where labels are (B,).
+    """
+
+    labels: Callable[[Sequence[Example], int], Tensor]
+    logits: Callable[[nn.Module, Tensor], Tensor]
+
+
+def _next_tokens(examples: Sequence[Example], length: int) -> Tensor:
+    labels = torch.full((len(examples), length - 1), IGNORED)
+    for row, (tokens, start) in enumerate(examples):
+        labels[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
+    return labels
+
+
+NEXT_TOKENS = Task(_next_tokens, lambda model, ids: model(input_ids=ids).logits[:, :-1])
+CLASSES = Task(
+    lambda examples, length: torch.tensor([label for _, label in examples]),
+    lambda model, ids: model(input_ids=ids).logits,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +82,7 @@ class Schedule:
 class Trained:
     """What a stage ends with; `save` writes it as a folder of `transformers`."""
 
-    model: GPTNeoXForCausalLM
+    model: GPTNeoXPreTrainedModel
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     log: list[dict] = field(default_factory=list)
@@ -129,24 +157,42 @@ def completion(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, end
 
 
 @torch.no_grad()
-def exact_matches(model: GPTNeoXForCausalLM, examples: Sequence[Example]) -> list[bool]:
+def exact_matches(model: nn.Module, examples: Sequence[Example]) -> list[bool]:
     """Whether the likeliest tokens are exactly the supervised ones, for each example: what greedy decoding gives."""
-    model.eval()
     right = [False] * len(examples)
-    for chosen, ids, labels in _batches(examples, 64, None):
-        guesses = model(input_ids=ids).logits[:, :-1].argmax(-1)
-        for i, matched in zip(chosen, ((guesses == labels) | (labels == IGNORED)).all(1).tolist(), strict=True):
-            right[i] = matched
+    for chosen, labels, logits in _predictions(model, examples):
+        matched = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).tolist()
+        for i, match in zip(chosen, matched, strict=True):
+            right[i] = match
     return right
 
 
-def _batches(
-    examples: Sequence[Example], size: int, rng: random.Random | None
-) -> list[tuple[list[int], Tensor, Tensor]]:
-    """Example numbers, padded tokens and the labels of their next tokens. Those of like length share a batch, in
-    random order.
+@torch.no_grad()
+def log_probabilities(model: nn.Module, examples: Sequence[Example]) -> list[float]:
+    """The log probability of all supervised tokens together, for each example."""
+    found = [0.0] * len(examples)
+    for chosen, labels, logits in _predictions(model, examples):
+        losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none")
+        for i, total in zip(chosen, losses.sum(1, dtype=torch.float64).tolist(), strict=True):
+            found[i] = -total
+    return found
 
-    Padding comes last, where a causal model never looks back at it, so no mask is needed.
+
+def _predictions(model: nn.Module, examples: Sequence[Example]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Example numbers, labels (B, T) and the logits that predict them (B, T, V), batch by batch."""
+    model.eval()
+    device = next(model.parameters()).device
+    for chosen, ids, labels in _batches(examples, 64, None):
+        yield chosen, labels.to(device), model(input_ids=ids.to(device)).logits[:, :-1]
+
+
+def _batches(
+    examples: Sequence[Example], size: int, rng: random.Random | None, task: Task = NEXT_TOKENS
+) -> list[tuple[list[int], Tensor, Tensor]]:
+    """Example numbers, padded tokens and labels. Examples of like length share a batch, in random order.
+
+    Padding comes last, where a causal model never looks back at it, so no mask is needed; its id is the padding
+    token's, by which a classifier's head finds the end.
     """
     order = list(range(len(examples)))
     if rng:
@@ -157,49 +203,68 @@ def _batches(
         rng.shuffle(groups)
     batches = []
     for group in groups:
-        length = max(len(examples[i][0]) for i in group)
+        chosen = [examples[i] for i in group]
+        length = max(len(tokens) for tokens, _ in chosen)
         ids = torch.zeros(len(group), length, dtype=torch.long)
-        labels = torch.full((len(group), length - 1), IGNORED)
-        for row, i in enumerate(group):
-            tokens, start = examples[i]
+        for row, (tokens, _) in enumerate(chosen):
             ids[row, : len(tokens)] = torch.tensor(tokens)
-            labels[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
-        batches.append((group, ids, labels))
+        batches.append((group, ids, task.labels(chosen, length)))
     return batches
 
 
-def train(model: GPTNeoXForCausalLM, examples: Sequence[Example], schedule: Schedule, seed: int, name: str) -> Trained:
-    """Trains the model in place; ``name`` is what the progress bar says."""
-    rng = random.Random(seed)
+def train(
+    model: GPTNeoXPreTrainedModel,
+    examples: Sequence[Example],
+    schedule: Schedule,
+    seed: int,
+    name: str | None,
+    task: Task = NEXT_TOKENS,
+    left_out: Collection[int] = (),
+) -> Trained:
+    """Trains the model in place.
+
+    Examples that are left out are missing from the very batches that they would have been in: the order of all
+    others, the number of steps and the learning rates stay as they are, and so does what a batch's summed loss is
+    divided by. It is the objective Σ w L with weight 0 for some, so two trainings differ by these examples alone.
+    A batch with nothing left takes no step.
+
+    Args:
+        name: what the progress bar says; None shows none.
+        left_out: numbers of examples.
+    """
+    rng, gone, device = random.Random(seed), set(left_out), next(model.parameters()).device
     steps = schedule.epochs * math.ceil(len(examples) / schedule.batch_size)
     optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.learning_rate, fused=True)
     trained = Trained(model, optimizer, schedule)
+    batches = (b for _ in range(schedule.epochs) for b in _batches(examples, schedule.batch_size, rng, task))
     model.train()
-    with tqdm(total=steps, desc=name, unit="step") as bar:
-        for _ in range(schedule.epochs):
-            for _, ids, labels in _batches(examples, schedule.batch_size, rng):
-                rate = _learning_rate(schedule, len(trained.log), steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                supervised = labels != IGNORED
-                logits = model(input_ids=ids).logits[:, :-1]
-                loss = F.cross_entropy(logits[supervised], labels[supervised])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-                optimizer.step()
-                step = len(trained.log) + 1
-                trained.log.append(
-                    {
-                        "epoch": step * schedule.epochs / steps,
-                        "step": step,
-                        "learning_rate": rate,
-                        "loss": loss.item(),
-                        "grad_norm": norm.item(),
-                    }
-                )
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    with tqdm(batches, total=steps, desc=name, unit="step", disable=name is None) as bar:
+        for step, (group, ids, labels) in enumerate(bar, 1):
+            kept = [row for row, i in enumerate(group) if i not in gone]
+            if not kept:
+                continue
+            rate = _learning_rate(schedule, step - 1, steps)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
+            share = (labels[kept] != IGNORED).sum().item() / (labels != IGNORED).sum().item()
+            ids, labels = ids[kept].to(device), labels[kept].to(device)
+            supervised = labels != IGNORED
+            logits = task.logits(model, ids)
+            loss = F.cross_entropy(logits[supervised], labels[supervised]) * share
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            optimizer.step()
+            trained.log.append(
+                {
+                    "epoch": step * schedule.epochs / steps,
+                    "step": step,
+                    "learning_rate": rate,
+                    "loss": loss.item(),
+                    "grad_norm": norm.item(),
+                }
+            )
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.eval()
     return trained
 

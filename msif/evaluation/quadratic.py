@@ -4,9 +4,9 @@ Along θ_0 + tΔ, over the tracked maps, the mean loss of a token is compared wi
 
     L(θ_0 + tΔ) − L(θ_0)  ≈  t gᵀΔ + ½ t² ΔᵀHΔ
 
-with the gradient g and the Gauss-Newton matrix H of the same data at θ_0. What separates the two sides is higher order
-(and the part of the Hessian that the Gauss-Newton matrix leaves out); what separates ΔᵀHΔ from EK-FAC's is the
-approximation of H.
+with the gradient g and the Gauss-Newton matrix H of the same data at θ_0. Three steps lie between EK-FAC's ΔᵀHΔ and the
+measured loss: the exact ΔᵀHΔ; that of the loss's own Hessian, which has a part that H leaves out, and which a second
+difference of the loss gives; and all higher orders.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ def changes_of(
             b = augmented_weight(second.get_submodule(paths[module.name]))
             changes[module.name] = b.to(a.device, wide) - a.to(wide)
     return changes
+
+
+def second_difference(before: float, middle: float, after: float, step: float) -> float:
+    """½Δᵀ∇²LΔ from the losses at t = −step, 0 and step."""
+    return (before - 2 * middle + after) / (2 * step * step)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""One answer explained, from the prompt to the page that a person reads."""

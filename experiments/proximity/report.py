@@ -1,0 +1,146 @@
+"""The tables and plots of the change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.proximity.measure import FRACTIONS, Curvature, Way
+from msif.evaluation.eigenspace import TOP, Alignment, together
+from msif.evaluation.proximity import KINDS, Proximity
+from msif.reporting.plots import figure
+from msif.reporting.tables import Table, write_results
+
+
+def write(
+    folder: Path, settings: Mapping[str, Any], near: Proximity, moved: Curvature | None, measured: Way | None
+) -> None:
+    """proximity.md, .json and .png, with eigenspace.png and way.png where there is something to draw."""
+    tables = [by_layer(near), by_kind(near)]
+    tables += [left_out("Left out, because the two models do not share it", near.left_out)] if near.left_out else []
+    if moved is not None:
+        tables.append(eigenspace(moved))
+        tables += [left_out("Left out of the eigenbasis", moved.left_out)] if moved.left_out else []
+        with figure(folder / "eigenspace.png") as axes:
+            draw_eigenspace(axes, moved)
+    if measured is not None:
+        tables.append(expected(measured))
+        with figure(folder / "way.png") as axes:
+            draw_way(axes, measured)
+    write_results(folder, "proximity", tables, settings)
+    with figure(folder / "proximity.png", 7.2, 4.2) as axes:
+        draw_layers(axes, near)
+
+
+def by_layer(near: Proximity) -> Table:
+    """‖θ_ft − θ_pt‖ / ‖θ_pt‖, a row for each layer and a column for each kind."""
+    rows: list[list[Any]] = []
+    for layer in [*near.layers, None]:
+        found = [near.distances.get((layer, kind)) for kind in near.kinds]
+        if any(found):
+            name = "outside" if layer is None else str(layer)
+            rows.append([name, *(None if d is None else d.relative for d in found)])
+    rows.append(["all", *(near.of_kind(kind).relative for kind in near.kinds)])
+    formats = dict.fromkeys(near.kinds, ".4f")
+    return Table(["layer", *near.kinds], rows, "‖θ_ft − θ_pt‖ / ‖θ_pt‖ by layer and kind of map", formats)
+
+
+def by_kind(near: Proximity) -> Table:
+    """All layers together."""
+    entries = [(kind, near.of_kind(kind)) for kind in near.kinds] + [("all", near.all)]
+    rows = [[name, d.parameters, d.first**0.5, d.moved**0.5, d.relative, d.cosine] for name, d in entries]
+    columns = ["kind", "parameters", "‖θ_pt‖", "‖θ_ft − θ_pt‖", "ratio", "cosine"]
+    formats = {"‖θ_pt‖": ".4g", "‖θ_ft − θ_pt‖": ".4g", "ratio": ".4f", "cosine": ".6f", "parameters": ","}
+    return Table(columns, rows, "The two parameter vectors", formats)
+
+
+def left_out(title: str, reasons: Mapping[str, str]) -> Table:
+    return Table(["parameter", "why"], [[name, reason] for name, reason in reasons.items()], title)
+
+
+def eigenspace(moved: Curvature) -> Table:
+    """The shares of the change in the directions of largest Λ, beside a random change's and the curvature's own."""
+    rows = []
+    for kind, part in [*of_kinds(moved), ("all", together(moved.parts.values()))]:
+        triples = zip(part.shares("top_moved"), part.shares("expected"), part.shares("top_curvature"), strict=True)
+        rows.append([kind, *(value for triple in triples for value in triple), part.quadratic])
+    columns = [name for top in TOP for name in (f"top {top:.0%}", f"random, {top:.0%}", f"Λ, {top:.0%}")]
+    formats = {**dict.fromkeys(columns, ".1%"), "½ΔᵀHΔ": ".4g"}
+    title = "Share of ‖θ_ft − θ_pt‖² in the eigen-directions of largest Λ"
+    return Table(["kind", *columns, "½ΔᵀHΔ"], rows, title, formats)
+
+
+def of_kinds(moved: Curvature) -> list[tuple[str, Alignment]]:
+    found = {kind for _, kind in moved.parts}
+    return [
+        (kind, together(part for (_, name), part in moved.parts.items() if name == kind))
+        for kind in KINDS
+        if kind in found
+    ]
+
+
+def expected(measured: Way) -> Table:
+    """Measured and predicted increases of the loss."""
+    start = measured.losses[0]
+    rows: list[list[Any]] = []
+    quadratics = (measured.ekfac, measured.exact.quadratic, measured.hessian)
+    for t, loss in zip(FRACTIONS[1:], measured.losses[1:], strict=True):
+        rows.append([f"{t:g}", loss - start, t * measured.exact.linear, *(t * t * value for value in quadratics)])
+    if measured.finetuned is not None:
+        rows.append(["fine-tuned, all parameters", measured.finetuned - start, *[None] * 4])
+    columns = ["t", "measured", "t gᵀΔ", "½t²ΔᵀHΔ, EK-FAC", "½t²ΔᵀHΔ, exact", "½t²Δᵀ∇²LΔ"]
+    title = (
+        f"Increase of the pre-trained model's loss ({start:.4f} nats per token, {measured.texts} texts) at θ_pt + tΔ, "
+        "in nats per token"
+    )
+    return Table(columns, rows, title, dict.fromkeys(columns[1:], ".4g"))
+
+
+def draw_layers(axes: Any, near: Proximity) -> None:
+    """The layers on x, a line for each kind."""
+    for number, kind in enumerate(near.kinds):
+        points = [(layer, near.distances.get((layer, kind))) for layer in near.layers]
+        values = [(layer, d.relative) for layer, d in points if d is not None and d.relative is not None]
+        if values:
+            axes.plot(*zip(*values, strict=True), marker="o", markersize=4, label=kind, color=f"C{number}")
+        else:  # outside of the layers
+            level = near.of_kind(kind).relative
+            if level is not None:
+                axes.axhline(level, linestyle=":", color=f"C{number}", label=kind)
+    axes.set(xlabel="layer", ylabel="‖θ_ft − θ_pt‖ / ‖θ_pt‖", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_eigenspace(axes: Any, moved: Curvature) -> None:
+    """Bars of the shares, a group for each kind."""
+    entries = [*of_kinds(moved), ("all", together(moved.parts.values()))]
+    places, width = np.arange(len(entries)), 0.8 / len(TOP)
+    for number, top in enumerate(TOP):
+        heights = [part.shares("top_moved")[number] or 0.0 for _, part in entries]
+        axes.bar(places + (number - 1) * width, heights, width, label=f"top {top:.0%}", color=f"C{number}")
+        axes.axhline(top, linestyle=":", linewidth=1, color=f"C{number}")
+    axes.set(ylabel="share of ‖θ_ft − θ_pt‖²", ylim=(0, 1))
+    axes.set_xticks(places, [name for name, _ in entries], rotation=20, ha="right")
+    title = "eigen-directions of\nlargest Λ (dotted: random)"
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(title=title, fontsize="small", title_fontsize="small", **beside)
+
+
+def draw_way(axes: Any, measured: Way) -> None:
+    """The loss along the way beside its expansions."""
+    axes.plot(FRACTIONS, [loss - measured.losses[0] for loss in measured.losses], "ko-", label="measured")
+    t = np.linspace(0, 1, 51)
+    quadratics = {
+        "t gᵀΔ + ½t²Δᵀ∇²LΔ": measured.hessian,
+        "t gᵀΔ + ½t²ΔᵀHΔ, exact": measured.exact.quadratic,
+        "t gᵀΔ + ½t²ΔᵀHΔ, EK-FAC": measured.ekfac,
+    }
+    for number, (label, value) in enumerate(quadratics.items()):
+        line = ("-", "--", ":")[number]
+        axes.plot(t, measured.exact.linear * t + value * t**2, linestyle=line, color=f"C{number}", label=label)
+    axes.set(xlabel="t, from the pre-trained to the fine-tuned maps", ylabel="increase of the loss, nats per token")
+    axes.legend(fontsize="small")
