@@ -1,0 +1,249 @@
+"""Every method at every damping, as scorers of the library, one for each member."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.digits.exact import Exact
+from experiments.digits.heads import WholeNetworkScorer
+from experiments.digits.images import Images
+from experiments.digits.members import Checkpoint, Member
+from msif.attribution.inverses import IHVP
+from msif.attribution.logra import LoGraScorer
+from msif.attribution.projection import Projection
+from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
+from msif.attribution.stages import Damping, build_scorer
+from msif.attribution.trak import TRAKScorer
+from msif.curvature.filters import Accumulation, DampedInverse, Decay, Filter
+from msif.curvature.preconditioners import EKFAC, Preconditioner
+
+SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""λ and α, absolute."""
+SOURCE = "SOURCE"
+"""In place of λ and α: the filters of what gradient descent accumulates and keeps."""
+SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""λ relative to the mean eigenvalue."""
+CG_PRODUCTS = 24
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Attributes:
+        family: methods of one family differ by damping and α only.
+        damping, alpha: as they are shown; ``value`` is λ where it is one number.
+        build: from a member to its scorer; a positive score names a proponent. None where there is no such step.
+        dear: asked of a few members only.
+    """
+
+    family: str
+    damping: str
+    alpha: str
+    build: Callable[[Member], Scorer] | None
+    dear: bool = False
+
+    @property
+    def key(self) -> str:
+        return "|".join((self.family, self.damping, self.alpha))
+
+
+Kind = Callable[[Checkpoint, Filter], Preconditioner]
+
+
+def ekfac(checkpoint: Checkpoint, filter: Filter) -> Preconditioner:
+    return EKFAC(checkpoint.factors, filter)
+
+
+def exact(checkpoint: Checkpoint, filter: Filter) -> Preconditioner:
+    return Exact(checkpoint.exact, filter)
+
+
+KINDS: dict[str, Kind] = {"EK-FAC": ekfac, "exact": exact}
+
+
+def all_methods() -> list[Method]:
+    """In the order of the table."""
+    return [
+        *_gradients(),
+        *_single_stage(),
+        *itertools.chain.from_iterable(_sweep(name, kind) for name, kind in KINDS.items()),
+        *itertools.chain.from_iterable(_relative(name, kind) for name, kind in KINDS.items()),
+        *itertools.chain.from_iterable(_source(name, kind) for name, kind in KINDS.items()),
+        *_with_heads(),
+        *_solvers(),
+        *_projected(),
+    ]
+
+
+def adam_methods() -> list[Method]:
+    """What training by Adam is for: whether its moments give the damping."""
+    return [*_gradients(), *_sweep("EK-FAC", ekfac), *_relative("EK-FAC", ekfac), *_by_moments()]
+
+
+def _gradients() -> Iterator[Method]:
+    """Without curvature."""
+    for name, title in (("gdp", "gradient dot product"), ("cosine", "gradient cosine")):
+        yield Method(title, "", "", lambda m, name=name: build_scorer(name, m.pretrained.stage, m.finetuned.stage))
+
+
+def _single_stage() -> Iterator[Method]:
+    """Defined on one network only; the fine-tuned one's queries have no loss on the other."""
+    for damping in (Damping("auto"), Damping()):
+        shown = "1/ηK" if damping.damping == "auto" else "0.1 mean"
+
+        def single(m: Member, damping: Damping = damping) -> Scorer:
+            """Of the ten-class network alone, which is asked for the parity that its classes imply."""
+            return build_scorer("single-stage", m.pretrained.stage, None, damping, measurement=implied_parity_loss)
+
+        yield Method("single-stage EK-FAC, parity implied by ten classes", shown, "", single)
+
+
+def implied_parity_loss(outputs: Tensor, batch: Images) -> Tensor:
+    """−log of the probability of all digits with the query's parity, (B,), from ten logits."""
+    log_p = torch.log_softmax(outputs, dim=-1)
+    same = torch.arange(outputs.shape[-1]) % 2 == batch.y.unsqueeze(1)
+    return -log_p.masked_fill(~same, float("-inf")).logsumexp(-1)
+
+
+def two_stage(m: Member, kind: Kind, first: Filter, last: Filter | None) -> InfluenceScorer:
+    """P_ft is left out where there is no filter for it."""
+    stages = [kind(m.pretrained, first)] + ([] if last is None else [kind(m.finetuned, last)])
+    return InfluenceScorer(m.finetuned.body, m.pretrained.body, stages)
+
+
+def _sweep(name: str, kind: Kind) -> Iterator[Method]:
+    """Absolute λ_pt × α (λ_ft = 0): all pairs for EK-FAC; through 1/τ for the exact matrix, whose products are dear."""
+    values = [("1/ηK", None), *((f"{value:g}", value) for value in SWEEP)]
+    for (shown, damping), (shown_alpha, alpha) in itertools.product(values, [*values, ("no hop", 0.0)]):
+        if kind is exact and damping is not None and alpha is not None and (damping, alpha) not in EXACT_PAIRS:
+            continue
+
+        def scorer(m: Member, damping: float | None = damping, alpha: float | None = alpha) -> Scorer:
+            first = DampedInverse(1 / m.pretrained.schedule.rate_sum if damping is None else damping)
+            pull = 1 / m.finetuned.schedule.rate_sum if alpha is None else alpha
+            return two_stage(m, kind, first, DampedInverse(0.0, alpha=pull) if pull else None)
+
+        yield Method(f"multi-stage {name}", shown, shown_alpha, scorer)
+
+
+EXACT_PAIRS = tuple(itertools.product((3e-4, 1e-3, 3e-3), (3e-3, 1e-2, 3e-2)))
+
+
+def _relative(name: str, kind: Kind) -> Iterator[Method]:
+    """λ relative to the mean eigenvalue in both stages; α adds to it in the last."""
+    for scale, alpha in itertools.product(SCALES, (0.0, None)):
+
+        def scorer(m: Member, scale: float = scale, alpha: float | None = alpha) -> Scorer:
+            pull = 1 / m.finetuned.schedule.rate_sum if alpha is None else alpha
+            filters = DampedInverse(damping_scale=scale), DampedInverse(damping_scale=scale, alpha=pull)
+            return two_stage(m, kind, *filters)
+
+        shown = "1/ηK" if alpha is None else "0"
+        yield Method(f"multi-stage {name}", f"{scale:g} mean", shown, scorer)
+
+
+def _source(name: str, kind: Kind) -> Iterator[Method]:
+    """SOURCE's filters, with one segment for each stage and with several (Bae et al. 2024)."""
+
+    def whole(m: Member) -> Scorer:
+        taus = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
+        return two_stage(m, kind, Accumulation(taus[0]), Decay(taus[1]))
+
+    yield Method(f"multi-stage {name}", SOURCE, SOURCE, whole)
+    title = f"multi-stage {name}, checkpoints in segments"
+    yield Method(title, SOURCE, SOURCE, lambda m: in_segments(m, kind), dear=kind is exact)
+
+
+def in_segments(m: Member, kind: Kind) -> Scorer:
+    """Σ_l ∇mᵀ (decay of all later segments) (accumulation of segment l) ∇L at the checkpoint of segment l.
+
+    The mean instead of the sum, for all segments are equally long.
+    """
+    tau = m.pretrained.schedule.rate_sum / len(m.pretraining)
+    tau_last = m.finetuned.schedule.rate_sum / len(m.finetuning)
+    later = [kind(checkpoint, Decay(tau_last)) for checkpoint in m.finetuning]
+    decays = [kind(checkpoint, Decay(tau)) for checkpoint in m.pretraining]
+    scorers = []
+    for place, checkpoint in enumerate(m.pretraining):
+        stages = [kind(checkpoint, Accumulation(tau)), *decays[place + 1 :], *later]
+        scorers.append(InfluenceScorer(m.finetuned.body, checkpoint.body, stages))
+    return EnsembleScorer(scorers)
+
+
+def _with_heads() -> Iterator[Method]:
+    """The exact matrices of whole networks."""
+
+    def build(m: Member, first: Filter, last: Filter) -> Scorer:
+        stages = Exact(m.pretrained.exact_whole, first), Exact(m.finetuned.exact_whole, last)
+        return WholeNetworkScorer(m.finetuned.side, m.pretrained.side, *stages)
+
+    def natural(m: Member) -> Scorer:
+        taus = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
+        return build(m, DampedInverse(1 / taus[0]), DampedInverse(0.0, alpha=1 / taus[1]))
+
+    def source(m: Member) -> Scorer:
+        return build(m, Accumulation(m.pretrained.schedule.rate_sum), Decay(m.finetuned.schedule.rate_sum))
+
+    yield Method("multi-stage exact, heads counted", "1/ηK", "1/ηK", natural, dear=True)
+    yield Method("multi-stage exact, heads counted", SOURCE, SOURCE, source, dear=True)
+
+
+def _solvers() -> Iterator[Method]:
+    """Other inverses of the library, at the natural damping."""
+    for kind, title in (("diagonal", "diagonal"), ("kfac", "K-FAC"), ("ekfac-cg", "EK-FAC-preconditioned CG")):
+
+        def scorer(m: Member, kind: str = kind) -> Scorer:
+            ihvp = IHVP(kind, iterations=CG_PRODUCTS, tolerance=1e-3)
+            return build_scorer("multi-stage", m.pretrained.stage, m.finetuned.stage, Damping("auto"), ihvp)
+
+        yield Method(f"multi-stage {title}", "1/ηK", "1/ηK", scorer, dear=kind == "ekfac-cg")
+
+
+def _by_moments() -> Iterator[Method]:
+    """τ of each block from Adam's second moments V, by two means over the block's parameters."""
+    for title, scale in (("τ = ηK mean 1/√V", _mean_of_steps), ("1/τ = mean √V / ηK", _mean_of_roots)):
+
+        def inverse(m: Member, scale: Callable[[Checkpoint], BlockScale] = scale) -> Scorer:
+            pull = DampedInverse(0.0, alpha=scale(m.finetuned))
+            return two_stage(m, ekfac, DampedInverse(scale(m.pretrained)), pull)
+
+        def source(m: Member, scale: Callable[[Checkpoint], BlockScale] = scale) -> Scorer:
+            taus = [{name: 1 / value for name, value in scale(c).items()} for c in (m.pretrained, m.finetuned)]
+            return two_stage(m, ekfac, Accumulation(taus[0]), Decay(taus[1]))
+
+        yield Method("multi-stage EK-FAC, from Adam's moments", title, "1/τ", inverse)
+        yield Method("multi-stage EK-FAC, from Adam's moments", title, SOURCE, source)
+
+
+BlockScale = dict[str, Tensor]
+
+
+def _mean_of_steps(checkpoint: Checkpoint) -> BlockScale:
+    """1/τ with τ the mean of ηK/(√V + ε): what `--damping auto` takes. Parameters without gradient have the say."""
+    return {name: 1 / tau for name, tau in checkpoint.tau.items()}
+
+
+def _mean_of_roots(checkpoint: Checkpoint) -> BlockScale:
+    """The mean of (√V + ε)/(ηK)."""
+    roots = checkpoint.adam_roots()
+    return {name: root.mean().view(1) / checkpoint.schedule.rate_sum for name, root in roots.items()}
+
+
+def _projected() -> Iterator[Method]:
+    """TRAK and LoGra; their λ is relative to the mean eigenvalue of their own kernel."""
+    for scale in (1e-5, 1e-4, 1e-3, *SCALES):
+
+        def trak(m: Member, scale: float = scale) -> Scorer:
+            pair = (m.finetuned.body, m.pretrained.body)
+            return TRAKScorer([pair], Projection(64, 64, dimension=1024), damping_scale=scale)
+
+        def logra(m: Member, scale: float = scale) -> Scorer:
+            return LoGraScorer(m.finetuned.body, m.pretrained.body, Projection(16, 16), damping_scale=scale)
+
+        yield Method("TRAK", f"{scale:g} mean", "", trak)
+        yield Method("LoGra", f"{scale:g} mean", "", logra)

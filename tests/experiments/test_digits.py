@@ -1,0 +1,154 @@
+"""The digits experiment in its small form: what it must show, what it leaves, that it goes on where it was."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.digits import __main__ as command
+from experiments.digits.cache import Cache
+from experiments.digits.images import load_parts
+from experiments.digits.judging import Judge
+from experiments.digits.members import Members, segment_middles
+from experiments.digits.methods import all_methods, in_segments
+from experiments.digits.parallel import spread
+from experiments.digits.settings import SMALL, Schedule
+from experiments.digits.truth import losses_on_halves
+from msif.attribution.scorers import EnsembleScorer
+from msif.evaluation.datamodelling import linear_datamodelling_score
+from msif.models.training import natural_tau
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ("lds", "differences", "ensembles", "sweep", "counterfactual", "adam", "adam-sweep")
+MARGIN = 0.1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    assert command.main(["--small", "--output", str(folder)]) == 0
+    return folder
+
+
+def rows(run, name):
+    return json.loads((run / "report" / f"{name}.json").read_text())["tables"][0]["rows"]
+
+
+def test_multi_stage_influence_beats_the_dot_product_and_what_it_is_made_of(run):
+    averaged = {(row["method"], row["λ_pt"], row["α"]): row["averaged"] for row in rows(run, "sweep")}
+    single = {(row["method"], row["λ_pt"], row["α"]): row["1 model"] for row in rows(run, "sweep")}
+    natural = ("multi-stage EK-FAC", "1/ηK", "1/ηK")
+    for scores in (averaged, single):
+        assert scores[natural] > scores["gradient dot product", "", ""] + MARGIN
+        assert scores["multi-stage exact", "1/ηK", "1/ηK"] > scores["gradient dot product", "", ""] + 2 * MARGIN
+        assert scores[natural] > scores["multi-stage EK-FAC", "1/ηK", "no hop"]
+    # the same system solved by the library and by a dense decomposition, on the one member that both were asked of
+    first = np.load(run / "descent" / "scores" / "00-multi-stage-exact.npz")["multi-stage exact|1/ηK|1/ηK"]
+    key = "multi-stage EK-FAC-preconditioned CG"
+    solved = np.load(run / "descent" / "scores" / f"00-{key.replace(' ', '-').lower()}.npz")[f"{key}|1/ηK|1/ηK"]
+    assert np.linalg.norm(solved - first) < 0.02 * np.linalg.norm(first)
+
+
+def test_it_leaves_tables_and_plots(run):
+    for name in TABLES:
+        assert (run / "report" / f"{name}.md").read_text().startswith("**")
+        assert json.loads((run / "report" / f"{name}.json").read_text())["configuration"]["pretraining"] == 120
+    for name in ("damping", "ensembles", "counterfactual"):
+        content = (run / "report" / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) < 200_000
+    assert {row["removed: top images by"] for row in rows(run, "counterfactual")} >= {
+        "random images",
+        "gradient dot product",
+        "multi-stage EK-FAC",
+        "opponents by multi-stage EK-FAC",
+    }
+
+
+def test_it_goes_on_where_it_was_and_refuses_other_settings(run, capsys):
+    lds = (run / "report" / "lds.json").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in run.rglob("*.npz")}
+    lost = run / "descent" / "scores" / "01-trak.npz"
+    lost.unlink()
+    assert command.main(["--small", "--output", str(run)]) == 0
+    assert (run / "report" / "lds.json").read_text() == lds
+    changed = {path for path in run.rglob("*.npz") if path.stat().st_mtime_ns != kept[path]}
+    assert changed == {lost}
+    capsys.readouterr()
+    assert command.main(["--small", "--output", str(run), "--halves", "30"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--members", "0"], ["--processes", "0"], ["--device", "cuda"]])
+def test_bad_numbers_are_refused_in_a_sentence(flags, tmp_path, capsys):
+    assert command.main(["--small", "--output", str(tmp_path / "none"), *flags]) == 2
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "none").exists()
+
+
+def test_averages_are_the_librarys_ensembles(run):
+    parts = load_parts(SMALL)
+    cache = Cache(run / "descent", json.loads((run / "descent" / "settings.json").read_text()))
+    members = Members(SMALL, parts, cache)
+    method = next(m for m in all_methods() if m.key == "multi-stage EK-FAC|1/ηK|1/ηK")
+    ensemble = EnsembleScorer([method.build(member) for member in members])
+    scores = ensemble.score([parts.queries], [parts.pretraining]).values
+    masks, losses = losses_on_halves(SMALL, parts, cache)
+    expected = linear_datamodelling_score(scores, masks, losses.mean(1)).mean()
+    found = {(row["method"], row["λ_pt"], row["α"]): row["averaged"] for row in rows(run, "sweep")}
+    assert found["multi-stage EK-FAC", "1/ηK", "1/ηK"] == pytest.approx(expected, abs=1e-4)
+    # one checkpoint for each segment, in the order of training
+    member = members[0]
+    assert segment_middles(Schedule(0.5, 800), 4) == [100, 300, 500, 700]
+    assert [len(member.pretraining), len(member.finetuning)] == [2, 1]
+    segments = in_segments(member, lambda checkpoint, filter: (checkpoint, filter)).scorers
+    stages = [[(stage[0], type(stage[1]).__name__) for stage in scorer.preconditioners] for scorer in segments]
+    first, second, last = (*member.pretraining, member.finetuning[0])
+    assert stages == [
+        [(first, "Accumulation"), (second, "Decay"), (last, "Decay")],
+        [(second, "Accumulation"), (last, "Decay")],
+    ]
+
+
+def test_adams_moments_are_read_by_the_library(run):
+    settings = SMALL.with_adam()
+    cache = Cache(run / "adam", json.loads((run / "adam" / "settings.json").read_text()))
+    checkpoint = Members(settings, load_parts(settings), cache)[1].pretrained
+    tracked = checkpoint.side.tracked
+    tau = natural_tau(checkpoint.folder, checkpoint.network, tracked, settings.pretrain.rate_sum)
+    for name, root in checkpoint.adam_roots().items():
+        expected = settings.pretrain.rate_sum * (1 / root).mean()
+        assert float(tau[name]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_work_is_spread_over_processes_in_its_order():
+    assert spread(math.sqrt, [9, 4, 1], 2, "roots") == spread(math.sqrt, [9, 4, 1], 1, "roots") == [3, 2, 1]
+
+
+def test_intervals_hold_the_score_and_a_better_method_is_told_from_a_worse_one():
+    draw = np.random.default_rng(0)
+    masks = draw.random((80, 50)) < 0.5
+    true = draw.standard_normal((12, 50))
+    losses = (-(masks @ true.T))[:, None, :] + 2 * draw.standard_normal((80, 6, 12))
+    judge = Judge(masks, losses)
+    assert 0.9 < judge.ceiling <= 1
+    noisy = true + draw.standard_normal(true.shape)
+    for scores in (true, noisy):
+        interval = judge.interval(scores)
+        assert interval.low < interval.mean < interval.high
+        assert interval.mean == pytest.approx(linear_datamodelling_score(scores, masks, losses.mean(1)).mean())
+    assert judge.difference(true, noisy).low > 0 > judge.difference(noisy, true).high
+    several = true + 2 * draw.standard_normal((4, *true.shape))
+    assert judge.single(several) < judge.together(several, 2) < judge.together(several)
+    assert judge.together(several, 1) == pytest.approx(judge.single(several))
+
+
+def test_the_pages_tables_are_those_of_the_run():
+    """Figures in the page are the files of docs/results/digits, line by line."""
+    page = (ROOT / "docs" / "digits.md").read_text(encoding="utf-8")
+    lines = {line for name in TABLES for line in (ROOT / "docs/results/digits" / f"{name}.md").read_text().splitlines()}
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(table) > 20 and all(line in lines for line in table)
+    for image in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
+        assert (ROOT / "docs" / image).stat().st_size < 200_000
