@@ -1,0 +1,274 @@
+"""Every method by name, at every damping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from experiments.fact_tracing.baselines import (
+    bm25_scores,
+    cosine,
+    embedding_scores,
+    random_scores,
+    representations,
+)
+from experiments.fact_tracing.candidates import Ranking
+from experiments.fact_tracing.models import Models, Which
+from experiments.fact_tracing.options import Options
+from experiments.fact_tracing.projected import logra_scores, trak_scores
+from msif.attribution.inverses import IHVP
+from msif.attribution.scorers import InfluenceScorer, PairScorer
+from msif.attribution.stages import Damping, build_scorer
+from msif.curvature.filters import Accumulation, Decay
+from msif.curvature.preconditioners import EKFAC
+from msif.errors import MsifError
+
+MULTI_STAGE, SINGLE_STAGE, GDP = "multi-stage EK-FAC", "single-stage EK-FAC", "multi-stage GDP"
+SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-preconditioned CG"
+CG_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Attributes:
+        name: of its file; unique.
+        family: methods of one family differ by damping only.
+        damping: as it is shown; None where there is none.
+        settings: all that its scores depend on, beside models, data and candidates.
+    """
+
+    name: str
+    family: str
+    damping: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Influence(Method):
+    """⟨v, ∇L(z)⟩, scored in passes that many methods share.
+
+    Attributes:
+        scorer: from the models to what makes the query vectors.
+        facts: only so many of each trial; None is all.
+        separable: whether modules do not mix in v, so that each kind of module has scores of its own.
+    """
+
+    scorer: Callable[[Models], InfluenceScorer] = field(kw_only=True)
+    facts: int | None = None
+    separable: bool = True
+
+
+@dataclass(frozen=True)
+class Baseline(Method):
+    """Anything else: ``scores`` gives "score/all", (Q, N), and "norm/all" where candidates have one."""
+
+    scores: Callable[[Models, Ranking], dict[str, np.ndarray]] = field(kw_only=True)
+
+
+def methods_named(names: Sequence[str], options: Options) -> list[Method]:
+    """The methods of these names, in the order of the registry.
+
+    Raises:
+        MsifError: an unknown name, or a damping that is none.
+    """
+    unknown = [name for name in names if name not in REGISTRY]
+    if unknown:
+        raise MsifError(f"there is no method '{unknown[0]}': choose among {', '.join(REGISTRY)}.")
+    for damping in (*options.dampings, *options.other_dampings, *options.cg.dampings):
+        damping_of(damping)
+    return [method for name, make in REGISTRY.items() if name in names for method in make(options)]
+
+
+def damping_of(text: str) -> Damping:
+    """λ of every stage, from the command line's word: "0.001", "0.1mean" (of a block's Λ) or "auto".
+
+    Raises:
+        MsifError: it is none of them.
+    """
+    if text == "auto":
+        return Damping("auto")
+    number = text.removesuffix("mean")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise MsifError(f"'{text}' is no damping: give a number above 0, a multiple such as 0.1mean, or auto.")
+    return Damping(value) if number == text else Damping(damping_scale=value)
+
+
+def shown(text: str) -> str:
+    """A damping as tables show it."""
+    if text == "auto":
+        return "1/τ"
+    number = text.removesuffix("mean")
+    return f"{float(number):g}" + (" mean" if number != text else "")
+
+
+def file_name(family: str, damping: str) -> str:
+    """Of a method that is swept."""
+    return f"{family} {damping}".replace(",", "").replace(" ", "-")
+
+
+def _influence(scorer: PairScorer) -> InfluenceScorer:
+    assert isinstance(scorer, InfluenceScorer)
+    return scorer
+
+
+def _multi_stage(
+    options: Options, damping: str, family: str = MULTI_STAGE, split: bool = True, measurement: str = "loss"
+) -> Influence:
+    def scorer(models: Models) -> InfluenceScorer:
+        stages = [models.fitted(which, split, tau=damping == "auto") for which in ("pretrained", "finetuned")]
+        return _influence(build_scorer("multi-stage", *stages, damping_of(damping), measurement=measurement))
+
+    name = file_name(family, damping)
+    settings = {"damping": damping, "split": split, "measurement": measurement, "fit": asdict(options.fit)}
+    return Influence(name, family, shown(damping), settings, scorer=scorer)
+
+
+def _sweep(options: Options) -> Iterator[Method]:
+    for damping in options.dampings:
+        yield _multi_stage(options, damping)
+
+
+def _single(which: Which, family: str) -> Callable[[Options], Iterator[Method]]:
+    def methods(options: Options) -> Iterator[Method]:
+        for damping in options.dampings:
+
+            def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
+                stage = models.fitted(which, tau=damping == "auto")
+                return _influence(build_scorer("single-stage", stage, None, damping_of(damping)))
+
+            name = file_name(family, damping)
+            settings = {"damping": damping, "which": which, "fit": asdict(options.fit)}
+            yield Influence(name, family, shown(damping), settings, scorer=scorer)
+
+    return methods
+
+
+def _source(options: Options) -> Iterator[Method]:
+    def scorer(models: Models) -> InfluenceScorer:
+        first, last = (models.fitted(which, tau=True) for which in ("pretrained", "finetuned"))
+        assert first.factors is not None and first.tau is not None
+        assert last.factors is not None and last.tau is not None
+        stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
+        return InfluenceScorer(last.side, first.side, stages)
+
+    yield Influence("multi-stage-source", SOURCE, "τ", {"fit": asdict(options.fit)}, scorer=scorer)
+
+
+def _cg(options: Options) -> Iterator[Method]:
+    cg = options.cg
+    for damping in cg.dampings:
+
+        def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
+            stages = [models.solved(which, cg.examples, tau=damping == "auto") for which in ("pretrained", "finetuned")]
+            ihvp = IHVP("ekfac-cg", iterations=cg.iterations, tolerance=CG_TOLERANCE)
+            return _influence(build_scorer("multi-stage", *stages, damping_of(damping), ihvp))
+
+        solved = {"facts": cg.facts, "iterations": cg.iterations, "examples": cg.examples}
+        settings = {"damping": damping, "cg": solved, "fit": asdict(options.fit)}
+        few = {"facts": cg.facts, "separable": False}
+        yield Influence(file_name(CG, damping), CG, shown(damping), settings, scorer=scorer, **few)
+
+
+def _gdp(options: Options) -> Iterator[Method]:
+    def scorer(models: Models) -> InfluenceScorer:
+        return _influence(build_scorer("gdp", models.stage("pretrained"), models.stage("finetuned")))
+
+    yield Influence("gdp", GDP, scorer=scorer)
+
+
+def _no_hop(options: Options) -> Iterator[Method]:
+    """The inverse of pre-training alone, as if fine-tuning passed every displacement on."""
+    family = "pre-training inverse only, EK-FAC"
+    for damping in options.other_dampings:
+
+        def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
+            first = models.fitted("pretrained", tau=damping == "auto")
+            assert first.factors is not None
+            stages = [EKFAC(first.factors, damping_of(damping).first(first))]
+            return InfluenceScorer(models.stage("finetuned").side, first.side, stages)
+
+        settings = {"damping": damping, "fit": asdict(options.fit)}
+        yield Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer)
+
+
+def _measurements(options: Options) -> Iterator[Method]:
+    for measurement, damping in product(("margin", "logit"), options.other_dampings):
+        yield _multi_stage(options, damping, f"{MULTI_STAGE}, {measurement}", measurement=measurement)
+
+
+def _whole_heads(options: Options) -> Iterator[Method]:
+    for damping in options.other_dampings:
+        yield _multi_stage(options, damping, f"{MULTI_STAGE}, heads not split", split=False)
+
+
+def _representations(options: Options) -> Iterator[Method]:
+    for which, title in (("finetuned", "fine-tuned"), ("pretrained", "pre-trained")):
+
+        def scores(models: Models, ranking: Ranking, which: Which = which) -> dict[str, np.ndarray]:
+            model = models.loaded(which).model
+            _, queries = representations(model, models.queries(ranking.asked))
+            _, candidates = representations(model, models.sentences(ranking.rows))
+            return {"score/all": cosine(queries, candidates)}
+
+        yield Baseline(f"representation-{which}", f"representation similarity, {title} model", scores=scores)
+
+
+def _bm25(options: Options) -> Iterator[Method]:
+    def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
+        found = bm25_scores([fact.text for fact in ranking.asked], models.pair.texts)
+        return {"score/all": found[:, ranking.rows]}
+
+    yield Baseline("bm25", "BM25+", scores=scores)
+
+
+def _embedding(options: Options) -> Iterator[Method]:
+    def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
+        queries = [fact.text for fact in ranking.asked]
+        texts = [models.pair.texts[row] for row in ranking.rows]
+        return {"score/all": embedding_scores(queries, texts, options.embedding_model)}
+
+    yield Baseline("embedding", "sentence embeddings", settings={"model": options.embedding_model}, scores=scores)
+
+
+def _trak(options: Options) -> Iterator[Method]:
+    yield Baseline("trak", "TRAK, one checkpoint", "0.1 mean", {"seed": options.seed}, scores=trak_scores)
+
+
+def _logra(options: Options) -> Iterator[Method]:
+    yield Baseline("logra", "LoGra", "0.1 mean", {"seed": options.seed}, scores=logra_scores)
+
+
+def _random(options: Options) -> Iterator[Method]:
+    def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
+        return {"score/all": random_scores(len(ranking.asked), len(ranking.rows), options.seed)}
+
+    yield Baseline("random", "random order", settings={"seed": options.seed}, scores=scores)
+
+
+REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
+    "multi-stage": _sweep,
+    "single-stage": _single("pretrained", SINGLE_STAGE),
+    "single-stage-finetuned": _single("finetuned", f"{SINGLE_STAGE}, fine-tuned model"),
+    "source": _source,
+    "cg": _cg,
+    "no-hop": _no_hop,
+    "gdp": _gdp,
+    "measurements": _measurements,
+    "whole-heads": _whole_heads,
+    "representation": _representations,
+    "bm25": _bm25,
+    "embedding": _embedding,
+    "trak": _trak,
+    "logra": _logra,
+    "random": _random,
+}
+DEFAULT_METHODS = tuple(name for name in REGISTRY if name != "single-stage-finetuned")
