@@ -1,0 +1,74 @@
+"""H as a matrix, for a model so small that it fits: the exact answer that the other truths are checked against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.spearman.bench import Bench
+from msif.atomic import atomic_path
+from msif.curvature.filters import per_block
+from msif.curvature.ggn import GGN
+from msif.curvature.vectors import Vectors
+
+AT_ONCE = 64  # columns of a product
+
+
+def column_slice(size: int, part: int, parts: int) -> range:
+    """The columns of one part."""
+    return range(size * part // parts, size * (part + 1) // parts)
+
+
+def dense_part(bench: Bench, part: int) -> None:
+    """Columns of H by products with unit vectors, float64, into a file of the output folder."""
+    side = bench.side_of(bench.world.model, torch.float64)
+    ggn = GGN(side.model, side.tracked, side.objective, bench.world.solving)
+    shapes = {module.name: torch.Size(module.shape) for module in side.tracked}
+    size = sum(shape.numel() for shape in shapes.values())
+    columns = column_slice(size, part, bench.c.dense_parts)
+    rows = []
+    for start in tqdm(range(columns.start, columns.stop, AT_ONCE), desc=f"H, part {part + 1}", disable=None):
+        chosen = torch.arange(start, min(start + AT_ONCE, columns.stop))
+        unit = torch.zeros(len(chosen), size, dtype=torch.float64, device=bench.device)
+        unit[torch.arange(len(chosen)), chosen] = 1.0
+        rows.append(flat(ggn.matvec(_unflat(unit, shapes))).cpu())
+    with atomic_path(path_of(bench.output, part)) as temporary, temporary.open("wb") as file:
+        np.save(file, torch.cat(rows).numpy())
+
+
+def path_of(output: Path, part: int) -> Path:
+    return output / "dense" / f"{part}.npy"
+
+
+def solve(bench: Bench, damping: str, b: Vectors) -> Vectors:
+    """(H + D)⁻¹ b by Cholesky, float64."""
+    parts = [np.load(path_of(bench.output, part)) for part in range(bench.c.dense_parts)]
+    H = torch.from_numpy(np.concatenate(parts))
+    H = (H + H.T) / 2
+    H.diagonal().add_(_shift(bench, damping))
+    right = flat(b).double().cpu()
+    x = torch.cholesky_solve(right.T, torch.linalg.cholesky(H)).T
+    return _unflat(x.to(bench.device), {name: V.shape[1:] for name, V in b.items()})
+
+
+def _shift(bench: Bench, damping: str) -> Tensor:
+    """D's diagonal, (P,)."""
+    shift, rows = bench.shift(damping), []
+    for module in bench.side.tracked:
+        ones = torch.ones(len(module.blocks), module.block_rows, module.shape[1], dtype=torch.float64)
+        rows.append((ones * per_block(shift, module.name, ones)).flatten())
+    return torch.cat(rows)
+
+
+def flat(vectors: Vectors) -> Tensor:
+    """(Q, P)."""
+    return torch.cat([V.flatten(1) for V in vectors.values()], dim=1)
+
+
+def _unflat(rows: Tensor, shapes: dict[str, torch.Size]) -> Vectors:
+    parts = rows.split([shape.numel() for shape in shapes.values()], dim=1)
+    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,0 +1,66 @@
+"""The answers that all methods are measured by."""
+
+from __future__ import annotations
+
+import torch
+
+from experiments.spearman.bench import Bench
+from experiments.spearman.dense import solve
+from experiments.spearman.points import Point
+from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.parameter_scorer import ParameterScorer
+from msif.curvature.cg import CG, Damped, conjugate_gradients, relative_residual
+from msif.curvature.filters import DampedInverse
+from msif.curvature.ggn import GGN
+from msif.curvature.parameter_ggn import ParameterGGN
+from msif.curvature.parameter_preconditioner import OverParameters, ParameterDiagonal, parameter_diagonal
+from msif.curvature.parameters import ParameterFunction, all_parameters
+from msif.curvature.preconditioners import EKFAC
+from msif.curvature.vectors import Vectors
+
+TRUTH, FULL = "truth", "truth, all parameters"
+
+
+def truth(bench: Bench, damping: str) -> list[Point]:
+    """(H + D)⁻¹ b in float64, on the same H and the same parameters as every method."""
+    side = bench.side_of(bench.world.model, torch.float64)
+    operator = GGN(side.model, side.tracked, side.objective, bench.world.solving)
+    damped = Damped(operator, side.tracked, bench.shift(damping))
+    b = query_gradients(side, bench.world.queries)
+    with bench.measured() as cost:
+        if bench.c.dense_parts:
+            x, iterations = solve(bench, damping, b), None
+        else:
+            x, iterations = _by_cg(bench, damping, damped, b)
+    # CG's own residual is a recursion; this is ‖b − (H + D) x‖ itself
+    residual = relative_residual(damped, x, b).tolist()
+    scores = bench.scores(x)
+    return [Point(TRUTH, damping, iterations, scores, 0.0, cost.seconds / bench.c.queries, residual=residual)]
+
+
+def _by_cg(bench: Bench, damping: str, damped: Damped, b: Vectors) -> tuple[Vectors, int]:
+    inverse = EKFAC(bench.factors, DampedInverse(bench.shift(damping)))
+    options = {"iterations": bench.c.truth_iterations, "tolerance": bench.c.truth_tolerance}
+    solution = conjugate_gradients(damped, b, preconditioner=inverse, **options)
+    return solution.x, solution.iterations
+
+
+def full_truth(bench: Bench, damping: str) -> list[Point]:
+    """The same over all parameters: embeddings, norms and unembedding too."""
+    c, shift = bench.c, bench.shift(damping)
+    assert isinstance(shift, float)  # blocks of factors have no meaning for the other parameters
+    side: Side = bench.side_of(bench.world.model, torch.float64)
+    function = ParameterFunction(side.model, all_parameters(side.model), side.objective)
+    operator = ParameterGGN(side.model, function.parameters, side.objective, bench.world.solving)
+    diagonal = ParameterDiagonal(parameter_diagonal(function, bench.world.solving), shift)
+    maps = EKFAC(bench.factors, DampedInverse(shift))
+    approximate = OverParameters(side.model, side.tracked, function.parameters, maps, diagonal)
+    options = {"iterations": c.full, "tolerance": c.truth_tolerance}
+    solver = CG(operator, function.parameters, shift, approximate, **options)
+    with bench.measured() as cost:
+        scores = ParameterScorer(function, function, [solver]).score(bench.world.queries, bench.world.candidates)
+    assert solver.solution is not None
+    worst = solver.solution.residuals[-1].tolist()
+    iterations = solver.solution.iterations
+    seconds = cost.seconds / c.queries
+    return [Point(FULL, damping, iterations, scores.values, 0.0, seconds, 2.0, iterations, cost.memory, worst)]
