@@ -1,0 +1,46 @@
+"""Does removing what a method points at change the answer? python -m experiments.counterfactual.
+
+Pre-trains a small GPT-NeoX on sentences of Wikipedia that state facts, fine-tunes it on questions for half of the
+facts, and asks every method which sentences made it answer questions for the other half. Then both stages are trained
+again without these sentences, without as many others, and on random halves. What an earlier run has made is used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from experiments.common.training import ModelSize, Schedule
+from experiments.counterfactual.command import chosen_sizes, main, report, study_parser
+from experiments.counterfactual.facts_setting import RECIPE, FactSizes, fact_setting
+from experiments.counterfactual.settings import Sizes
+from experiments.counterfactual.study import Study
+from experiments.fact_tracing.lama import load_lama
+from experiments.fact_tracing.questions import load_questions
+
+FULL_FACTS = FactSizes(facts=60, sentences=6, asked=60)
+FULL_RECIPE = replace(
+    RECIPE,
+    vocabulary=4000,
+    size=ModelSize(layers=2, hidden=256, heads=4, positions=128),
+    pretraining=Schedule(epochs=20, learning_rate=2e-3, batch_size=32),
+)
+FULL = Sizes(queries=30, removed=(5, 10, 30, 100), removal_seeds=5, halves=100, half_seeds=10, members=8)
+
+
+def run(options: argparse.Namespace) -> None:
+    sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
+    facts, recipe = (FULL_FACTS, FULL_RECIPE) if options.full else (FactSizes(), RECIPE)
+    data = load_lama(options.data, facts.relations)
+    templates = load_questions(Path(options.data) / "lama_questions.jsonl")
+    setting = fact_setting(data, templates, facts, recipe, sizes.seed, options.device)
+    output = Path(options.output)
+    study = Study(setting.world, setting.choose, sizes, output, options.jobs, options.overwrite)
+    configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(recipe)}
+    report(study, Path(options.results or output / "report"), {**configuration, "documents": len(setting.world.texts)})
+
+
+if __name__ == "__main__":
+    sys.exit(main(study_parser("counterfactual", __doc__), run))

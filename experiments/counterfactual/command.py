@@ -1,0 +1,79 @@
+"""What the command lines of both settings share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+from experiments.common.running import add_data_flag, experiment_parser, quiet
+from experiments.counterfactual.plots import plot_all
+from experiments.counterfactual.report import lds_table, query_table, removal_table
+from experiments.counterfactual.settings import Sizes
+from experiments.counterfactual.study import Study
+from msif.cli.parsing import Parser
+from msif.errors import MsifError
+from msif.reporting.tables import Table, write_results
+
+NUMBERS = {
+    "queries": "answers whose documents are removed",
+    "removal_seeds": "trainings without them",
+    "halves": "random halves that are trained on",
+    "half_seeds": "trainings on each half",
+    "members": "model pairs whose scores are averaged",
+}
+
+
+def study_parser(name: str, description: str | None) -> Parser:
+    parser = experiment_parser(name, description)
+    add_data_flag(parser)
+    parser.add_argument("--jobs", type=int, default=2, help="processes, with a thread each (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="the larger configuration, for a GPU")
+    parser.add_argument("--removed", type=int, nargs="+", metavar="K", help="numbers of documents that are removed")
+    for field, text in NUMBERS.items():
+        parser.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help=text)
+    return parser
+
+
+def chosen_sizes(options: argparse.Namespace, sizes: Sizes) -> Sizes:
+    """These sizes with what the command line says.
+
+    Raises:
+        MsifError: a number with which nothing can be measured.
+    """
+    if options.jobs < 1:
+        raise MsifError(f"--jobs is {options.jobs}: give 1 or more.")
+    given = {f.name: getattr(options, f.name) for f in fields(Sizes) if getattr(options, f.name, None) is not None}
+    if "removed" in given:
+        given["removed"] = tuple(sorted(set(given["removed"])))
+    return replace(sizes, **given)
+
+
+def report(study: Study, folder: Path, configuration: dict) -> None:
+    """removal, lds and queries as tables, with plots."""
+    tables = {"queries": query_table(study), "lds": lds_table(study), "removal": removal_table(study.changes)}
+    for name, table in tables.items():
+        write(folder, name, table, configuration)
+    plot_all(folder, study)
+
+
+def write(folder: Path, name: str, table: Table, configuration: dict) -> None:
+    write_results(folder, name, table, configuration)
+    print(table.markdown())
+
+
+def main(parser: Parser, run: Callable[[argparse.Namespace], None], arguments: list[str] | None = None) -> int:
+    """Status 2 and one sentence for a mistake that the user can mend."""
+    start = time.perf_counter()
+    try:
+        options = parser.parse(arguments)
+        quiet(options.threads)
+        run(options)
+    except MsifError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return 0

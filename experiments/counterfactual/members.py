@@ -1,0 +1,77 @@
+"""The model pairs that methods look at: trained on all documents, with factors and the natural scale of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import GPTNeoXForCausalLM
+
+from experiments.common.folders import built
+from experiments.counterfactual.two_stage import TwoStage
+from msif.attribution.gradients import Side
+from msif.attribution.stages import Stage
+from msif.curvature.fit import FitSettings, fit
+from msif.models.objectives import CausalLM, Objective
+from msif.models.select import track_modules
+from msif.models.training import natural_tau
+
+LABEL_SAMPLES = 4
+"""Draws of labels for each sequence and pass: with a few hundred sequences, factors of one draw are noisy."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model with what curvature is taken from.
+
+    Attributes:
+        folder: of the model; its factors lie beside it.
+        batches: of what the stage was trained on.
+    """
+
+    folder: Path
+    model: nn.Module
+    objective: Objective
+    batches: Sequence[Any]
+
+    @cached_property
+    def side(self) -> Side:
+        return Side(self.model, track_modules(self.model), self.objective)
+
+    @cached_property
+    def stage(self) -> Stage:
+        """With factors, which are fitted when they are first asked for, τ of each block and the stage's data."""
+        tracked, factors = self.side.tracked, self.folder.with_name(f"{self.folder.name}-factors")
+        settings = FitSettings(label_samples=LABEL_SAMPLES)
+        store = fit(self.model, tracked, self.objective, self.batches, factors, settings)
+        return Stage(self.side, store.load_all(), natural_tau(self.folder, self.model, tracked), self.batches)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model pair. ``number`` is its place among the members."""
+
+    number: int
+    pretrained: Model
+    finetuned: Model
+
+
+def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member:
+    """Trains a pair into the folder, or loads the one that is there."""
+
+    def build(part: Path) -> None:
+        for name, trained in zip(("pretrained", "finetuned"), world.train(seed), strict=True):
+            trained.save(part / name, world.tokenizer)
+
+    built(folder, {"seed": seed}, build)
+    pretrained = GPTNeoXForCausalLM.from_pretrained(folder / "pretrained").to(world.device)
+    finetuned = world.head.model_class.from_pretrained(folder / "finetuned").to(world.device)
+    return Member(
+        number,
+        Model(folder / "pretrained", pretrained, CausalLM(), world.pretraining_batches()),
+        Model(folder / "finetuned", finetuned, world.head.objective, world.finetuning_batches()),
+    )

@@ -1,0 +1,157 @@
+"""Every method that chooses documents, by name: from a model pair to scores of queries × documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.counterfactual.members import Member
+from experiments.counterfactual.two_stage import Asked, TwoStage
+from experiments.fact_tracing.baselines import bm25_scores, cosine, embedding_scores, representations
+from msif.attribution.inverses import IHVP
+from msif.attribution.projection import Projection
+from msif.attribution.scorers import InfluenceScorer, Scorer
+from msif.attribution.stages import Damping, build_scorer
+from msif.curvature.filters import Accumulation, Decay
+from msif.curvature.preconditioners import EKFAC
+from msif.draws import generator
+
+SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""λ of both stages, absolute."""
+CG_PRODUCTS = 4
+"""From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
+RANDOM_STREAM = 20
+
+MULTI_STAGE, SOURCE = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters"
+SOLVED = "multi-stage, EK-FAC-preconditioned CG"
+
+
+Scoring = Callable[[TwoStage, Member, Asked], np.ndarray]
+"""(Q, N), positive for a proponent."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Attributes:
+        damping: as it is shown; "" where there is none.
+        scores: by one member.
+        removed: whether its choices are taken out of pre-training, too.
+        reads_models: whether members differ in it.
+        dear: whether it is asked about the queries of removals only.
+    """
+
+    family: str
+    damping: str
+    scores: Scoring
+    removed: bool = True
+    reads_models: bool = True
+    dear: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}, λ = {self.damping}" if self.damping else self.family
+
+    @property
+    def key(self) -> str:
+        """Of its files."""
+        return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name)
+
+
+def all_methods(one_objective: bool) -> list[Method]:
+    """In the order of the tables.
+
+    Args:
+        one_objective: whether the pre-trained model can be asked the queries, as single-stage influence needs.
+    """
+    return [
+        *_multi_stage(),
+        *(_single_stage() if one_objective else ()),
+        Method(
+            "gradient dot product", "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))
+        ),
+        Method(
+            "gradient cosine", "", _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage))
+        ),
+        Method("TRAK", "0.1 mean", _library(_trak)),
+        Method("LoGra", "0.1 mean", _library(_logra), removed=False),
+        Method("representation similarity", "", _representations),
+        Method("BM25+", "", lambda world, _, asked: bm25_scores(asked.texts, world.texts), reads_models=False),
+        Method(
+            "sentence embeddings",
+            "",
+            lambda world, _, asked: embedding_scores(asked.texts, world.texts),
+            reads_models=False,
+        ),
+        Method("random", "", _random, removed=False),
+    ]
+
+
+def _library(make: Callable[[Member], Scorer]) -> Scoring:
+    def scores(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
+        queries = world.query_batches(asked.examples)
+        return make(member).score(queries, member.pretrained.batches).values.astype(np.float64)
+
+    return scores
+
+
+def _staged(method: str, damping: Damping, ihvp: IHVP | None = None) -> Scoring:
+    def scorer(m: Member) -> Scorer:
+        last = m.finetuned.stage if method == "multi-stage" else None
+        return build_scorer(method, m.pretrained.stage, last, damping, ihvp)
+
+    return _library(scorer)
+
+
+def _multi_stage() -> Iterator[Method]:
+    yield Method(MULTI_STAGE, "0.1 mean", _staged("multi-stage", Damping()))
+    yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")))
+    for value in SWEEP:
+        yield Method(MULTI_STAGE, f"{value:g}", _staged("multi-stage", Damping(value)), removed=False)
+    yield Method(SOURCE, "", _library(_source))
+    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=1e-3)
+    yield Method(SOLVED, "0.1 mean", _staged("multi-stage", Damping(), solver), dear=True)
+
+
+def _single_stage() -> Iterator[Method]:
+    yield Method("single-stage EK-FAC", "0.1 mean", _staged("single-stage", Damping()))
+    yield Method("single-stage EK-FAC", "1/τ", _staged("single-stage", Damping("auto")), removed=False)
+
+
+def _source(m: Member) -> Scorer:
+    first, last = m.pretrained.stage, m.finetuned.stage
+    assert first.factors and first.tau and last.factors and last.tau
+    stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
+    return InfluenceScorer(last.side, first.side, stages)
+
+
+def _trak(m: Member) -> Scorer:
+    """A projection of its own for each member, as in the paper."""
+    projection = Projection(64, 64, dimension=1024, seed=m.number)
+    return build_scorer("trak", m.pretrained.stage, m.finetuned.stage, projection=projection)
+
+
+def _logra(m: Member) -> Scorer:
+    projection = Projection(16, 16, seed=m.number)
+    return build_scorer("logra", m.pretrained.stage, m.finetuned.stage, projection=projection)
+
+
+def _representations(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
+    """Cosine of mean hidden states, all of the fine-tuned model."""
+    model = member.finetuned.model
+    _, queries = representations(model, world.query_batches(asked.examples))
+    _, documents = representations(model, member.pretrained.batches)
+    return cosine(queries, documents).astype(np.float64)
+
+
+def _random(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
+    return generator(0, RANDOM_STREAM, member.number).random((len(asked.examples), len(world.texts)))
+
+
+def member_scores(method: Method, world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
+    """(Q, N), of finite numbers."""
+    scores = method.scores(world, member, asked)
+    assert scores.shape == (len(asked.examples), len(world.texts)) and np.isfinite(scores).all(), method.name
+    return scores

@@ -1,0 +1,55 @@
+"""What the tables look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.counterfactual.removal import Changes
+from experiments.counterfactual.report import single_best
+from experiments.counterfactual.study import Study
+from msif.reporting.plots import figure
+
+
+def plot_all(folder: Path, study: Study) -> None:
+    """removal.png and lds.png."""
+    with figure(folder / "removal.png", 9.0, 5.5) as axes:
+        removal(axes, study.changes)
+    with figure(folder / "lds.png", 9.0, 6.0) as axes:
+        datamodelling(axes, study)
+
+
+def removal(axes: Any, changes: Mapping[tuple[str, int], Changes]) -> None:
+    """Change of the loss against k, a line a method, with standard errors over seeds of the mean over queries."""
+    titles = sorted({title for title, _ in changes})
+    ks = sorted({k for _, k in changes})
+    last = {title: changes[title, ks[-1]].losses.mean() for title in titles}
+    for number, title in enumerate(sorted(titles, key=lambda title: -last[title])):
+        by_seed = np.stack([changes[title, k].losses.mean(1) for k in ks])
+        error = by_seed.std(1, ddof=1) / np.sqrt(by_seed.shape[1]) if by_seed.shape[1] > 1 else np.zeros(len(ks))
+        style = ("-", "--", ":")[number // 10 % 3]
+        shift = 0.08 * (number - len(titles) / 2) / len(titles)
+        places = np.array(ks) * (1 + shift)  # so that bars do not hide each other
+        axes.errorbar(
+            [0, *places], [0, *by_seed.mean(1)], [0, *error], marker=".", linestyle=style, capsize=2, label=title
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="documents left out of pre-training", ylabel="change of the query's loss")
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def datamodelling(axes: Any, study: Study) -> None:
+    """Averaged scores with intervals, the best damping of each family beside those that need no tuning."""
+    rows = single_best(study)
+    means = [study.judge.interval(study.scores[method.name].mean(0)) for method, _ in rows]
+    errors = [[i.mean - i.low for i in means], [i.high - i.mean for i in means]]
+    places = np.arange(len(rows))[::-1]
+    axes.barh(places, [i.mean for i in means], xerr=errors, color="C0", ecolor="grey")
+    axes.set_yticks(places, [method.name + note for method, note in rows], fontsize="small")
+    axes.axvline(study.judge.ceiling, color="black", linestyle="--", label="noise ceiling")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="linear datamodelling score, averaged over members")
+    axes.legend(fontsize="small")

@@ -1,0 +1,77 @@
+"""Take a query's top documents out of pre-training, train both stages again, and look at the query's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.counterfactual.retraining import Retrainings, Training
+from experiments.counterfactual.settings import Sizes
+from msif.draws import generator
+from msif.errors import MsifError
+
+REMOVAL_STREAM = 21
+RANDOM, OPPONENTS = "random documents", "opponents by "
+
+Orders = Mapping[str, np.ndarray]
+"""Title -> the order in which each query's documents are taken out, at each seed: (S, Q, N)."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What taking documents out does to the query that they were chosen for; (S, Q) of S seeds and Q queries.
+
+    Attributes:
+        losses: of the query, after less before.
+        probabilities: of its answer, after less before.
+    """
+
+    losses: np.ndarray
+    probabilities: np.ndarray
+
+
+def removal_orders(scores: Mapping[str, np.ndarray], opponents_of: str, sizes: Sizes) -> dict[str, np.ndarray]:
+    """By each method's scores (Q, N), the first is the strongest proponent; ties by row. And by chance, others at each
+    seed; and by ``opponents_of``, the strongest opponent first."""
+    shape = next(iter(scores.values())).shape
+    draw = generator(sizes.seed, REMOVAL_STREAM)
+    chance = [[draw.permutation(shape[1]) for _ in range(shape[0])] for _ in range(sizes.removal_seeds)]
+    orders = {title: np.argsort(-values, axis=1, kind="stable") for title, values in scores.items()}
+    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of], axis=1, kind="stable")
+    everywhere = {title: np.broadcast_to(order, (sizes.removal_seeds, *shape)) for title, order in orders.items()}
+    return {RANDOM: np.array(chance), **everywhere}
+
+
+def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> dict[tuple[str, int], Changes]:
+    """(title, k) -> the changes by taking out each query's first k documents.
+
+    Each training is compared with one on all documents of the same seed: the same first weights, and the same batches
+    but for what is missing.
+
+    Raises:
+        MsifError: as many documents are to be removed as there are.
+    """
+    documents = len(retrainings.world.texts)
+    if max(sizes.removed) >= documents:
+        raise MsifError(
+            f"--removed {max(sizes.removed)} of {documents} documents leaves nothing: give smaller numbers."
+        )
+    seeds = [sizes.first_retraining + number for number in range(sizes.removal_seeds)]
+    before = retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
+    keys = [(title, k) for title in orders for k in sizes.removed]
+    queries = range(next(iter(orders.values())).shape[1])
+    trainings = [
+        Training.without(orders[title][number, query, :k], seed)
+        for title, k in keys
+        for number, seed in enumerate(seeds)
+        for query in queries
+    ]
+    after = retrainings.losses(trainings, "trainings without documents")
+    after = after.reshape(len(keys), len(seeds), len(queries), -1)
+    own = after[:, :, np.arange(len(queries)), np.arange(len(queries))]  # each query's loss without its own documents
+    before = before[:, : len(queries)]
+    return {
+        key: Changes(losses - before, np.exp(-losses) - np.exp(-before)) for key, losses in zip(keys, own, strict=True)
+    }

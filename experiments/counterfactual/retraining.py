@@ -1,0 +1,97 @@
+"""Training both stages again without some documents, each training kept, several processes at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common.training import Example
+from experiments.counterfactual.two_stage import TwoStage, measured_losses
+from experiments.digits.cache import Cache
+from experiments.digits.parallel import spread
+from msif.errors import MsifError
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of both stages.
+
+    Attributes:
+        seed: of first weights and batches.
+        left_out: rows of the pre-training documents that it never sees, ascending.
+    """
+
+    seed: int
+    left_out: tuple[int, ...] = ()
+
+    @classmethod
+    def without(cls, rows: Collection[int], seed: int) -> Training:
+        return cls(seed, tuple(sorted(int(row) for row in rows)))
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
+        return f"{self.seed}-{digest}" if self.left_out else f"{self.seed}-all"
+
+
+@dataclass(frozen=True)
+class Retrainings:
+    """What the queries' losses are after any training of a two-stage model.
+
+    Every training is a file of its own in the cache, under a name made of its seed and its documents: one that two
+    methods ask for is made once, and one that an interrupted run made is there.
+
+    Attributes:
+        queries: what is measured after each.
+        processes: trainings at once, with a thread each; their results do not depend on it.
+    """
+
+    world: TwoStage
+    queries: Sequence[Example]
+    cache: Cache
+    processes: int = 1
+
+    def losses(self, trainings: Sequence[Training], title: str) -> np.ndarray:
+        """(M, Q) of M trainings.
+
+        Raises:
+            MsifError: a process was killed, or documents that are left out are none.
+        """
+        documents = len(self.world.texts)
+        for training in trainings:
+            if training.left_out and not 0 <= training.left_out[0] <= training.left_out[-1] < documents:
+                raise MsifError(f"a training leaves out row {training.left_out[-1]} of {documents}: rows start at 0.")
+        needed = {t.key: t for t in trainings if not _path(self.cache, t).is_file()}
+        work = partial(_train, replace(self, processes=1))
+        try:
+            spread(work, list(needed.values()), self.processes if len(needed) > 1 else 1, title)
+        except BrokenProcessPool as error:
+            raise MsifError("a training process was killed: run the same command again, and it goes on.") from error
+        return np.stack([_train(self, training) for training in trainings])
+
+
+def _path(cache: Cache, training: Training) -> Path:
+    return cache.folder / f"{_name(training)}.npz"
+
+
+def _name(training: Training) -> str:
+    return f"trainings/{training.key}"
+
+
+def _train(retrainings: Retrainings, training: Training) -> np.ndarray:
+    """The queries' losses after a training, (Q,): read, or made and kept."""
+
+    def compute() -> dict[str, np.ndarray]:
+        world = retrainings.world
+        _, finetuned = world.train(training.seed, training.left_out)
+        return {
+            "losses": measured_losses(finetuned.model, world.head.objective, world.query_batches(retrainings.queries))
+        }
+
+    return retrainings.cache.arrays(_name(training), compute)["losses"]

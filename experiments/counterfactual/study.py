@@ -1,0 +1,144 @@
+"""From a two-stage setting to what its report is made of: members, scores, retrainings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from experiments.counterfactual.halves import losses_on_halves
+from experiments.counterfactual.members import Member, make_member
+from experiments.counterfactual.methods import MULTI_STAGE, Method, all_methods, member_scores
+from experiments.counterfactual.removal import Changes, measure_removals, removal_orders
+from experiments.counterfactual.retraining import Retrainings, Training
+from experiments.counterfactual.settings import Sizes
+from experiments.counterfactual.two_stage import Asked, TwoStage
+from experiments.digits.cache import Cache
+from experiments.digits.judging import Judge
+from experiments.digits.parallel import spread
+from msif.errors import MsifError
+
+Choose = Callable[[TwoStage, list[Member]], Asked]
+"""The queries, of which the first are those that removals are made for."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All parts are kept in the folder as they are made, and made when they are first asked for.
+
+    Attributes:
+        choose: finds the queries when the members are trained.
+        processes: trainings, or members, at once.
+    """
+
+    world: TwoStage
+    choose: Choose
+    sizes: Sizes
+    folder: Path
+    processes: int = 1
+    overwrite: bool = False
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The folder, which belongs to this world and these seeds, whatever the numbers of retrainings."""
+        return Cache(self.folder, {"world": self.world.fingerprint, "seed": self.sizes.seed}, self.overwrite)
+
+    @cached_property
+    def members(self) -> list[Member]:
+        numbers = range(self.sizes.members)
+        make = partial(_member, self.world, self.cache.folder, self.sizes.first_member)
+        missing = [number for number in numbers if not _member_folder(self.cache.folder, number).exists()]
+        spread(partial(_make, make), missing, min(self.processes, max(1, len(missing))), "training members")
+        return [make(number) for number in numbers]
+
+    @cached_property
+    def asked(self) -> Asked:
+        asked = self.choose(self.world, self.members)
+        if len(asked) < self.sizes.queries:
+            raise MsifError(
+                f"there are {len(asked)} queries for --queries {self.sizes.queries}: give a smaller number."
+            )
+        return asked
+
+    @cached_property
+    def parts(self) -> Cache:
+        """Of scores and retrainings, which depend on the queries."""
+        name = hashlib.sha256(repr(self.asked).encode()).hexdigest()[:12]
+        return Cache(self.cache.folder / f"asked-{name}", {"queries": list(self.asked.titles)})
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        return all_methods(self.world.head.one_objective)
+
+    @cached_property
+    def scores(self) -> dict[str, np.ndarray]:
+        """Method's name -> (K, Q, N) by K members; one for methods that read no model, fewer queries for dear ones."""
+        numbers = range(self.sizes.members)
+        make = partial(_member, self.world, self.cache.folder, self.sizes.first_member)
+        work = partial(_score, self.world, self.asked, self.sizes.queries, self.parts, make)
+        by_member = spread(work, numbers, min(self.processes, len(numbers)), "scoring, by members")
+        return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in self.methods}
+
+    @cached_property
+    def retrainings(self) -> Retrainings:
+        return Retrainings(self.world, self.asked.examples, self.parts, self.processes)
+
+    @cached_property
+    def baseline(self) -> np.ndarray:
+        """The queries' losses by models trained on all documents, (S, Q), of the removals' seeds."""
+        seeds = [self.sizes.first_retraining + number for number in range(self.sizes.removal_seeds)]
+        return self.retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(*losses_on_halves(self.retrainings, self.sizes))
+
+    @cached_property
+    def judge_of_removals(self) -> Judge:
+        """The same on the queries of removals alone."""
+        masks, losses = losses_on_halves(self.retrainings, self.sizes)
+        return Judge(masks, losses[:, :, : self.sizes.queries])
+
+    @cached_property
+    def changes(self) -> Mapping[tuple[str, int], Changes]:
+        """Of removals by the members' mean scores."""
+        queries = self.sizes.queries
+        chosen = {m.name: self.scores[m.name].mean(0)[:queries] for m in self.methods if m.removed}
+        return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
+
+
+REFERENCE = f"{MULTI_STAGE}, λ = 0.1 mean"
+"""The method that others are compared with: the command line's default."""
+
+
+def _member_folder(folder: Path, number: int) -> Path:
+    return folder / "members" / f"{number:02d}"
+
+
+def _member(world: TwoStage, folder: Path, first_seed: int, number: int) -> Member:
+    return make_member(world, _member_folder(folder, number), number, first_seed + number)
+
+
+def _make(make: Callable[[int], Member], number: int) -> None:
+    """So that no model travels between processes."""
+    make(number)
+
+
+def _score(
+    world: TwoStage, asked: Asked, first: int, cache: Cache, make: Callable[[int], Member], number: int
+) -> dict[str, np.ndarray]:
+    """Method's name -> (Q, N) by one member: read, or computed and kept."""
+    member, scores = make(number), {}
+
+    def compute(method: Method) -> dict[str, np.ndarray]:
+        return {"scores": member_scores(method, world, member, asked.chosen(range(first)) if method.dear else asked)}
+
+    for method in all_methods(world.head.one_objective):
+        if method.reads_models or number == 0:
+            name = f"scores/{number:02d}-{method.key}" + (f"-{first}" if method.dear else "")
+            scores[method.name] = cache.arrays(name, partial(compute, method))["scores"]
+    return scores

@@ -1,0 +1,157 @@
+"""A model that is trained twice, with some of its pre-training documents left out or none."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from experiments.common.training import NEXT_TOKENS, Example, Task, Trained, new_model, plain_text, train
+from experiments.counterfactual.settings import Recipe
+from msif.data.batching import batches_of
+from msif.data.documents import Batch, Document
+from msif.models.capture import frozen
+from msif.models.objectives import CausalLM, Objective
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries: as examples for models, and as texts for search.
+
+    Attributes:
+        titles: how tables name them.
+        answers: what is explained of each.
+    """
+
+    examples: Sequence[Example]
+    texts: Sequence[str]
+    titles: Sequence[str]
+    answers: Sequence[str]
+
+    def chosen(self, places: Sequence[int]) -> Asked:
+        pick = lambda values: [values[place] for place in places]  # noqa: E731
+        return Asked(pick(self.examples), pick(self.texts), pick(self.titles), pick(self.answers))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+class Head(Protocol):
+    """What fine-tuning makes of a pre-trained language model, and how its answers are measured.
+
+    Attributes:
+        model_class: of the fine-tuned model.
+        task, objective: what fine-tuning trains, for training and for the library.
+        one_objective: whether the pre-trained model can be asked the fine-tuned one's queries.
+    """
+
+    @property
+    def model_class(self) -> type: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def one_objective(self) -> bool: ...
+
+    def start(self, pretrained: GPTNeoXForCausalLM, seed: int) -> nn.Module:
+        """Where fine-tuning starts; the pre-trained model stays as it is."""
+        ...
+
+    def document(self, index: int, example: Example) -> Document:
+        """An example as the library reads it."""
+        ...
+
+
+@dataclass(frozen=True)
+class LanguageHead:
+    """The head stays: fine-tuning goes on predicting tokens."""
+
+    model_class: ClassVar[type] = GPTNeoXForCausalLM
+    task: ClassVar[Task] = NEXT_TOKENS
+    objective: ClassVar[Objective] = CausalLM()
+    one_objective: ClassVar[bool] = True
+
+    def start(self, pretrained: GPTNeoXForCausalLM, seed: int) -> nn.Module:
+        return copy.deepcopy(pretrained)
+
+    def document(self, index: int, example: Example) -> Document:
+        tokens, start = example
+        return Document(index, np.asarray(tokens, dtype=np.int32), np.arange(len(tokens)) >= start)
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """
+    Attributes:
+        texts: the pre-training documents, by row number.
+        finetuning: what the second stage is trained on, never left out.
+        device: of trainings.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    texts: Sequence[str]
+    finetuning: Sequence[Example]
+    recipe: Recipe
+    head: Head
+    device: str = "cpu"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides a training, beside its seed."""
+        parts = (
+            list(self.texts),
+            list(self.finetuning),
+            self.recipe,
+            repr(self.head),
+            sorted(self.tokenizer.get_vocab().items()),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def pretraining(self) -> list[Example]:
+        return plain_text(self.tokenizer, self.texts)
+
+    def train(self, seed: int, left_out: Collection[int] = ()) -> tuple[Trained, Trained]:
+        """Both stages; the seed decides first weights and batches, and leaving documents out changes neither."""
+        recipe = self.recipe
+        model = new_model(self.tokenizer, recipe.size, seed).to(self.device)
+        first = train(model, self.pretraining, recipe.pretraining, seed, None, left_out=left_out)
+        model = self.head.start(first.model, seed)
+        return first, train(model, self.finetuning, recipe.finetuning, seed, None, self.head.task)
+
+    def pretraining_batches(self) -> list[Batch]:
+        return _batches(LanguageHead(), self.pretraining)
+
+    def finetuning_batches(self) -> list[Batch]:
+        return _batches(self.head, self.finetuning)
+
+    def query_batches(self, examples: Sequence[Example]) -> list[Batch]:
+        return _batches(self.head, examples)
+
+
+def _batches(head: Head, examples: Sequence[Example]) -> list[Batch]:
+    return batches_of([head.document(i, example) for i, example in enumerate(examples)], BATCH_TOKENS)
+
+
+@torch.no_grad()
+def measured_losses(model: nn.Module, objective: Objective, batches: Sequence[Any]) -> np.ndarray:
+    """The summed loss of each of Q queries, float64 (Q,): what influence is said to change."""
+    losses = np.empty(sum(len(batch) for batch in batches))
+    device = next(model.parameters()).device
+    with frozen(model):
+        for batch in batches:
+            here = batch.to(device)
+            found = objective.losses(objective.outputs(model, here), here)
+            losses[batch.indices.numpy()] = found.double().cpu().numpy()
+    return losses

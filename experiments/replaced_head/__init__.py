@@ -1,0 +1,1 @@
+"""Attribution through a replaced head: a classifier fine-tuned from a language model."""

@@ -1,0 +1,226 @@
+"""Trainings without documents differ by these documents alone, are kept, and agree with what scores say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.common import training
+from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
+from experiments.counterfactual import __main__ as command
+from experiments.counterfactual import methods, retraining, study
+from experiments.counterfactual.command import study_parser
+from experiments.counterfactual.facts_setting import FactSizes, fact_setting
+from experiments.counterfactual.halves import draw_halves, losses_on_halves
+from experiments.counterfactual.members import make_member
+from experiments.counterfactual.methods import all_methods, member_scores
+from experiments.counterfactual.plots import plot_all
+from experiments.counterfactual.removal import OPPONENTS, RANDOM, measure_removals, removal_orders
+from experiments.counterfactual.report import lds_table, query_table, removal_table
+from experiments.counterfactual.retraining import Retrainings, Training
+from experiments.counterfactual.settings import Recipe, Sizes
+from experiments.counterfactual.study import REFERENCE, Study
+from experiments.counterfactual.two_stage import Asked, LanguageHead, TwoStage
+from experiments.digits.cache import Cache
+from experiments.fact_tracing.facts import Fact, FactData, Sentence
+from msif.errors import MsifError
+
+NAMES = ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"]
+COLOURS = ["red", "blue", "red", "blue", "green", "green"]
+RECIPE = Recipe(300, ModelSize(1, 32, 2, 64), Schedule(8, 1e-2, 4), Schedule(4, 3e-3, 2))
+
+QUICK = replace(RECIPE, pretraining=Schedule(1, 1e-2, 8), finetuning=Schedule(1, 3e-3, 4))
+
+
+def sentences() -> list[str]:
+    """Three of each name; those of Ada are rows 0 to 2."""
+    forms = ("{} likes the colour {} .", "It is said that {} likes {} .", "Everybody knows {} to like {} .")
+    return [form.format(n, c) for n, c in zip(NAMES, COLOURS, strict=True) for form in forms]
+
+
+@pytest.fixture(scope="module")
+def world() -> TwoStage:
+    texts = sentences()
+    tokenizer = build_tokenizer(texts + texts, 300)
+    tuned = [completion(tokenizer, f"{n} likes", f" {c}") for n, c in zip(NAMES[1:], COLOURS[1:], strict=True)]
+    return TwoStage(tokenizer, texts, tuned, RECIPE, LanguageHead())
+
+
+@pytest.fixture(scope="module")
+def asked(world: TwoStage) -> Asked:
+    pairs = [(f"{name} likes", f" {colour}") for name, colour in zip(NAMES[:2], COLOURS[:2], strict=True)]
+    examples = [completion(world.tokenizer, *pair, end=False) for pair in pairs]
+    return Asked(examples, [a + b for a, b in pairs], NAMES[:2], COLOURS[:2])
+
+
+@pytest.fixture
+def retrainings(world: TwoStage, asked: Asked, tmp_path) -> Retrainings:
+    return Retrainings(world, asked.examples, Cache(tmp_path / "cache", {}))
+
+
+def weights(world: TwoStage, seed: int, left_out=()) -> torch.Tensor:
+    _, finetuned = world.train(seed, left_out)
+    return torch.cat([p.detach().flatten() for p in finetuned.model.parameters()])
+
+
+def test_leaving_nothing_out_changes_nothing_and_the_seed_decides(world: TwoStage) -> None:
+    assert torch.equal(weights(world, 3), weights(world, 3, []))
+    assert not torch.equal(weights(world, 3), weights(world, 4))
+    assert not torch.equal(weights(world, 3), weights(world, 3, [5]))
+
+
+def test_a_document_that_is_left_out_could_be_any_other(world: TwoStage) -> None:
+    """Its tokens enter nothing, and all others keep their places."""
+    other = replace(world)
+    ids, start = other.pretraining[5]
+    other.pretraining[5] = (ids[::-1], start)
+    assert not torch.equal(weights(world, 0), weights(other, 0))
+    assert torch.equal(weights(world, 0, [5]), weights(other, 0, [5]))
+
+
+def test_documents_keep_their_weight_when_others_leave(world: TwoStage) -> None:
+    """The first step's loss is a sum over what is kept, divided by what was there."""
+    model = lambda: training.new_model(world.tokenizer, RECIPE.size, 0)  # noqa: E731
+    schedule = Schedule(1, 1e-2, len(world.texts))
+    first = lambda gone: training.train(model(), world.pretraining, schedule, 0, None, left_out=gone).log[0]  # noqa: E731
+    rows = range(len(world.texts))
+    parts = [first([row for row in rows if row not in part])["loss"] for part in (rows[:7], rows[7:])]
+    assert sum(parts) == pytest.approx(first([])["loss"], rel=1e-5)
+    schedules = [[entry["learning_rate"] for entry in world.train(0, gone)[0].log] for gone in ([], [0, 1, 2])]
+    assert schedules[0] == schedules[1]
+
+
+def test_an_interrupted_run_goes_on(retrainings: Retrainings, monkeypatch) -> None:
+    trainings = [Training(0), Training.without([4, 2], 0), Training.without([2, 4], 0)]
+    assert trainings[1] == trainings[2]
+    done = retrainings.losses(trainings[:1], "some")
+    train, made = TwoStage.train, []
+    monkeypatch.setattr(TwoStage, "train", lambda self, *a: made.append(a) or train(self, *a))
+    losses = retrainings.losses(trainings, "all")
+    assert made == [(0, (2, 4))]
+    assert np.array_equal(losses[0], done[0]) and np.array_equal(losses[1], losses[2])
+    retrainings.losses(trainings, "again")
+    assert len(made) == 1
+
+
+def test_processes_change_nothing(retrainings: Retrainings, tmp_path) -> None:
+    trainings = [Training(0), Training.without([1], 1)]
+    together = replace(retrainings, cache=Cache(tmp_path / "parallel", {}), processes=2).losses(trainings, "two")
+    assert np.array_equal(together, retrainings.losses(trainings, "one"))
+
+
+def test_a_killed_process_is_a_sentence(retrainings: Retrainings, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise retraining.BrokenProcessPool
+
+    monkeypatch.setattr(retraining, "spread", broken)
+    with pytest.raises(MsifError, match="it goes on"):
+        retrainings.losses([Training(0)], "")
+
+
+def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, asked: Asked, retrainings, tmp_path) -> None:
+    """And scores say so: Ada's sentences are proponents of what is said of Ada, sentences of blue and green are not."""
+    sizes = Sizes(queries=1, removed=(3,), removal_seeds=2)
+    planted = np.zeros((1, len(world.texts)))
+    planted[0, :3], planted[0, -3:] = 1.0, -1.0
+    orders = removal_orders({"planted": planted}, "planted", sizes)
+    changes = measure_removals(retrainings, orders, sizes)
+    own = changes["planted", 3]
+    assert (own.losses > 0).all() and (own.probabilities < 0).all()
+    assert own.losses.mean() > changes[OPPONENTS + "planted", 3].losses.mean()
+    assert own.losses.mean() > changes[RANDOM, 3].losses.mean()
+    member = make_member(world, tmp_path / "member", 0, 100)
+    named = ("multi-stage EK-FAC, λ = 0.1", "gradient dot product", "BM25+")
+    for method in [method for method in all_methods(True) if method.name in named]:
+        scores = member_scores(method, world, member, asked.chosen([0]))[0]
+        assert scores[:3].mean() > max(0.0, scores[3:].mean()), method.name
+
+
+def test_orders_and_halves() -> None:
+    scores = np.array([[1.0, 3.0, 2.0, 2.0]])
+    orders = removal_orders({"a": scores}, "a", Sizes(removal_seeds=2))
+    assert orders["a"].tolist() == [[[1, 2, 3, 0]]] * 2
+    assert orders[OPPONENTS + "a"].tolist() == [[[0, 2, 3, 1]]] * 2
+    assert sorted(orders[RANDOM][0, 0]) == [0, 1, 2, 3]
+    masks = draw_halves(9, Sizes())
+    assert masks.shape == (Sizes().halves, 9) and (masks.sum(1) == 4).all()
+    assert np.array_equal(masks, draw_halves(9, Sizes())) and not np.array_equal(masks, draw_halves(9, Sizes(seed=1)))
+
+
+def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        Retrainings, "losses", lambda self, t, _: seen.extend(t) or np.arange(2.0 * len(t)).reshape(-1, 2)
+    )
+    masks, losses = losses_on_halves(retrainings, Sizes(halves=4, half_seeds=2))
+    assert losses.shape == (4, 2, 2) and losses[1, 0, 0] == 4.0
+    assert [t.seed for t in seen[:2]] == [0, 1] and seen[2].left_out == tuple(np.flatnonzero(~masks[1]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"half_seeds": 1}]
+)
+def test_sizes_with_which_nothing_is_measured(wrong) -> None:
+    with pytest.raises(MsifError):
+        Sizes(**wrong)
+
+
+def test_too_many_documents_to_remove(retrainings: Retrainings) -> None:
+    orders = removal_orders({"a": np.zeros((1, 18))}, "a", Sizes())
+    with pytest.raises(MsifError, match="leaves nothing"):
+        measure_removals(retrainings, orders, Sizes(removed=(18,)))
+    with pytest.raises(MsifError, match="row 18 of 18"):
+        retrainings.losses([Training.without([18], 0)], "")
+
+
+def test_the_command_line_names_what_is_wrong(tmp_path, capsys) -> None:
+    def run(*arguments: str) -> str:
+        given = ["--data", str(tmp_path), "--output", str(tmp_path / "out"), *arguments]
+        assert command.main(study_parser("counterfactual", ""), command.run, given) == 2
+        return capsys.readouterr().err
+
+    assert "--data" in run()
+    assert "--jobs" in run("--jobs", "0")
+    assert "--halves" in run("--halves", "1")
+
+
+def fact_data() -> FactData:
+    facts = {f"P1:{n}": Fact(f"P1:{n}", "P1", n, (c,)) for n, c in zip(NAMES, COLOURS, strict=True)}
+    rows = [
+        Sentence(str(row), text, (f"P1:{NAMES[row // 3]}",), (COLOURS[row // 3],))
+        for row, text in enumerate(sentences())
+    ]
+    return FactData(rows, facts, {})
+
+
+def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
+    kept = lambda _: [m for m in all_methods(True) if m.name in (REFERENCE, "random", "BM25+") or "1e-06" in m.name]  # noqa: E731
+    monkeypatch.setattr(study, "all_methods", kept)
+    sizes = Sizes(queries=2, removed=(1, 3), removal_seeds=2, halves=8, half_seeds=2, members=2)
+    setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
+    assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.others) == 3
+    one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
+    assert len(set(one.asked.answers)) == len(one.asked)
+    assert one.scores[REFERENCE].shape == (2, 2, 18) and one.scores["BM25+"].shape == (1, 2, 18)
+    removal = removal_table(one.changes).records()
+    assert {row["documents"] for row in removal} == {1, 3}
+    assert {row["removed: the top of"] for row in removal} == {RANDOM, OPPONENTS + REFERENCE, REFERENCE, "BM25+"}
+    assert [row["models"] for row in lds_table(one).records() if row["method"] == "BM25+"] == [1]
+    assert len(query_table(one).rows) == 2
+    plot_all(tmp_path / "report", one)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"removal.png", "lds.png"}
+
+    monkeypatch.setattr(TwoStage, "train", None)  # all is there
+    monkeypatch.setattr(methods, "member_scores", None)
+    again = Study(setting.world, setting.choose, sizes, tmp_path / "study")
+    assert removal_table(again.changes).rows == removal_table(one.changes).rows
+    other = replace(setting.world, recipe=replace(QUICK, vocabulary=299))
+    with pytest.raises(MsifError, match="other settings"):
+        _ = Study(other, setting.choose, sizes, tmp_path / "study").cache
+    with pytest.raises(MsifError, match="--queries"):
+        _ = Study(setting.world, setting.choose, replace(sizes, queries=3), tmp_path / "study").asked
+    with pytest.raises(MsifError, match="plain sentences"):
+        fact_setting(fact_data(), {"P1": "[X]?"}, FactSizes(("P1",), least=9), QUICK, 0)
