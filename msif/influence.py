@@ -19,6 +19,7 @@ from msif.cli.parsing import (
     set_up_logging,
     write_configuration,
 )
+from msif.cli.pull import warn_of_no_pull, with_alpha
 
 EXAMPLE = """example:
   python -m msif.influence --pretrained base --finetuned tuned --pretrained-factors factors/base
@@ -107,7 +108,7 @@ def _add_method_flags(group: Any) -> None:
         "--alpha",
         type=not_negative_or_auto,
         metavar="X",
-        help="pull of fine-tuning to the pre-trained weights, in units of Λ, or auto: 1/τ (default 0)",
+        help="pull of fine-tuning to the pre-trained weights, in units of Λ, or auto: 1/τ (default auto if known, else 0)",
     )
     group.add_argument(
         "--learning-rate-sum",
@@ -183,14 +184,16 @@ def _add_method_flags(group: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser()
-    args = command.parse(arguments)
-    set_up_logging(args.quiet)
+    given = command.parse(arguments)
+    set_up_logging(given.quiet)
+    args = with_alpha(given)
     check_arguments(args)
     check_options(args.method, command.given(arguments))
     from msif.cli.explain import explain, prepare
     from msif.cli.output import new_or_unchanged, report, write
 
     job = prepare(args)
+    warn_of_no_pull(given, args)
     if args.dry_run:
         print(job.describe())
         return

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from experiments.case_study.question import choose
 from experiments.case_study.report import write
-from experiments.common.running import experiment_parser
+from experiments.common.running import experiment_parser, status_of
 from experiments.common.steps import Steps, console_for_commands
 from experiments.fact_tracing.reading import Pair, read_pair
 from msif.cli.parsing import Parser, positive_int
-from msif.errors import MsifError
 
 STAGES = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
 
@@ -43,12 +42,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(parser().parse(arguments))
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, parser(), arguments)
 
 
 def run(options: argparse.Namespace) -> None:

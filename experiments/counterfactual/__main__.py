@@ -12,8 +12,9 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from experiments.common.running import quiet, status_of
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, main, report, study_parser
+from experiments.counterfactual.command import chosen_sizes, report, study_parser
 from experiments.counterfactual.facts_setting import RECIPE, FactSizes, fact_setting
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.study import Study
@@ -31,6 +32,7 @@ FULL = Sizes(queries=30, removed=(5, 10, 30, 100), removal_seeds=5, halves=100, 
 
 
 def run(options: argparse.Namespace) -> None:
+    quiet(options.threads)
     sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
     facts, recipe = (FULL_FACTS, FULL_RECIPE) if options.full else (FactSizes(), RECIPE)
     data = load_lama(options.data, facts.relations)
@@ -42,5 +44,9 @@ def run(options: argparse.Namespace) -> None:
     report(study, Path(options.results or output / "report"), {**configuration, "documents": len(setting.world.texts)})
 
 
+def main(arguments: list[str] | None = None) -> int:
+    return status_of(run, study_parser("counterfactual", __doc__), arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(main(study_parser("counterfactual", __doc__), run))
+    sys.exit(main())

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.common.running import add_data_flag, experiment_parser, quiet
+from experiments.common.running import add_data_flag, experiment_parser
 from experiments.counterfactual.plots import plot_all
 from experiments.counterfactual.report import lds_table, query_table, removal_table
 from experiments.counterfactual.settings import Sizes
@@ -63,17 +60,3 @@ def report(study: Study, folder: Path, configuration: dict) -> None:
 def write(folder: Path, name: str, table: Table, configuration: dict) -> None:
     write_results(folder, name, table, configuration)
     print(table.markdown())
-
-
-def main(parser: Parser, run: Callable[[argparse.Namespace], None], arguments: list[str] | None = None) -> int:
-    """Status 2 and one sentence for a mistake that the user can mend."""
-    start = time.perf_counter()
-    try:
-        options = parser.parse(arguments)
-        quiet(options.threads)
-        run(options)
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return 0

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.common.running import experiment_parser, quiet
+from experiments.common.running import experiment_parser, quiet, status_of
 from experiments.digits.settings import SMALL, Settings
 from msif.cli.parsing import Parser
 from msif.errors import MsifError
@@ -38,12 +38,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(parser().parse(arguments))
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, parser(), arguments)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.common.running import add_data_flag, experiment_parser, quiet
+from experiments.common.running import add_data_flag, experiment_parser, quiet, status_of
 from experiments.fact_tracing.accuracy import accuracy_tables
 from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Recipe, Selection, make, prepare
@@ -25,17 +25,11 @@ from msif.reporting.tables import write_results
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse(arguments)
+    return status_of(run, parser(), arguments)
+
+
+def run(options: argparse.Namespace) -> None:
     quiet(options.threads)
-    try:
-        _run(options)
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _run(options: argparse.Namespace) -> None:
     if (options.pretrained is None) != (options.finetuned is None):
         raise MsifError("a pair needs both of its models: give --pretrained and --finetuned, or neither to train.")
     hub = (options.pretrained, options.finetuned) if options.pretrained else None
@@ -74,7 +68,7 @@ def _from_zero(text: str) -> int:
     return 0 if text == "0" else positive_int(text)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = experiment_parser("fact_tracing.pair", __doc__.splitlines()[0], output="results/fact_tracing")
     add_data_flag(parser)
     recipe, selection = Recipe(), Selection()

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.common.running import experiment_parser, quiet
+from experiments.common.running import experiment_parser, quiet, status_of
 from msif.cli.parsing import Parser, positive_int, set_up_logging
 from msif.errors import MsifError
 
@@ -34,12 +34,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(parser().parse(arguments))
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, parser(), arguments)
 
 
 def run(options: argparse.Namespace) -> None:

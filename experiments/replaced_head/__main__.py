@@ -12,8 +12,9 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from experiments.common.running import quiet, status_of
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, main, report, study_parser, write
+from experiments.counterfactual.command import chosen_sizes, report, study_parser, write
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.study import Study
 from experiments.fact_tracing.lama import load_lama
@@ -31,6 +32,7 @@ FULL = Sizes(queries=32, removed=(10, 30, 100, 300), removal_seeds=5, halves=100
 
 
 def run(options: argparse.Namespace) -> None:
+    quiet(options.threads)
     sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
     labels, recipe = (FULL_LABELS, FULL_RECIPE) if options.full else (LabelSizes(), RECIPE)
     setting = label_setting(load_lama(options.data, labels.relations), labels, recipe, sizes.seed, options.device)
@@ -48,5 +50,9 @@ def run(options: argparse.Namespace) -> None:
     report(study, results, configuration)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    return status_of(run, study_parser("replaced_head", __doc__), arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(main(study_parser("replaced_head", __doc__), run))
+    sys.exit(main())

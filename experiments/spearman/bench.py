@@ -96,12 +96,11 @@ class Bench:
 
     @cached_property
     def scoring(self) -> Cost:
-        """Scoring the candidates by one query's vector, as the library does it; the same for all influence methods."""
+        """A query's gradient and the scoring of its candidates, as the library does them for every influence method."""
         scorer = InfluenceScorer(self.side, self.side)
-        vectors = scorer.query_vectors(self.world.queries)
-        scorer.score_vectors(vectors, self.world.candidates)  # once to warm up
+        scorer.score(self.world.queries, self.world.candidates)  # once to warm up
         with self.measured() as cost:
-            scorer.score_vectors(vectors, self.world.candidates)
+            scorer.score(self.world.queries, self.world.candidates)
         return Cost(cost.seconds / self.c.queries, cost.memory)
 
     @contextmanager

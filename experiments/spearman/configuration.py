@@ -49,7 +49,7 @@ class Configuration:
     truth_tolerance: float = 1e-4
     truth_iterations: int = 3000
     cg: tuple[int, ...] = (5, 10, 20, 40)
-    long_cg: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320, 480)
+    long_cg: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
     preconditioned: tuple[int, ...] = (0, 1, 2, 4, 8, 12, 20, 32)
     lissa: tuple[int, ...] = (100, 400)
     preconditioned_lissa: tuple[int, ...] = (20, 80)
@@ -71,11 +71,13 @@ SMALL = Configuration(
     epochs=4,
     learning_rate=5e-3,
     train_batch=32,
-    solving=64,
+    solving=32,
     candidates=500,
     queries=10,
     batch_size=32,
-    dense_parts=8,
+    dense_parts=4,
+    lissa=(50, 200),
+    full=100,
     trak_dimension=1024,
 )
 

@@ -33,8 +33,11 @@ def preconditioned_cg(bench: Bench, damping: str) -> list[Point]:
 def _curve(
     bench: Bench, damping: str, name: str, budgets: Sequence[int], inverse: Preconditioner | None, fitting: Cost
 ) -> list[Point]:
-    """One run, with x kept on the way and judged after it, so that judging costs no time."""
-    b, kept = bench.gradients, list[tuple[int, Vectors, float]]()
+    """One run, with x kept on the way and judged after it, so that judging costs no time.
+
+    One that meets the tolerance before its last budget ends with a point of its own.
+    """
+    b, operator, kept = bench.gradients, bench.damped(damping), list[tuple[int, Vectors, float]]()
     count = itertools.count(1)
     start = bench.clock()
 
@@ -47,7 +50,9 @@ def _curve(
         kept.append((0, inverse.apply(b), bench.clock() - start))
     with bench.measured() as cost:
         options = {"iterations": max(budgets), "tolerance": bench.c.truth_tolerance, "callback": keep}
-        conjugate_gradients(bench.damped(damping), b, preconditioner=inverse, **options)
+        solution = conjugate_gradients(operator, b, preconditioner=inverse, **options)
+    if solution.converged and solution.iterations not in budgets:
+        kept.append((solution.iterations, solution.x, bench.clock() - start))
     # with a start other than zero, its residual takes a product too
     extra = 0 if inverse is None else 1
     return [
@@ -97,7 +102,7 @@ def arnoldi(bench: Bench, damping: str) -> list[Point]:
         solver = Arnoldi(bench.ggn, bench.side.tracked, bench.shift(damping), top=top, complement=complement)
         solver.eigenpairs = pairs
         point = _solved(bench, damping, name, iterations, solver, overhead)
-        points.append(replace(point, overhead_passes=iterations / bench.c.queries))
+        points.append(replace(point, overhead_passes=float(pairs.iterations)))
     return points
 
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,23 @@ from msif.models.blocks import Conv1D, TrackedModule
 
 log = logging.getLogger(__name__)
 
+STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
+
 
 def natural_tau(
     folder: str | Path, model: nn.Module, tracked: Sequence[TrackedModule], learning_rate_sum: float | None = None
 ) -> dict[str, Tensor]:
     """τ of every block of a stage: module name -> (nb,), in units of 1/curvature; 1/τ is the natural damping.
 
-    For SGD τ = Σ η / (1 − momentum). Under Adam a step is η/(√V + ε), so a block's τ is Σ η times its mean of
-    1/(√V + ε).
+    For SGD τ = Σ η / (1 − momentum). Under Adam a parameter's step is η/(√V + ε) and its own damping (√V + ε)/Σ η. A
+    block's 1/τ is the mean of these dampings, so τ = Σ η / mean(√V + ε). The mean of the times 1/(√V + ε) would be
+    carried by the few parameters that see next to no gradient, and 1/τ would be as good as zero (docs/digits.md).
 
     Args:
         learning_rate_sum: Σ η, where it is known; else it is read from ``trainer_state.json``.
 
     Raises:
-        MsifError: names what is missing.
+        MsifError: names what is missing, or what in the optimizer's state cannot be used.
     """
     folder = Path(folder).expanduser()
     state = _optimizer_state(folder)
@@ -60,13 +64,19 @@ def natural_tau(
             f"the optimizer of optimizer.pt in {folder} is neither SGD nor Adam, and its natural scale is not known: "
             "give numbers for --damping and --alpha."
         )
-    moments = _second_moments(state, model, folder)
-    return {module.name: learning_rate_sum * _mean_step(module, model, moments, folder) for module in tracked}
+    moments = _moments_by_name(state, model, folder)
+    return {module.name: learning_rate_sum / _mean_root(module, model, moments, folder) for module in tracked}
+
+
+def training_is_known(folder: str | Path) -> bool:
+    """Whether both files that ``natural_tau`` reads lie beside a model; not whether they can be used."""
+    folder = Path(folder).expanduser()
+    return (folder / STATE).is_file() and (folder / OPTIMIZER).is_file()
 
 
 def _learning_rate_sum(folder: Path) -> float:
     """Σ η over all steps, by the trapezoidal rule where the log has gaps."""
-    path = folder / "trainer_state.json"
+    path = folder / STATE
     if not path.is_file():
         raise MsifError(
             f"there is no trainer_state.json in {folder}, so 'auto' cannot know its learning rates: "
@@ -90,11 +100,12 @@ def _learning_rate_sum(folder: Path) -> float:
 
 
 def _optimizer_state(folder: Path) -> Mapping[str, Any] | None:
-    path = folder / "optimizer.pt"
+    path = folder / OPTIMIZER
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped: of a state that is larger than the model twice over, only what is asked for is read
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise MsifError(f"{path} cannot be read ({_line(error)}): save it again, or remove it.") from error
     if not (isinstance(state, Mapping) and "state" in state and state.get("param_groups")):
@@ -107,8 +118,21 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
-def _second_moments(state: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """Parameter name -> 1/(√V̂ + ε), V̂ Adam's bias-corrected second moment.
+@dataclass(frozen=True)
+class _Moment:
+    """Adam's second moment of one parameter, as the optimizer keeps it: short of its start at zero by ``correction``."""
+
+    exp_avg_sq: Tensor
+    correction: float
+    epsilon: float
+
+    def root(self) -> Tensor:
+        """√V̂ + ε, V̂ the corrected moment."""
+        return (self.exp_avg_sq.float() / self.correction).sqrt() + self.epsilon
+
+
+def _moments_by_name(state: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, _Moment]:
+    """Parameter name -> its second moment.
 
     An optimizer numbers its parameters; the Trainer puts those with weight decay first, then the others, each in the
     model's order. Shapes must agree all the way, or nothing is believed.
@@ -117,26 +141,27 @@ def _second_moments(state: Mapping[str, Any], model: nn.Module, folder: Path) ->
     names = _trainer_order(model) if len(groups) > 1 else [name for name, _ in model.named_parameters()]
     parameters = dict(model.named_parameters())
     result = {}
-    indices = [index for group in groups for index in group["params"]]
+    indices = [(index, group) for group in groups for index in group["params"]]
     if len(indices) != len(names):
         raise MsifError(_does_not_fit(folder, f"{len(indices)} parameters where the model has {len(names)}"))
-    epsilon = {index: (group["eps"], group["betas"][1]) for group in groups for index in group["params"]}
-    for index, name in zip(indices, names, strict=True):
+    for (index, group), name in zip(indices, names, strict=True):
         entry = state["state"].get(index)
         if entry is None or "exp_avg_sq" not in entry:
             continue
-        V = entry["exp_avg_sq"].float()
+        V = entry["exp_avg_sq"]
         if V.shape != parameters[name].shape:
             raise MsifError(_does_not_fit(folder, f"shape {tuple(V.shape)} for {name}"))
-        eps, beta2 = epsilon[index]
-        result[name] = 1.0 / ((V / (1 - beta2 ** float(entry["step"]))).sqrt() + eps)
+        correction = 1 - group["betas"][1] ** float(entry["step"])
+        if not correction > 0:
+            raise MsifError(_does_not_fit(folder, f"no step was taken for {name}"))
+        result[name] = _Moment(V, correction, group["eps"])
     return result
 
 
 def _does_not_fit(folder: Path, detail: str) -> str:
     return (
         f"optimizer.pt in {folder} does not fit the model ({detail}): "
-        "remove it and give --learning-rate-sum, or a number for --damping and --alpha."
+        "give the one of this model, or numbers for --damping and --alpha."
     )
 
 
@@ -150,12 +175,18 @@ def _trainer_order(model: nn.Module) -> list[str]:
     return [name for name in names if name in decayed] + [name for name in names if name not in decayed]
 
 
-def _mean_step(module: TrackedModule, model: nn.Module, moments: Mapping[str, Tensor], folder: Path) -> Tensor:
-    """Each block's mean of 1/(√V + ε), (nb,)."""
+def _mean_root(module: TrackedModule, model: nn.Module, moments: Mapping[str, _Moment], folder: Path) -> Tensor:
+    """Each block's mean of √V̂ + ε, (nb,)."""
     key = f"{module.path}.weight"
     if key not in moments:
         raise MsifError(_does_not_fit(folder, f"no second moment for {key}"))
-    steps = moments[key]
+    root = moments[key].root()
     if isinstance(model.get_submodule(module.path), Conv1D):
-        steps = steps.T
-    return steps.unflatten(0, (len(module.blocks), -1)).mean(dim=(1, 2))
+        root = root.T
+    means = root.unflatten(0, (len(module.blocks), -1)).mean(dim=(1, 2))
+    if not (means.isfinite() & (means > 0)).all():
+        raise MsifError(
+            f"the second moments of {key} in {folder / OPTIMIZER} give no scale (NaN, infinity, or zero with ε = 0): "
+            "give numbers for --damping and --alpha."
+        )
+    return means

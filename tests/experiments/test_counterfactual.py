@@ -12,7 +12,6 @@ from experiments.common import training
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
 from experiments.counterfactual import __main__ as command
 from experiments.counterfactual import methods, retraining, study
-from experiments.counterfactual.command import study_parser
 from experiments.counterfactual.facts_setting import FactSizes, fact_setting
 from experiments.counterfactual.halves import draw_halves, losses_on_halves
 from experiments.counterfactual.members import make_member
@@ -179,7 +178,7 @@ def test_too_many_documents_to_remove(retrainings: Retrainings) -> None:
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys) -> None:
     def run(*arguments: str) -> str:
         given = ["--data", str(tmp_path), "--output", str(tmp_path / "out"), *arguments]
-        assert command.main(study_parser("counterfactual", ""), command.run, given) == 2
+        assert command.main(given) == 2
         return capsys.readouterr().err
 
     assert "--data" in run()
