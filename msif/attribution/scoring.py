@@ -20,7 +20,7 @@ from msif.models.objectives import Objective
 Route = Literal["gradient", "direct", "low-rank"]
 
 # per-sequence gradients are formed for as many sequences at a time as fit in this many elements
-CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = 2**24
 # what touching one element of a temporary costs, in multiply-adds of a matrix product
 TOUCH = 16
 # a full decomposition up to this width; beyond it, subspace iteration with so many more columns and rounds

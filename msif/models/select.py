@@ -80,6 +80,8 @@ def match_modules(first: Sequence[TrackedModule], second: Sequence[TrackedModule
         a, b = ours.get(name), theirs.get(name)
         if a is None or b is None:
             left_out[name] = "only in the second model" if a is None else "only in the first model"
+        elif getattr(a, "bias", None) != getattr(b, "bias", None):  # of parameters, which have none, shapes say all
+            left_out[name] = "with a bias in one model only"
         elif a.shape != b.shape:
             left_out[name] = f"shape {a.shape} in the first model, {b.shape} in the second"
         elif a.blocks != b.blocks:

@@ -122,6 +122,13 @@ def test_models_that_share_nothing_are_refused() -> None:
         match_modules(neox, track_modules(tiny_model("gpt_neox", hidden_size=64)))
 
 
+def test_a_bias_is_no_input_column() -> None:
+    narrow = track_modules(nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(2, 2)}))
+    wide = track_modules(nn.ModuleDict({"a": nn.Linear(5, 5, bias=False), "b": nn.Linear(2, 2)}))
+    assert narrow[0].shape == wide[0].shape
+    assert match_modules(narrow, wide) == (["b"], {"a": "with a bias in one model only"})
+
+
 def test_no_match_is_refused() -> None:
     with pytest.raises(MsifError, match=r"'nonsense' matches none.*layers\.0\.attention\.query_key_value"):
         track_modules(tiny_model("gpt_neox"), "nonsense")
