@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workers = Workers(Bench(world, c, output, args.seed, args.device), args.threads, args.jobs)
     tasks = [(task, damping) for task in TASKS for damping in _ordered(c)]
     tasks = [(task, c.detailed) for task in DETAILED] + tasks
-    settings = {"seed": args.seed, "text": name, "configuration": asdict(c)}
+    settings = {"seed": args.seed, "model": workers.bench.made_of, "configuration": asdict(c)}
     _put_together(workers, c, output)
     done = {task: points.load(_path(output, *task), settings) for task in tasks}
     missing = [task for task in tasks if done[task] is None]
@@ -62,18 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done[task] = found
             bar.update()
     results = Path(args.results or output / "report")
-    report([point for found in done.values() for point in found or []], c, results, {**configuration(args), **settings})
+    means = {damping: workers.bench.mean_shift(damping) for damping in c.dampings}
+    points_found = [point for found in done.values() for point in found or []]
+    report(points_found, c, results, {**configuration(args), **settings, "mean damping": means})
     print((results / "spearman.md").read_text(encoding="utf-8"))
 
 
 def _put_together(workers: Workers, c: Configuration, output: Path) -> None:
     """H as a matrix, where the truth needs it; every part that is not there is made."""
     folder = output / "dense"
-    settings = {"model": read(output / "model" / "settings.json"), "solving": c.solving, "parts": c.dense_parts}
+    settings = {"model": workers.bench.made_of, "solving": c.solving, "parts": c.dense_parts}
     if read(folder / "settings.json") != settings:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / "settings.json", settings)
-    missing = [part for part in range(c.dense_parts) if not path_of(output, part).exists()]
+    missing = [part for part in range(c.dense_parts) if not path_of(workers.bench, part).exists()]
     for _ in workers.run([(DENSE, str(part)) for part in missing]):
         pass
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.folders import built, read
+from experiments.common.folders import SETTINGS, built, read
 from experiments.common.memory import peak_memory
 from experiments.common.training import load
 from experiments.spearman.configuration import NATURAL, RELATIVE, Configuration
@@ -60,6 +60,11 @@ class Bench:
     seed: int
     device: str
     _shifts: dict[str, Scale] = field(default_factory=dict)
+
+    @property
+    def made_of(self) -> Any:
+        """The settings of the model: what is made from another one is made again."""
+        return read(self.world.model / SETTINGS)
 
     @cached_property
     def side(self) -> Side:
@@ -122,7 +127,7 @@ class Bench:
     def fitted(self, name: str, data: list[Batch], samples: int = 1, side: Side | None = None) -> tuple[Factors, Cost]:
         """Factors and what they took; kept from an earlier run, and begun anew after a broken one."""
         side = side or self.side
-        settings = {"sequences": sum(map(len, data)), "labels": samples, "seed": self.seed}
+        settings = {"model": self.made_of, "sequences": sum(map(len, data)), "labels": samples, "seed": self.seed}
 
         def build(folder: Path) -> None:
             with self.measured() as cost:
@@ -130,7 +135,7 @@ class Bench:
             write_json(folder / "cost.json", asdict(cost))
 
         fitting: dict[str, Any] = {"label_samples": samples, "seed": self.seed}
-        folder = built(self.output / "factors" / name, settings, build)
+        folder = built(self.output / "factors" / name, settings, build, overwrite=True)
         return FactorStore.open(folder / "factors").load_all(), Cost(**read(folder / "cost.json"))
 
     def fitting_data(self, count: int) -> list[Batch]:
@@ -149,7 +154,8 @@ class Bench:
                 found = top_eigenpairs(self.ggn, self.gradients, top=top, iterations=iterations, seed=self.seed)
             torch.save({"pairs": asdict(found), "cost": asdict(cost)}, folder / path.name)
 
-        built(path.parent, {"arnoldi": self.c.arnoldi, "solving": self.c.solving, "seed": self.seed}, build)
+        settings = {"model": self.made_of, "arnoldi": self.c.arnoldi, "solving": self.c.solving, "seed": self.seed}
+        built(path.parent, settings, build, overwrite=True)
         kept = torch.load(path, map_location=self.device)
         return Eigenpairs(**kept["pairs"]), Cost(**kept["cost"])
 

@@ -22,7 +22,7 @@ class Configuration:
         dense_parts: the truth by a Cholesky factor of H itself, which is put together in so many tasks; 0 solves by
             preconditioned CG, in at most ``truth_iterations`` for a relative residual of ``truth_tolerance``.
         cg, preconditioned, lissa, preconditioned_lissa: iterations after which scores are taken.
-        long_cg: the same for plain CG at the detailed damping.
+        long_cg, long_preconditioned: the same for the two CGs at the detailed damping.
         arnoldi: (iterations, eigenpairs kept), once for all dampings.
         trak_models: checkpoints for TRAK, each trained on a random half.
         kernel: training sequences of TRAK's and LoGra's kernels.
@@ -49,8 +49,9 @@ class Configuration:
     truth_tolerance: float = 1e-4
     truth_iterations: int = 3000
     cg: tuple[int, ...] = (5, 10, 20, 40)
-    long_cg: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
+    long_cg: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320, 480, 640)
     preconditioned: tuple[int, ...] = (0, 1, 2, 4, 8, 12, 20, 32)
+    long_preconditioned: tuple[int, ...] = (0, 1, 2, 4, 8, 12, 20, 32, 48, 64, 96)
     lissa: tuple[int, ...] = (100, 400)
     preconditioned_lissa: tuple[int, ...] = (20, 80)
     arnoldi: tuple[int, int] = (200, 20)
@@ -123,6 +124,7 @@ TINY = Configuration(
     cg=(2,),
     long_cg=(2, 4),
     preconditioned=(0, 2),
+    long_preconditioned=(0, 2, 4),
     lissa=(4,),
     preconditioned_lissa=(4,),
     arnoldi=(8, 4),

@@ -36,17 +36,18 @@ def dense_part(bench: Bench, part: int) -> None:
         unit = torch.zeros(len(chosen), size, dtype=torch.float64, device=bench.device)
         unit[torch.arange(len(chosen)), chosen] = 1.0
         rows.append(flat(ggn.matvec(_unflat(unit, shapes))).cpu())
-    with atomic_path(path_of(bench.output, part)) as temporary, temporary.open("wb") as file:
+    with atomic_path(path_of(bench, part)) as temporary, temporary.open("wb") as file:
         np.save(file, torch.cat(rows).numpy())
 
 
-def path_of(output: Path, part: int) -> Path:
-    return output / "dense" / f"{part}.npy"
+def path_of(bench: Bench, part: int) -> Path:
+    # a process of a broken run may still write its part: it must not be taken for one of another H
+    return bench.output / "dense" / f"{bench.c.solving} {part + 1} of {bench.c.dense_parts}.npy"
 
 
 def solve(bench: Bench, damping: str, b: Vectors) -> Vectors:
     """(H + D)⁻¹ b by Cholesky, float64."""
-    parts = [np.load(path_of(bench.output, part)) for part in range(bench.c.dense_parts)]
+    parts = [np.load(path_of(bench, part)) for part in range(bench.c.dense_parts)]
     H = torch.from_numpy(np.concatenate(parts))
     H = (H + H.T) / 2
     H.diagonal().add_(_shift(bench, damping))

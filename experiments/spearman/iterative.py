@@ -27,7 +27,9 @@ def cg(bench: Bench, damping: str) -> list[Point]:
 def preconditioned_cg(bench: Bench, damping: str) -> list[Point]:
     """The same, preconditioned by EK-FAC and started from it; its first budget, 0, is EK-FAC itself."""
     _, fitting = bench.fitted("ekfac", bench.world.solving)
-    return _curve(bench, damping, "EK-FAC-CG", bench.c.preconditioned, bench.inverse(damping), fitting)
+    c = bench.c
+    budgets = c.long_preconditioned if damping == c.detailed else c.preconditioned
+    return _curve(bench, damping, "EK-FAC-CG", budgets, bench.inverse(damping), fitting)
 
 
 def _curve(

@@ -21,9 +21,10 @@ class Point:
         budget: iterations of an iterative method, None for the others.
         scores: (Q, N), float64.
         overhead: seconds before the first query, such as fitting factors.
-        query: seconds a query, with the scoring of its candidates; right-hand sides that share passes share their time.
-        overhead_passes, passes: passes over the data (one forward and one backward of each sequence) before the first
-            query, and with the queries' own solving; those over queries and candidates are left out.
+        query: seconds a query, with its gradient and the scoring of its candidates; right-hand sides that share passes
+            share their time.
+        overhead_passes, passes: passes of one vector over H's data, before the first query and for each: a gradient of
+            every sequence, or a product with H. Those over queries and candidates, and training, are left out.
         memory: peak bytes above what was held before.
         residual, held_out_residual: ‖b − (H + D) x‖ / ‖b‖ of each query, where x was kept.
     """
