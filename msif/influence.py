@@ -108,7 +108,7 @@ def _add_method_flags(group: Any) -> None:
         "--alpha",
         type=not_negative_or_auto,
         metavar="X",
-        help="pull of fine-tuning to the pre-trained weights, in units of Λ, or auto: 1/τ (default auto if known, else 0)",
+        help="pull of fine-tuning to pre-trained weights, in units of Λ, or auto: 1/τ (default auto where known, or 0)",
     )
     group.add_argument(
         "--learning-rate-sum",

@@ -224,14 +224,14 @@ BlockScale = dict[str, Tensor]
 
 
 def _mean_of_steps(checkpoint: Checkpoint) -> BlockScale:
-    """1/τ with τ the mean of ηK/(√V + ε): what `--damping auto` takes. Parameters without gradient have the say."""
-    return {name: 1 / tau for name, tau in checkpoint.tau.items()}
+    """1/τ with τ the mean of ηK/(√V + ε). Parameters without gradient have the say."""
+    roots, rate_sum = checkpoint.adam_roots(), checkpoint.schedule.rate_sum
+    return {name: 1 / (rate_sum * (1 / root).mean().view(1)) for name, root in roots.items()}
 
 
 def _mean_of_roots(checkpoint: Checkpoint) -> BlockScale:
-    """The mean of (√V + ε)/(ηK)."""
-    roots = checkpoint.adam_roots()
-    return {name: root.mean().view(1) / checkpoint.schedule.rate_sum for name, root in roots.items()}
+    """The mean of (√V + ε)/(ηK): what `--damping auto` takes."""
+    return {name: 1 / tau for name, tau in checkpoint.tau.items()}
 
 
 def _projected() -> Iterator[Method]:

@@ -47,7 +47,8 @@ class Damping:
     Attributes:
         damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside a positive α in the last.
         damping_scale: λ relative to the mean of a block's Λ, where no damping is given.
-        alpha: pull of fine-tuning towards the pre-trained parameters; "auto" is 1/τ of the fine-tuning stage.
+        alpha: pull of fine-tuning towards the pre-trained parameters; "auto" is 1/τ of the fine-tuning stage. None is
+            zero, but "auto" beside damping "auto": here, unlike on the command line, no training is looked for unasked.
     """
 
     damping: float | Literal["auto"] | None = None

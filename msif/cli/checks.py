@@ -89,9 +89,11 @@ def check_output(path: Path, args: argparse.Namespace) -> None:
         then = None
     if not isinstance(then, dict):
         raise MsifError(f"{config} is damaged: choose another --output or remove that folder.")
-    for key, here in configuration(args).items():
-        if key != "output" and then.get(key) != here:
-            raise MsifError(
-                f"{path} holds results with other settings ({key} is {then.get(key)!r} there and {here!r} now): "
-                "choose another --output or remove that folder."
-            )
+    now = configuration(args)
+    changed = [key for key in now if key != "output" and then.get(key) != now[key]]
+    if changed:
+        key = min(changed, key=lambda key: key != "method")  # another method brings other defaults with it
+        raise MsifError(
+            f"{path} holds results with other settings ({key} is {then.get(key)!r} there and {now[key]!r} now): "
+            "choose another --output or remove that folder."
+        )

@@ -120,7 +120,7 @@ def _line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class _Moment:
-    """Adam's second moment of one parameter, as the optimizer keeps it: short of its start at zero by ``correction``."""
+    """Adam's second moment of one parameter as the optimizer keeps it, short of its start at zero by ``correction``."""
 
     exp_avg_sq: Tensor
     correction: float

@@ -1,9 +1,11 @@
 """Methods, damping and options of the influence command."""
 
 import json
+import re
 
 import pytest
 import torch
+import yaml
 from transformers import GPTNeoXForCausalLM, Trainer
 from worlds import ALL, FACTS, QUERY, assert_sums, by_candidate, influence, shown
 
@@ -52,34 +54,38 @@ def test_options_of_scoring(world, tmp_path, multi_stage):
     assert not any("attention" in name for name in shown(tmp_path / "mlp")[0]["blocks"])
 
 
+SGD = {"state": {}, "param_groups": [{"lr": 0.002, "momentum": 0.5, "nesterov": False, "params": []}]}
+TAU = 0.002 * 100 / 0.5
+
+
+def copied(model, folder, training=None):
+    """A model's folder, beside it what so many steps of a Trainer leave."""
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    if training is not None:
+        history = [{"step": step, "learning_rate": 0.002} for step in (1, 50, 100)]
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": 100, "log_history": history}))
+        torch.save(training, folder / "optimizer.pt")
+    return folder
+
+
 def test_natural_damping_from_what_training_left(world, tmp_path):
     """damping auto is 1/τ: beside trainer_state.json and optimizer.pt, or from --learning-rate-sum."""
-    models = {}
-    for name in ("base", "tuned"):
-        models[name] = tmp_path / name
-        models[name].mkdir()
-        for file in (world.folder / name).iterdir():
-            (models[name] / file.name).symlink_to(file)
-        history = [{"step": step, "learning_rate": 0.002} for step in (1, 50, 100)]
-        state = {"global_step": 100, "log_history": history}
-        (models[name] / "trainer_state.json").write_text(json.dumps(state))
+    models = {name: copied(world.folder / name, tmp_path / name, SGD) for name in ("base", "tuned")}
     pair = ["--pretrained", models["base"], "--finetuned", models["tuned"], "--corpus", world.folder / "corpus.jsonl"]
     flags = [*pair, *world.factors, *QUERY, *ALL]
-    sgd = {"state": {}, "param_groups": [{"lr": 0.002, "momentum": 0.5, "nesterov": False, "params": []}]}
-    for folder in models.values():
-        torch.save(sgd, folder / "optimizer.pt")
     assert influence(*flags, "--damping", "auto", "--output", tmp_path / "auto") == 0
-    tau = 0.002 * 100 / 0.5
     auto = by_candidate(tmp_path / "auto")
-    assert influence(*flags, "--damping", 1 / tau, "--output", tmp_path / "both") == 0
+    assert influence(*flags, "--damping", 1 / TAU, "--alpha", 0, "--output", tmp_path / "both") == 0
     assert auto == pytest.approx(by_candidate(tmp_path / "both"), rel=1e-4, abs=1e-7)
     for folder in models.values():
         (folder / "optimizer.pt").unlink()
-    rates = ["--learning-rate-sum", tau, tau]
+    rates = ["--learning-rate-sum", TAU, TAU]
     assert influence(*flags, "--damping", "auto", *rates, "--output", tmp_path / "given") == 0
     assert by_candidate(tmp_path / "given") == pytest.approx(auto, rel=1e-4, abs=1e-7)
     assert influence(*flags, "--alpha", "auto", *rates, "--output", tmp_path / "alpha") == 0
-    assert influence(*flags, "--alpha", 1 / tau, "--output", tmp_path / "number") == 0
+    assert influence(*flags, "--alpha", 1 / TAU, "--output", tmp_path / "number") == 0
     assert by_candidate(tmp_path / "alpha") == pytest.approx(by_candidate(tmp_path / "number"), rel=1e-4, abs=1e-7)
 
 
@@ -100,3 +106,65 @@ def test_natural_damping_under_adam(world, tmp_path):
     data = ["--corpus", world.folder / "corpus.jsonl", *QUERY, *ALL]
     assert influence(*flags, *data, "--damping", "auto", "--output", tmp_path / "out") == 0
     assert len(by_candidate(tmp_path / "out")) == len(FACTS)
+
+
+def alpha_of(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text())["alpha"]
+
+
+def warnings_of_alpha(caplog):
+    return [record.message for record in caplog.records if "--alpha" in record.message]
+
+
+def same_scores(one, other):
+    return by_candidate(one) == pytest.approx(by_candidate(other), rel=1e-4, abs=1e-7)
+
+
+def test_alpha_by_default_where_fine_tuning_is_known(world, tmp_path, multi_stage, caplog):
+    tuned = copied(world.tuned, tmp_path / "tuned", SGD)
+    flags = [*world.pair, "--finetuned", tuned, *world.factors, *QUERY, *ALL]
+    rates = ["--finetuned", world.tuned, "--learning-rate-sum", 1, TAU]
+    assert influence(*flags, "--output", tmp_path / "known") == 0
+    assert influence(*flags, *rates, "--output", tmp_path / "given") == 0
+    assert influence(*flags, "--damping", 0.5, "--output", tmp_path / "damped") == 0
+    assert influence(*flags, "--alpha", 1 / TAU, "--output", tmp_path / "number") == 0
+    assert influence(*flags, "--damping", 0.5, "--alpha", 1 / TAU, "--output", tmp_path / "damped number") == 0
+    assert influence(*flags, "--alpha", 0, "--output", tmp_path / "zero") == 0
+    assert influence(*flags, "--method", "gdp", "--output", tmp_path / "gdp") == 0
+    assert not warnings_of_alpha(caplog)
+    assert [alpha_of(tmp_path / name) for name in ("known", "given", "damped")] == ["auto"] * 3
+    assert alpha_of(tmp_path / "zero") == 0 and alpha_of(tmp_path / "gdp") is None
+    assert same_scores(tmp_path / "known", tmp_path / "number") and same_scores(tmp_path / "given", tmp_path / "number")
+    assert same_scores(tmp_path / "damped", tmp_path / "damped number")
+    assert same_scores(tmp_path / "zero", multi_stage) and not same_scores(tmp_path / "known", multi_stage)
+    # the file repeats it, and asks again for what the same command asks for
+    assert influence("--config", tmp_path / "known" / "config.yaml", "--output", tmp_path / "again") == 0
+    assert by_candidate(tmp_path / "again") == by_candidate(tmp_path / "known")
+    assert influence(*flags, "--output", tmp_path / "known") == 0
+
+
+def test_alpha_by_default_where_fine_tuning_is_not_known(world, tmp_path, caplog):
+    tuned = copied(world.tuned, tmp_path / "tuned", SGD)
+    (tuned / "trainer_state.json").unlink()
+    flags = [*world.pair, "--finetuned", tuned, *world.factors, *QUERY, *ALL]
+    assert influence(*flags, "--output", tmp_path / "out") == 0
+    (warning,) = warnings_of_alpha(caplog)
+    assert re.fullmatch(r"--alpha is 0, since .* beside \S+tuned tell .* --alpha X .* --learning-rate-sum\.", warning)
+    assert alpha_of(tmp_path / "out") == 0.0
+    assert influence(*flags, "--alpha", 0, "--output", tmp_path / "zero") == 0
+    assert by_candidate(tmp_path / "out") == by_candidate(tmp_path / "zero")
+    # once written down it is what was asked for, also where training has become known
+    copied(world.tuned, tmp_path / "known", SGD)
+    repeated = ["--config", tmp_path / "out" / "config.yaml", "--finetuned", tmp_path / "known"]
+    assert influence(*repeated, "--output", tmp_path / "again") == 0
+    assert by_candidate(tmp_path / "again") == by_candidate(tmp_path / "out")
+    assert warnings_of_alpha(caplog) == [warning]  # the first run's
+
+
+def test_training_that_cannot_be_used_is_not_passed_over(world, explain, tmp_path):
+    """By default as with --alpha auto; --alpha 0 does without it."""
+    strange = {"state": {}, "param_groups": [{"lr": 0.002, "alpha": 0.99, "params": []}]}
+    tuned = copied(world.tuned, tmp_path / "tuned", strange)
+    explain("neither SGD nor Adam.*give numbers for --damping and --alpha", finetuned=tuned)
+    flags = [*world.pair, "--finetuned", tuned, *world.factors, *QUERY, *ALL]
+    assert influence(*flags, "--alpha", 0, "--output", tmp_path / "zero") == 0

@@ -13,7 +13,7 @@ from experiments.digits.cache import Cache
 from experiments.digits.images import load_parts
 from experiments.digits.judging import Judge
 from experiments.digits.members import Members, segment_middles
-from experiments.digits.methods import all_methods, in_segments
+from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
 from experiments.digits.parallel import spread
 from experiments.digits.settings import SMALL, Schedule
 from experiments.digits.truth import losses_on_halves
@@ -118,8 +118,15 @@ def test_adams_moments_are_read_by_the_library(run):
     tracked = checkpoint.side.tracked
     tau = natural_tau(checkpoint.folder, checkpoint.network, tracked, settings.pretrain.rate_sum)
     for name, root in checkpoint.adam_roots().items():
-        expected = settings.pretrain.rate_sum * (1 / root).mean()
+        expected = settings.pretrain.rate_sum / root.mean()
         assert float(tau[name]) == pytest.approx(float(expected), rel=1e-4)
+    # of the two means over a block's dampings or times, the first is the library's
+    dampings, times = _mean_of_roots(checkpoint), _mean_of_steps(checkpoint)
+    assert dampings.keys() == times.keys() == tau.keys()
+    for name, root in checkpoint.adam_roots().items():
+        assert float(dampings[name] * tau[name]) == pytest.approx(1)
+        assert float(times[name]) == pytest.approx(1 / float((settings.pretrain.rate_sum / root).mean()), rel=1e-4)
+        assert times[name] < dampings[name]
 
 
 def test_work_is_spread_over_processes_in_its_order():

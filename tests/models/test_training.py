@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 from helpers import documents, tiny_lm, track_modules
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 import msif
 from msif.data.documents import collate
 from msif.errors import MsifError
+from msif.models.blocks import Block, TrackedModule
 from msif.models.objectives import CausalLM
-from msif.models.training import natural_tau
+from msif.models.training import natural_tau, training_is_known
 
 
 def log(folder, history, global_step=None, **more):
@@ -70,7 +72,7 @@ def test_a_sum_that_is_given_needs_no_files(lm, tmp_path):
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_adam_divides_each_block_by_its_own_second_moments(lm, tmp_path, grouped):
+def test_adam_divides_by_each_blocks_own_mean_root(lm, tmp_path, grouped):
     model, tracked = lm
     parameters = as_the_trainer_groups(model) if grouped else model.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=0.01, betas=(0.9, 0.95), eps=1e-3)
@@ -80,7 +82,7 @@ def test_adam_divides_each_block_by_its_own_second_moments(lm, tmp_path, grouped
     tau = natural_tau(tmp_path, model, tracked)
     for module in tracked:
         V = optimizer.state[model.get_submodule(module.path).weight]["exp_avg_sq"] / (1 - 0.95**3)
-        expected = [0.03 * (1 / (V[b.start : b.stop].sqrt() + 1e-3)).mean() for b in module.blocks]
+        expected = [0.03 / (V[b.start : b.stop].sqrt() + 1e-3).mean() for b in module.blocks]
         torch.testing.assert_close(tau[module.name].double(), torch.stack(expected), rtol=1e-5, atol=0.0)
     assert len(values(tau)) == sum(len(module.blocks) for module in tracked)
 
@@ -97,8 +99,51 @@ def test_adam_on_transposed_weights(tmp_path):
     tau = natural_tau(tmp_path, model, tracked, 0.03)
     (module,) = [module for module in tracked if module.name.endswith("attn.c_attn")]
     V = optimizer.state[model.get_submodule(module.path).weight]["exp_avg_sq"] / (1 - 0.999**3)
-    expected = [0.03 * (1 / (V[:, b.start : b.stop].sqrt() + 1e-3)).mean() for b in module.blocks]
+    expected = [0.03 / (V[:, b.start : b.stop].sqrt() + 1e-3).mean() for b in module.blocks]
     torch.testing.assert_close(tau[module.name].double(), torch.stack(expected), rtol=1e-5, atol=0.0)
+
+
+def adam_of_one_map(folder, V, epsilon=0.5, step=1):
+    """τ of a linear map of one block under Adam with this second moment after one step; Σ η = 3, β₂ = 1/2."""
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    group = {"lr": 3.0, "betas": (0.9, 0.5), "eps": epsilon, "params": [0]}
+    entry = {"exp_avg_sq": torch.as_tensor(V), "step": torch.tensor(float(step))}
+    torch.save({"state": {0: entry}, "param_groups": [group]}, folder / "optimizer.pt")
+    tracked = [TrackedModule("map", "0", 3, 2, False, (Block(0, 2),))]
+    return natural_tau(folder, model, tracked, 3.0)["map"].tolist()
+
+
+def test_the_damping_is_averaged_and_not_the_time_by_hand(tmp_path):
+    """V̂ = 2V after one step; √V̂ = 2, 4, 6 twice over: the dampings (2.5 + 4.5 + 6.5)/3 = 4.5 by Σ η = 3 are 1.5."""
+    V = [[2.0, 8.0, 18.0], [2.0, 8.0, 18.0]]
+    assert adam_of_one_map(tmp_path, V) == [pytest.approx(1 / 1.5)]
+    # parameters that never saw a gradient bring ε and no more: (4.5 + 0.5)/2 by 3; by times they would have the say
+    assert adam_of_one_map(tmp_path, [V[0], [0.0] * 3]) == [pytest.approx(3 / 2.5)]
+    assert adam_of_one_map(tmp_path, [V[0], [0.0] * 3], 1e-8) == [pytest.approx(3 / 2.0)]
+    # a block that never moved has only ε
+    assert adam_of_one_map(tmp_path, [[0.0] * 3] * 2) == [pytest.approx(3 / 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("V", "epsilon"),
+    [([[1.0, float("nan"), 1.0]] * 2, 0.5), ([[float("inf"), 1.0, 1.0]] * 2, 0.5), ([[0.0] * 3] * 2, 0)],
+)
+def test_moments_that_give_no_scale(tmp_path, V, epsilon):
+    with pytest.raises(MsifError, match=r"second moments of 0\.weight .* give no scale .*numbers for --damping"):
+        adam_of_one_map(tmp_path, V, epsilon)
+
+
+def test_moments_before_the_first_step(tmp_path):
+    with pytest.raises(MsifError, match=r"does not fit the model \(no step was taken for 0\.weight\)"):
+        adam_of_one_map(tmp_path, [[1.0] * 3] * 2, step=0)
+
+
+def test_training_is_known_where_both_files_are(tmp_path):
+    known = []
+    for name in ("trainer_state.json", "optimizer.pt"):
+        known.append(training_is_known(tmp_path))
+        (tmp_path / name).touch()
+    assert [*known, training_is_known(str(tmp_path))] == [False, False, True]
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "llama", "opt", "bloom", "gemma2"])
