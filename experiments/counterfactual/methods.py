@@ -25,6 +25,8 @@ CG_PRODUCTS = 4
 RANDOM_STREAM = 20
 
 MULTI_STAGE, SOURCE = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters"
+DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
+"""What the command line takes where the training is known."""
 SOLVED = "multi-stage, EK-FAC-preconditioned CG"
 
 
@@ -106,6 +108,7 @@ def _staged(method: str, damping: Damping, ihvp: IHVP | None = None) -> Scoring:
 
 
 def _multi_stage() -> Iterator[Method]:
+    yield Method(MULTI_STAGE, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto")))
     yield Method(MULTI_STAGE, "0.1 mean", _staged("multi-stage", Damping()))
     yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")))
     for value in SWEEP:

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.counterfactual.halves import losses_on_halves
 from experiments.counterfactual.members import Member, make_member
-from experiments.counterfactual.methods import MULTI_STAGE, Method, all_methods, member_scores
+from experiments.counterfactual.methods import DEFAULT_DAMPING, MULTI_STAGE, Method, all_methods, member_scores
 from experiments.counterfactual.removal import Changes, measure_removals, removal_orders
 from experiments.counterfactual.retraining import Retrainings, Training
 from experiments.counterfactual.settings import Sizes
@@ -111,7 +111,7 @@ class Study:
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
 
 
-REFERENCE = f"{MULTI_STAGE}, λ = 0.1 mean"
+REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
 """The method that others are compared with: the command line's default."""
 
 
