@@ -39,7 +39,7 @@ class Recipe:
     vocabulary: int = 4096  # at most: a merge needs two occurrences
     model: Mapping[str, int] = field(default_factory=lambda: {"layers": 4, "hidden": 192, "heads": 6})
     pretraining: Mapping[str, float] = field(
-        default_factory=lambda: {"epochs": 22, "learning_rate": 2e-3, "batch_size": 32, "weight_decay": 0.1}
+        default_factory=lambda: {"epochs": 30, "learning_rate": 2e-3, "batch_size": 32, "weight_decay": 0.1}
     )
     finetuning: Mapping[str, float] = field(
         default_factory=lambda: {"epochs": 15, "learning_rate": 2e-4, "batch_size": 16, "weight_decay": 0.01}
