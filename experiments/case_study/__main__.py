@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         "The model's answer, and the documents that made it likely",
         asking(pair, factors, question.prompt, found, options),
     )
-    steps.run("The page", ["-m", "msif.reporting.page", str(found), "--page", str(page)])
+    steps.run("The page", ["-m", "msif.page", str(found), "--page", str(page)])
     settings = {key: value for key, value in sorted(vars(options).items()) if key != "config"}
     write(results, question, found, settings)
     console.print((results / "case-study.md").read_text(encoding="utf-8"), markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from msif.cli.explain import Explanation
 from msif.cli.job import Job
 from msif.cli.models import versions
 from msif.cli.parsing import configuration
+from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 
 PRINTED_QUERIES = 20
@@ -28,7 +29,7 @@ def new_or_unchanged(path: Path) -> Iterator[None]:
     except BaseException:
         if is_new:
             kept = ["config.yaml", PARTIAL] if (path / PARTIAL).exists() else []
-            for name in {"config.yaml", "manifest.json", "scores.parquet", "top.jsonl"}.difference(kept):
+            for name in {"config.yaml", "manifest.json", "scores.parquet", "top.jsonl", PAGE}.difference(kept):
                 (path / name).unlink(missing_ok=True)
             if not was_there:
                 with suppress(OSError):  # something is kept
@@ -37,7 +38,7 @@ def new_or_unchanged(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, job: Job, result: Explanation) -> None:
-    """scores.parquet, top.jsonl and manifest.json, each whole or not at all."""
+    """scores.parquet, top.jsonl, manifest.json and page.html, each whole or not at all."""
     rows = sorted({int(row) for ranking in result.rankings for row in ranking.rows})
     ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
     errors = job.rank_errors
@@ -52,6 +53,7 @@ def write(path: Path, job: Job, result: Explanation) -> None:
     write_json(path / "manifest.json", provenance)
     write_scores(path / "scores.parquet", result.rankings, ids, provenance)
     write_shown(path / "top.jsonl", result.shown)
+    write_page(path)
     (path / PARTIAL).unlink(missing_ok=True)
     print(f"results are in {path}")
 

@@ -1,4 +1,4 @@
-"""The page that a person reads after an influence run: ``python -m msif.reporting.page DIR``.
+"""The page that a person reads after an influence run.
 
 One file without scripts, for a browser or a mail: for each query its answer, the documents that made it likely and
 those that made it less so, with their words in the colours of their parts of the score, and the layers that carry it.
@@ -6,7 +6,6 @@ those that made it less so, with their words in the colours of their parts of th
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from msif.atomic import atomic_path
-from msif.cli import parsing
 from msif.errors import MsifError
 from msif.reporting.document import document_card
 from msif.reporting.markup import Markup, element, join
@@ -204,19 +202,3 @@ def _footer(run: Run) -> Markup:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def parser() -> parsing.Parser:
-    p = parsing.Parser(prog="python -m msif.reporting.page", description=__doc__)
-    p.add_argument("folder", metavar="DIR", help="what msif.influence --output wrote")
-    p.add_argument("--page", metavar="FILE", help="where the page goes (default DIR/page.html)")
-    return p
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args: argparse.Namespace = parser().parse(arguments)
-    print(f"the page is {write_page(args.folder, args.page)}")
-
-
-if __name__ == "__main__":
-    parsing.run(main)

@@ -82,6 +82,7 @@ def test_two_commands_as_a_user_types_them(world, tmp_path):
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "config.yaml",
         "manifest.json",
+        "page.html",
         "scores.parquet",
         "top.jsonl",
     ]

@@ -51,7 +51,7 @@ def test_from_the_prompt_to_the_page(pair, commands, tmp_path, monkeypatch):
     monkeypatch.setenv("MSIF_CACHE", str(tmp_path / "cache"))
     where = ["--pair", str(pair), "--factors", str(tmp_path / "factors"), "--output", str(tmp_path / "out")]
     assert command.main([*where, "--candidates", "8", "--top-k", "2"]) == 0
-    assert [name for name, *_ in commands] == ["msif.fit_factors"] * 2 + ["msif.influence", "msif.reporting.page"]
+    assert [name for name, *_ in commands] == ["msif.fit_factors"] * 2 + ["msif.influence", "msif.page"]
     assert "knn:8" in commands[2] and prompt_of("Dora") in commands[2] and "--completion" not in commands[2]
     report = tmp_path / "out" / "report"
     assert sorted(path.name for path in report.iterdir()) == ["case-study.json", "case-study.md", "page.html"]
