@@ -1,5 +1,6 @@
 """Points, claims and reports of the comparison of estimators, against values worked out by hand."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from experiments.spearman import plots, points, report
 from experiments.spearman.claims import claims, products
+from experiments.spearman.configuration import TINY
 from experiments.spearman.points import Point
 from experiments.spearman.results import Results
 from experiments.spearman.truth import TRUTH
@@ -44,7 +46,7 @@ LESS[:, [0, 1, 2, 3]] = [[2, 1, 4, 3], [4, 2, 5, 1]]
 
 @pytest.fixture
 def by_hand():
-    c = replace(MICRO, dampings=("1e-2",), detailed="1e-2")
+    c = replace(TINY, dampings=("1e-2",), detailed="1e-2")
     curve = [point("CG", LESS, 10, passes=10.0), point("CG", TRUE, 60, passes=60.0)]
     own = [point("EK-FAC-CG", LESS, 0), point("EK-FAC-CG", NEARLY, 4, passes=5.0)]
     own += [point("EK-FAC-CG", TRUE, 12, passes=13.0)]
@@ -55,7 +57,8 @@ def by_hand():
 def test_reports_say_what_the_points_are_worth(by_hand, tmp_path):
     found, c = by_hand
     report.report(found, c, tmp_path, {"device": "cuda"})
-    (rows,) = [rows for title, rows in tables(tmp_path).items() if title.startswith("Damping 1e-2")]
+    tables = json.loads((tmp_path / "spearman.json").read_text())["tables"]
+    (rows,) = [table["rows"] for table in tables if table["title"].startswith("Damping 1e-2")]
     worth = {(row["method"], row["iterations"]): row for row in rows}
     assert worth["CG", 60]["Spearman"] == worth["CG", 60]["Pearson"] == pytest.approx(1)
     assert worth["GDP", None]["Spearman"] == pytest.approx(-1) and worth["GDP", None]["sd"] == pytest.approx(0)
