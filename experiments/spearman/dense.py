@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from msif.atomic import atomic_path
 from msif.curvature.filters import per_block
 from msif.curvature.ggn import GGN
 from msif.curvature.vectors import Vectors
+from msif.models.blocks import TrackedModule
 
 AT_ONCE = 64  # columns of a product
 
@@ -47,13 +49,33 @@ def path_of(bench: Bench, part: int) -> Path:
 
 def solve(bench: Bench, damping: str, b: Vectors) -> Vectors:
     """(H + D)⁻¹ b by Cholesky, float64."""
+    return solve_within(bench, damping, b, [torch.arange(flat(b).shape[1])])
+
+
+def solve_within(bench: Bench, damping: str, b: Vectors, groups: Sequence[Tensor]) -> Vectors:
+    """(H' + D)⁻¹ b, float64, H' being H without what lies between the groups of parameters."""
     parts = [np.load(path_of(bench, part)) for part in range(bench.c.dense_parts)]
     H = torch.from_numpy(np.concatenate(parts))
     H = (H + H.T) / 2
     H.diagonal().add_(_shift(bench, damping))
     right = flat(b).double().cpu()
-    x = torch.cholesky_solve(right.T, torch.linalg.cholesky(H)).T
+    x = torch.zeros_like(right)
+    for group in groups:
+        factor = torch.linalg.cholesky(H[group][:, group])
+        x[:, group] = torch.cholesky_solve(right[:, group].T, factor).T
     return _unflat(x.to(bench.device), {name: V.shape[1:] for name, V in b.items()})
+
+
+def parameters_by(tracked: Sequence[TrackedModule], key: Callable[[TrackedModule, int], Hashable]) -> list[Tensor]:
+    """Places in the flat vector, grouped by a key of (module, number of the block)."""
+    groups: dict[Hashable, list[Tensor]] = {}
+    start = 0
+    for module in tracked:
+        for block in range(len(module.blocks)):
+            end = start + module.block_rows * module.shape[1]
+            groups.setdefault(key(module, block), []).append(torch.arange(start, end))
+            start = end
+    return [torch.cat(group) for group in groups.values()]
 
 
 def _shift(bench: Bench, damping: str) -> Tensor:

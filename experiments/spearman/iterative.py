@@ -32,6 +32,17 @@ def preconditioned_cg(bench: Bench, damping: str) -> list[Point]:
     return _curve(bench, damping, "EK-FAC-CG", budgets, bench.inverse(damping), fitting)
 
 
+def better_preconditioners(bench: Bench, damping: str) -> list[Point]:
+    """The same with factors of more labels a sequence."""
+    c, points = bench.c, []
+    for samples in c.label_samples:
+        factors, fitting = bench.fitted(f"labels-{samples}", bench.world.solving, samples)
+        name = f"EK-FAC-CG, {samples} labels"
+        curve = _curve(bench, damping, name, c.long_preconditioned, bench.inverse(damping, factors), fitting)
+        points += [replace(point, overhead_passes=2.0 * samples) for point in curve]
+    return points
+
+
 def _curve(
     bench: Bench, damping: str, name: str, budgets: Sequence[int], inverse: Preconditioner | None, fitting: Cost
 ) -> list[Point]:

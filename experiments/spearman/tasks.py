@@ -12,9 +12,16 @@ from experiments.common.running import quiet
 from experiments.spearman.bench import Bench
 from experiments.spearman.dense import dense_part
 from experiments.spearman.direct import ablations, ekfac, kfac, logra, no_curvature, trak
-from experiments.spearman.iterative import arnoldi, cg, lissa, preconditioned_cg, preconditioned_lissa
+from experiments.spearman.iterative import (
+    arnoldi,
+    better_preconditioners,
+    cg,
+    lissa,
+    preconditioned_cg,
+    preconditioned_lissa,
+)
 from experiments.spearman.points import Point
-from experiments.spearman.truth import full_truth, truth
+from experiments.spearman.truth import exact_groups, full_truth, truth
 
 DENSE = "dense"
 
@@ -30,9 +37,14 @@ TASKS: dict[str, Callable[[Bench, str], list[Point]]] = {
     "ekfac": ekfac,
     "kfac": kfac,
     "no-curvature": no_curvature,
+    "exact-groups": exact_groups,
     "truth": truth,
 }
-DETAILED: dict[str, Callable[[Bench, str], list[Point]]] = {"full-truth": full_truth, "ablations": ablations}
+DETAILED: dict[str, Callable[[Bench, str], list[Point]]] = {
+    "full-truth": full_truth,
+    "ekfac-cg-labels": better_preconditioners,
+    "ablations": ablations,
+}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Hashable
+
 import torch
 
 from experiments.spearman.bench import Bench
-from experiments.spearman.dense import solve
+from experiments.spearman.dense import parameters_by, solve, solve_within
 from experiments.spearman.points import Point
 from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.parameter_scorer import ParameterScorer
@@ -17,6 +20,7 @@ from msif.curvature.parameter_preconditioner import OverParameters, ParameterDia
 from msif.curvature.parameters import ParameterFunction, all_parameters
 from msif.curvature.preconditioners import EKFAC
 from msif.curvature.vectors import Vectors
+from msif.models.blocks import TrackedModule
 
 TRUTH, FULL = "truth", "truth, all parameters"
 
@@ -36,6 +40,33 @@ def truth(bench: Bench, damping: str) -> list[Point]:
     residual = relative_residual(damped, x, b).tolist()
     scores = bench.scores(x)
     return [Point(TRUTH, damping, iterations, scores, 0.0, cost.seconds / bench.c.queries, residual=residual)]
+
+
+def exact_groups(bench: Bench, damping: str) -> list[Point]:
+    """The exact inverse of H without what lies between blocks, modules or layers: what no method can pass that
+    treats them apart. Only where H is a matrix.
+    """
+    if not bench.c.dense_parts:
+        return []
+    keys: dict[str, Callable[[TrackedModule, int], Hashable]] = {
+        "exact blocks": lambda module, block: (module.name, block),
+        "exact modules": lambda module, block: module.name,
+        "exact layers": lambda module, block: _layer(module.name),
+    }
+    points = []
+    for name, key in keys.items():
+        groups = parameters_by(bench.side.tracked, key)
+        with bench.measured() as cost:
+            x = solve_within(bench, damping, bench.gradients, groups)
+        single = {key: V.float() for key, V in x.items()}
+        seconds = cost.seconds / bench.c.queries
+        points.append(Point(name, damping, None, bench.scores(x), 0.0, seconds, **bench.residuals(single, damping)))
+    return points
+
+
+def _layer(name: str) -> str:
+    found = re.search(r"(^|\.)\d+(?=\.)", name)
+    return found.group() if found else name
 
 
 def _by_cg(bench: Bench, damping: str, damped: Damped, b: Vectors) -> tuple[Vectors, int]:

@@ -24,12 +24,19 @@ from msif.errors import MsifError
 MICRO = replace(
     TINY, hidden=4, heads=1, dampings=("1e-2", NATURAL), candidates=10, arnoldi=(6, 3), full=2, label_samples=(2,)
 )
+EXACT = {"exact blocks", "exact modules", "exact layers"}
 METHODS = {
     *("CG", "EK-FAC-CG", "LiSSA", "EK-FAC-LiSSA", "Arnoldi", "Arnoldi, with complement"),
     *("EK-FAC", "EK-FAC, MLP only", "K-FAC", "diagonal", "GDP", "cosine", "CKA", "CKA, whole gradients"),
+    *EXACT,
     *("TRAK, 1 model", "TRAK, 2 models", "TRAK, 2 models, Q per example", "LoGra"),
 }
-ABLATIONS = {"EK-FAC, no head split", "EK-FAC, fitted on 4 others", "EK-FAC, 2 labels a sequence"}
+ABLATIONS = {
+    "EK-FAC-CG, 2 labels",
+    "EK-FAC, no head split",
+    "EK-FAC, fitted on 4 others",
+    "EK-FAC, 2 labels a sequence",
+}
 
 
 def lines(count, seed):
@@ -113,7 +120,7 @@ def test_every_method_has_a_finite_score_of_every_pair_at_every_damping(done):
 def test_what_comes_before_the_first_query_is_counted(done):
     by_name = {point.method: point for point in kept(done) if point.damping == "1e-2"}
     fitted = {name for name, point in by_name.items() if point.overhead > 0}
-    none = {"CG", "LiSSA", "GDP", "cosine", "CKA", "CKA, whole gradients", TRUTH, FULL}
+    none = {"CG", "LiSSA", "GDP", "cosine", "CKA", "CKA, whole gradients", *EXACT, TRUTH, FULL}
     assert fitted == {*METHODS, *ABLATIONS} - none
     passes = {name: by_name[name].overhead_passes for name in fitted}
     assert passes["EK-FAC"] == passes["K-FAC"] == passes["EK-FAC-CG"] == 2  # covariance and Λ
@@ -217,8 +224,24 @@ def test_the_dense_truth_is_that_of_preconditioned_cg(bench, damping):
     near(solved.scores, dense.scores, 1e-3)
 
 
+def test_exact_groups_invert_what_lies_within_them(bench):
+    H = torch.from_numpy(matrix(bench)).clone()
+    H.diagonal().add_(1e-2)
+    b = flat(bench.gradients).double()
+    found = {point.method: point.scores for point in truth.exact_groups(bench, "1e-2")}
+    G = flat(bench.candidate_gradients).double()
+    start, x = 0, torch.zeros_like(b)
+    for module in bench.side.tracked:
+        end = start + module.shape[0] * module.shape[1]
+        x[:, start:end] = torch.linalg.solve(H[start:end, start:end], b[:, start:end].T).T
+        start = end
+    near(found["exact modules"], (x @ G.T).numpy(), 1e-6)
+    # with one layer, a layer is everything
+    near(found["exact layers"], truth.truth(bench, "1e-2")[0].scores, 1e-6)
+
+
 def test_curves_start_at_ek_fac_and_end_at_the_truth(bench):
-    c = replace(MICRO, truth_tolerance=1e-3, preconditioned=(0, 2, 5000), long_cg=(2, 5000))
+    c = replace(MICRO, truth_tolerance=1e-3, long_preconditioned=(0, 2, 5000), long_cg=(2, 5000))
     longer = Bench(bench.world, c, bench.output, 0, "cpu")
     (exact,), (factored, _) = truth.truth(bench, "1e-2"), direct.ekfac(bench, "1e-2")
     for method in (cg, preconditioned_cg):
