@@ -1,7 +1,8 @@
-"""Peak memory of a piece of work."""
+"""Time and peak memory of a piece of work."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,15 @@ from pathlib import Path
 import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def clock(device: str) -> float:
+    """Seconds: CPU time of this process on a CPU, which other work on the machine hardly changes; elsewhere wall time,
+    with the device idle.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.process_time() if device == "cpu" else time.perf_counter()
 
 
 @dataclass

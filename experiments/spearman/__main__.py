@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     c, output = SIZES[args.size], Path(args.output) / args.size
     name, training, test = read_text(args.corpus, args.data)
     print(f"text: {name}, {len(training)} training and {len(test)} test lines")
-    world = make_world(output, name, training, test, c, args.seed, args.overwrite)
+    world = make_world(output, (name, training, test), c, args.seed, args.device, args.overwrite)
     workers = Workers(Bench(world, c, output, args.seed, args.device), args.threads, args.jobs)
     tasks = [(task, damping) for task in TASKS for damping in _ordered(c)]
     tasks = [(task, c.detailed) for task in DETAILED] + tasks

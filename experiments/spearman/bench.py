@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from experiments.common.folders import SETTINGS, built, read
-from experiments.common.memory import peak_memory
+from experiments.common.memory import clock, peak_memory
 from experiments.common.training import load
 from experiments.spearman.configuration import NATURAL, RELATIVE, Configuration
 from experiments.spearman.world import World, batches
@@ -119,10 +118,8 @@ class Bench:
         cost.memory = memory.bytes
 
     def clock(self) -> float:
-        """Seconds, see ``Cost``, with the device idle."""
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
-        return time.process_time() if self.device == "cpu" else time.perf_counter()
+        """Seconds, see ``Cost``."""
+        return clock(self.device)
 
     def fitted(self, name: str, data: list[Batch], samples: int = 1, side: Side | None = None) -> tuple[Factors, Cost]:
         """Factors and what they took; kept from an earlier run, and begun anew after a broken one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +13,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from experiments.common.folders import built, read
-from experiments.common.training import ModelSize, Schedule, build_tokenizer, load, new_model, train
+from experiments.common.memory import clock
+from experiments.common.training import ModelSize, Schedule, build_tokenizer, new_model, train
 from experiments.spearman.configuration import Configuration
 from msif.atomic import write_json
 from msif.data.documents import Batch, Document, collate
@@ -51,29 +51,40 @@ class World:
 
 
 def make_world(
-    output: Path, name: str, training: Sequence[str], test: Sequence[str], c: Configuration, seed: int, overwrite: bool
+    output: Path,
+    text: tuple[str, Sequence[str], Sequence[str]],
+    c: Configuration,
+    seed: int,
+    device: str = "cpu",
+    overwrite: bool = False,
 ) -> World:
-    """Trains what is missing and draws the sequences."""
-    settings = {"text": [name, len(training), len(test)], "seed": seed, "model": [c.layers, c.hidden, c.heads]}
-    settings |= {"vocabulary": c.vocabulary, "length": c.length, "epochs": c.epochs, "rate": c.learning_rate}
-    settings |= {"batch": c.train_batch}
+    """Draws the sequences and trains what is missing.
 
-    def pretrain(folder: Path) -> None:
-        tokenizer = build_tokenizer(training, c.vocabulary)
-        _train(folder, tokenizer, _sequences(tokenizer, training, c.length), c, seed, "training")
+    Args:
+        text: (name, training lines, test lines).
 
-    model = built(output / "model", settings, pretrain, overwrite)
-    _, tokenizer = load(model)
+    Raises:
+        MsifError: the text is too short, or the folder holds models of other settings.
+    """
+    name, training, test = text
+    tokenizer = build_tokenizer(training, c.vocabulary)
     trained, tested = (_sequences(tokenizer, lines, c.length) for lines in (training, test))
-    halves = [
-        _half(output, number, settings, trained, tokenizer, c, seed, overwrite) for number in range(c.trak_models)
-    ]
     needed = c.queries + c.solving
     if len(trained) < max(c.solving, c.candidates, c.kernel, *c.fitting) or len(tested) < needed:
         raise MsifError(
             f"the text gives {len(trained)} training and {len(tested)} test sequences of {c.length} tokens, which is "
             "too few for this size: give a longer text with --corpus."
         )
+    settings = {"text": [name, len(training), len(test)], "seed": seed, "model": [c.layers, c.hidden, c.heads]}
+    settings |= {"vocabulary": c.vocabulary, "length": c.length, "epochs": c.epochs, "rate": c.learning_rate}
+    settings |= {"batch": c.train_batch}
+    training_of = _Training(output, settings, tokenizer, c, device, overwrite)
+    model = training_of.model("model", {}, trained, seed)
+    halves = []
+    for number in range(c.trak_models):
+        kept = random.Random(f"{seed} {number}").sample(range(len(trained)), len(trained) // 2)
+        own = [trained[i] for i in sorted(kept)]
+        halves.append(training_of.model(f"halves/{number}", {"half": number}, own, seed + 1 + number))
     drawn = generator(seed, SELECTION_STREAM).permutation(len(tested))
     return World(
         documents(trained),
@@ -84,6 +95,33 @@ def make_world(
         model,
         halves,
     )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What all models of the experiment are trained with."""
+
+    output: Path
+    settings: dict[str, Any]
+    tokenizer: PreTrainedTokenizerFast
+    c: Configuration
+    device: str
+    overwrite: bool
+
+    def model(self, name: str, settings: dict[str, Any], sequences: list[list[int]], seed: int) -> Path:
+        """The folder of a model trained on these sequences, kept from an earlier run."""
+        c = self.c
+
+        def build(folder: Path) -> None:
+            start = clock(self.device)
+            model = new_model(self.tokenizer, ModelSize(c.layers, c.hidden, c.heads, c.length), seed).to(self.device)
+            schedule = Schedule(c.epochs, c.learning_rate, c.train_batch)
+            train(model, [(ids, 1) for ids in sequences], schedule, seed, f"training {name}").save(
+                folder, self.tokenizer
+            )
+            write_json(folder / "seconds.json", clock(self.device) - start)
+
+        return built(self.output / name, {**self.settings, **settings}, build, self.overwrite)
 
 
 def documents(sequences: Sequence[Sequence[int]]) -> list[Document]:
@@ -112,37 +150,3 @@ def _sequences(tokenizer: PreTrainedTokenizerFast, lines: Sequence[str], length:
     """The text as one run of tokens, cut into pieces of ``length``; what is left at the end is dropped."""
     ids = list(chain.from_iterable([*line, tokenizer.eos_token_id] for line in tokenizer(list(lines))["input_ids"]))
     return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
-
-
-def _half(
-    output: Path,
-    number: int,
-    settings: dict[str, Any],
-    sequences: list[list[int]],
-    tokenizer: PreTrainedTokenizerFast,
-    c: Configuration,
-    seed: int,
-    overwrite: bool,
-) -> Path:
-    kept = random.Random(f"{seed} {number}").sample(range(len(sequences)), len(sequences) // 2)
-
-    def build(folder: Path) -> None:
-        start = time.process_time()
-        own = [sequences[i] for i in sorted(kept)]
-        _train(folder, tokenizer, own, c, seed + 1 + number, f"training on half {number + 1}")
-        write_json(folder / "seconds.json", time.process_time() - start)
-
-    return built(output / "halves" / str(number), {**settings, "half": number}, build, overwrite)
-
-
-def _train(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    sequences: list[list[int]],
-    c: Configuration,
-    seed: int,
-    name: str,
-) -> None:
-    model = new_model(tokenizer, ModelSize(c.layers, c.hidden, c.heads, c.length), seed)
-    schedule = Schedule(c.epochs, c.learning_rate, c.train_batch)
-    train(model, [(ids, 1) for ids in sequences], schedule, seed, name).save(folder, tokenizer)

@@ -75,7 +75,7 @@ def done(corpus, micro, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(done, corpus):
     name, training, test = text.read_text(str(corpus), "")
-    return Bench(make_world(done, name, training, test, MICRO, 0, False), MICRO, done, 0, "cpu")
+    return Bench(make_world(done, (name, training, test), MICRO, 0), MICRO, done, 0, "cpu")
 
 
 def settings_of(done):
@@ -192,12 +192,12 @@ def test_what_was_made_from_another_model_or_other_data_is_made_again(corpus, mi
         (0, replace(MICRO, solving=6), False, 2),
         (1, replace(MICRO, solving=6), True, 3),
     ):
-        world = make_world(tmp_path, name, training, test, c, seed, overwrite)
+        world = make_world(tmp_path, (name, training, test), c, seed, overwrite=overwrite)
         own = Bench(world, c, tmp_path, 0, "cpu")
         assert own.factors and own.eigenpairs
         assert len(fits) == len(products) == count
     with pytest.raises(MsifError, match="made with other settings: choose another --output, or add --overwrite"):
-        make_world(tmp_path, name, training, test, MICRO, 2, False)
+        make_world(tmp_path, (name, training, test), MICRO, 2)
 
 
 # --- one H, one λ
