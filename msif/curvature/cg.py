@@ -85,8 +85,8 @@ def conjugate_gradients(
 
     Args:
         operator: symmetric positive definite, such as ``Damped(GGN(...), ...)``.
-        preconditioner: an approximate inverse; x starts from it too. How many products EK-FAC saves depends on the model:
-            docs/spearman.md has a ratio of 2.5 to 4 on one.
+        preconditioner: an approximate inverse; x starts from it too. How many products EK-FAC saves depends on the
+            model: docs/spearman.md has ratios of 2.5 to 4.4 on one.
         tolerance: relative residual at which a right-hand side is done.
         callback: called with x after each iteration.
 
