@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from msif.errors import MsifError
+from msif.page import main
 from msif.reporting.document import kind_and_layer, percent, strip
 from msif.reporting.markup import Markup, element, escaped
-from msif.page import main
 from msif.reporting.page import read_run, write_page
 from msif.reporting.style import STYLE
 from msif.reporting.words import Word, strongest, words
