@@ -86,15 +86,24 @@ def query_gradients(side: Side, queries: Iterable[Any], measurement: str | Measu
         for batch in queries:
             cotangent = lambda outputs, batch: objective.measurement_gradient(outputs, batch, measure)  # noqa: E731
             capture.run(objective, batch.to(consumer.device), [cotangent])
-            order.append(batch.indices.cpu())
-    if not order:
-        raise MsifError("there is no query.")
-    numbers = torch.cat(order)
-    if numbers.sort().values.tolist() != list(range(len(numbers))):
-        raise MsifError(f"the queries' indices must be 0 to {len(numbers) - 1}, each once: number them so.")
-    rows = numbers.argsort().to(consumer.device)
+            order.append(batch.indices)
+    rows = query_rows(order).to(consumer.device)
     vectors: Vectors = {}
     for name in list(consumer.collected):
         parts = consumer.collected.pop(name)
         vectors[name] = torch.cat(parts)[rows] if len(parts) > 1 or len(rows) > 1 else parts[0]
     return vectors
+
+
+def query_rows(indices: Sequence[Tensor]) -> Tensor:
+    """Where query 0, 1, … Q−1 stands among all rows, (Q,), from the ``indices`` of each batch in turn.
+
+    Raises:
+        MsifError: no query, or indices that are not 0 … Q−1.
+    """
+    if not indices:
+        raise MsifError("there is no query.")
+    numbers = torch.cat([batch.cpu() for batch in indices])
+    if numbers.sort().values.tolist() != list(range(len(numbers))):
+        raise MsifError(f"the queries' indices must be 0 to {len(numbers) - 1}, each once: number them so.")
+    return numbers.argsort()

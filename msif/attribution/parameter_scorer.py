@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from msif.attribution.scorers import Scores
+from msif.attribution.gradients import query_rows
+from msif.attribution.scorers import Scores, score_batches
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.parameters import ParameterFunction, shared_parameters
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
@@ -61,37 +60,31 @@ class ParameterScorer:
     def score_vectors(self, vectors: Vectors, candidates: Iterable[Any]) -> Scores:
         """⟨v_q, ∇L(z)⟩ for vectors that ``query_vectors`` made; candidates come out in order of row number."""
         device, _ = device_and_dtype(self.candidate_side.model)
-        parts, rows = [], []
-        progress = tqdm(desc="scoring", unit="doc", total=getattr(candidates, "size", None), disable=None)
-        with self.candidate_side as function, progress:
-            for batch in candidates:
+        with self.candidate_side as function:
+
+            def score(batch: Any) -> Tensor:
                 scores = _directional_derivatives(function, batch.to(device), vectors)
                 if not bool(torch.isfinite(scores).all()):
                     raise MsifError(
                         f"a score is NaN or infinite in {describe_batch(batch)}: check that document, the queries' "
                         "vectors and the weights."
                     )
-                parts.append(scores.cpu().numpy())
-                rows.append(batch.indices.cpu().numpy())
-                progress.update(len(batch))
-        if not rows:
-            raise MsifError("there is no candidate to score.")
-        indices = np.concatenate(rows)
-        order = np.argsort(indices, kind="stable")
-        return Scores(np.concatenate(parts, axis=1)[:, order], indices[order])
+                return scores
+
+            return score_batches(candidates, score)
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         return self.score_vectors(self.query_vectors(queries), candidates)
 
 
 def _directional_derivatives(function: ParameterFunction, batch: Any, vectors: Vectors) -> Tensor:
-    """⟨v_q, ∇L(z)⟩ = ⟨∂L/∂outputs, J v_q⟩ of each sequence, (Q, B)."""
+    """⟨v_q, ∇L(z)⟩ = ⟨∂L/∂outputs, J v_q⟩ of each sequence, (B, Q)."""
     derivatives = []
     for query in range(len(next(iter(vectors.values())))):
         outputs, tangent = function.along(batch, vectors, query)
         gradient = function.objective.loss_gradient(outputs, batch)
         derivatives.append((gradient * tangent).flatten(1).sum(1))
-    return torch.stack(derivatives)
+    return torch.stack(derivatives, dim=1)
 
 
 def parameter_gradients(
@@ -114,7 +107,7 @@ def parameter_gradients(
     device, _ = device_and_dtype(function.model)
     guard = FiniteGuard("the query gradient")
     found: dict[int, dict[str, Tensor]] = {}
-    numbers: list[int] = []
+    numbers: list[Tensor] = []
     with function:
         for batch in queries:
             batch = batch.to(device)
@@ -131,10 +124,7 @@ def parameter_gradients(
                 for name, g in gradient.items():
                     guard.watch(name, g.sum())
                 found[number] = gradient
-                numbers.append(number)
+            numbers.append(batch.indices)
             guard.check(batch)
-    if not numbers:
-        raise MsifError("there is no query.")
-    if sorted(numbers) != list(range(len(numbers))):
-        raise MsifError(f"the queries' indices must be 0 to {len(numbers) - 1}, each once: number them so.")
-    return {name: torch.stack([found[number][name] for number in range(len(numbers))]) for name in found[0]}
+    query_rows(numbers)  # refuses what is not 0 … Q−1
+    return {name: torch.stack([found[number][name] for number in range(len(found))]) for name in found[0]}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msif.attribution.gradients import Side
+from msif.attribution.gradients import Side, query_rows
 from msif.curvature.inputs import device_and_dtype
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
@@ -240,12 +240,9 @@ def query_features(
     with GradientProjector(side, projection, [measurement_cotangent(side.objective, measurement)]) as project:
         for batch in queries:
             parts.append(project(batch)[0])
-            numbers += batch.indices.tolist()
-    if not parts:
-        raise MsifError("there is no query.")
-    if sorted(numbers) != list(range(len(numbers))):
-        raise MsifError(f"the queries' indices must be 0 to {len(numbers) - 1}, each once: number them so.")
-    return torch.cat(parts)[torch.tensor(numbers).argsort().to(parts[0].device)]
+            numbers.append(batch.indices)
+    rows = query_rows(numbers)
+    return torch.cat(parts)[rows.to(parts[0].device)]
 
 
 def add_gram(total: Tensor, features: Tensor) -> None:
