@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.common.cache import Cache
+from experiments.common.parallel import spread
 from experiments.common.training import Example
 from experiments.counterfactual.two_stage import TwoStage, measured_losses
-from experiments.digits.cache import Cache
-from experiments.digits.parallel import spread
 from msif.errors import MsifError
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.common.cache import Cache
+from experiments.common.judging import Judge
+from experiments.common.parallel import spread
 from experiments.counterfactual.halves import losses_on_halves
 from experiments.counterfactual.members import Member, make_member
 from experiments.counterfactual.methods import DEFAULT_DAMPING, MULTI_STAGE, Method, all_methods, member_scores
@@ -17,9 +20,6 @@ from experiments.counterfactual.removal import Changes, measure_removals, remova
 from experiments.counterfactual.retraining import Retrainings, Training
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.two_stage import Asked, TwoStage
-from experiments.digits.cache import Cache
-from experiments.digits.judging import Judge
-from experiments.digits.parallel import spread
 from msif.errors import MsifError
 
 Choose = Callable[[TwoStage, list[Member]], Asked]

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from experiments.digits.cache import Cache
+from experiments.common.cache import Cache
+from experiments.common.parallel import spread
 from experiments.digits.images import Parts
-from experiments.digits.parallel import spread
 from experiments.digits.settings import Settings
 from experiments.digits.truth import retrained
 from msif.draws import generator

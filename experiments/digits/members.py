@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.digits.cache import Cache
+from experiments.common.cache import Cache
 from experiments.digits.engine import BETA_1, BETA_2, EPSILON, Layers, stacked, train, unstacked
 from experiments.digits.exact import ExactCurvature
 from experiments.digits.images import Digits, Images, Parts

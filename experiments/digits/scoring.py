@@ -8,13 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from experiments.digits.cache import Cache
+from experiments.common.cache import Cache
+from experiments.common.parallel import spread
 from experiments.digits.engine import stacked
 from experiments.digits.images import Parts
 from experiments.digits.members import Member, Members
 from experiments.digits.methods import Method
 from experiments.digits.network import new_networks
-from experiments.digits.parallel import spread
 from experiments.digits.settings import Settings
 from experiments.digits.unrolled import unrolled_scores
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.digits.cache import Cache
+from experiments.common.cache import Cache
+from experiments.common.judging import Judge
+from experiments.common.parallel import spread
 from experiments.digits.images import load_parts
-from experiments.digits.judging import Judge
 from experiments.digits.methods import SOURCE, Method
-from experiments.digits.parallel import spread
 from experiments.digits.scoring import Methods, Scored, score_all, unrolled_of
 from experiments.digits.settings import Settings
 from experiments.digits.truth import losses_on_halves

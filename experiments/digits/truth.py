@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.digits.cache import Cache
+from experiments.common.cache import Cache
+from experiments.common.parallel import spread
 from experiments.digits.engine import losses, stacked, train
 from experiments.digits.images import Parts, draw_halves
 from experiments.digits.network import new_networks
-from experiments.digits.parallel import spread
 from experiments.digits.settings import Settings
 
 TOGETHER = 20

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from experiments.common import training
+from experiments.common.cache import Cache
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
 from experiments.counterfactual import __main__ as command
 from experiments.counterfactual import methods, retraining, study
@@ -23,7 +24,6 @@ from experiments.counterfactual.retraining import Retrainings, Training
 from experiments.counterfactual.settings import Recipe, Sizes
 from experiments.counterfactual.study import REFERENCE, Study
 from experiments.counterfactual.two_stage import Asked, LanguageHead, TwoStage
-from experiments.digits.cache import Cache
 from experiments.fact_tracing.facts import Fact, FactData, Sentence
 from msif.errors import MsifError
 

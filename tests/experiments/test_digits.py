@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.common.cache import Cache
+from experiments.common.judging import Judge
+from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
-from experiments.digits.cache import Cache
 from experiments.digits.images import load_parts
-from experiments.digits.judging import Judge
 from experiments.digits.members import Members, segment_middles
 from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
-from experiments.digits.parallel import spread
 from experiments.digits.settings import SMALL, Schedule
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.scorers import EnsembleScorer

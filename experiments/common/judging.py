@@ -1,6 +1,6 @@
 """How well scores foretell the retrainings: the linear datamodelling score, of single members and of ensembles.
 
-Letters: K members, Q queries, N images, M halves.
+Letters: K members, Q queries, N documents, M halves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Judge:
     """The halves and what was measured on them.
 
     Args:
-        masks: bool (M, N), the images of each half.
+        masks: bool (M, N), the documents of each half.
         losses: (M, S, Q), of S seeds on each.
     """
 
