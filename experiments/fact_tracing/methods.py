@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -121,14 +121,24 @@ def _influence(scorer: PairScorer) -> InfluenceScorer:
 
 
 def _multi_stage(
-    options: Options, damping: str, family: str = MULTI_STAGE, split: bool = True, measurement: str = "loss"
+    options: Options,
+    damping: str,
+    family: str = MULTI_STAGE,
+    *,
+    split: bool = True,
+    measurement: str = "loss",
+    alpha: Literal["auto"] | None = None,
 ) -> Influence:
     def scorer(models: Models) -> InfluenceScorer:
-        stages = [models.fitted(which, split, tau=damping == "auto") for which in ("pretrained", "finetuned")]
-        return _influence(build_scorer("multi-stage", *stages, damping_of(damping), measurement=measurement))
+        tau = "auto" in (damping, alpha)
+        stages = [models.fitted(which, split, tau=tau) for which in ("pretrained", "finetuned")]
+        both = replace(damping_of(damping), alpha=alpha)
+        return _influence(build_scorer("multi-stage", *stages, both, measurement=measurement))
 
     name = file_name(family, damping)
     settings = {"damping": damping, "split": split, "measurement": measurement, "fit": asdict(options.fit)}
+    if alpha:  # as files of earlier runs have none
+        settings["alpha"] = alpha
     return Influence(name, family, shown(damping), settings, scorer=scorer)
 
 
@@ -200,6 +210,12 @@ def _no_hop(options: Options) -> Iterator[Method]:
         yield Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer)
 
 
+def _alpha(options: Options) -> Iterator[Method]:
+    """With the pull towards the pre-trained parameters that the command line takes where the training is known."""
+    for damping in options.other_dampings:
+        yield _multi_stage(options, damping, f"{MULTI_STAGE}, α = 1/τ", alpha="auto")
+
+
 def _measurements(options: Options) -> Iterator[Method]:
     for measurement, damping in product(("margin", "logit"), options.other_dampings):
         yield _multi_stage(options, damping, f"{MULTI_STAGE}, {measurement}", measurement=measurement)
@@ -256,6 +272,7 @@ def _random(options: Options) -> Iterator[Method]:
 
 REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "multi-stage": _sweep,
+    "alpha": _alpha,
     "single-stage": _single("pretrained", SINGLE_STAGE),
     "single-stage-finetuned": _single("finetuned", f"{SINGLE_STAGE}, fine-tuned model"),
     "source": _source,

@@ -230,7 +230,7 @@ def test_readings_of_the_shared_pass_equal_scorers_of_their_own(modules, normali
 
 def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
     options = Options(dampings=("0.1mean",), cg=CGOptions(facts=1, iterations=1, examples=8))
-    names = ["single-stage", "single-stage-finetuned", "source", "cg", "no-hop", "measurements", "whole-heads"]
+    names = ["alpha", "single-stage", "single-stage-finetuned", "source", "cg", "no-hop", "measurements", "whole-heads"]
     names += ["representation", "trak", "logra", "random"]
     methods = methods_named(names, options)
     done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
