@@ -1,6 +1,6 @@
 """How well scores foretell the retrainings: the linear datamodelling score, of single members and of ensembles.
 
-Letters: K members, Q queries, N documents, M halves.
+Letters: K members, Q queries, N documents, M halves, S seeds.
 """
 
 from __future__ import annotations
@@ -24,17 +24,25 @@ class Judge:
     """
 
     def __init__(self, masks: np.ndarray, losses: np.ndarray) -> None:
-        self.masks, self.measured = masks, losses.mean(1)
+        self.masks, self.losses, self.measured = masks, losses, losses.mean(1)
         # for intervals, both halves and queries are drawn again; each score's draws are the same ones
         draw = generator(0, RESAMPLING_STREAM)
         halves, queries = len(masks), losses.shape[2]
-        self._halves = draw.multinomial(halves, np.full(halves, 1 / halves), RESAMPLES) / halves
-        self._queries = draw.multinomial(queries, np.full(queries, 1 / queries), RESAMPLES) / queries
+        self._halves, self._queries = _weights(draw, halves), _weights(draw, queries)
         self.ceiling = float(noise_ceiling(losses[:, ::2].mean(1), losses[:, 1::2].mean(1)).mean())
 
     def score(self, scores: np.ndarray) -> float:
         """The mean over queries, of scores (Q, N)."""
         return float(linear_datamodelling_score(scores, self.masks, self.measured).mean())
+
+    def own(self, scores: np.ndarray) -> Interval:
+        """Of scores (S, Q, N), each judged by the retrainings of its own seed, or (1, Q, N) by those of every seed: the
+        mean over seeds, with 95 % of drawing halves and queries again."""
+        return _interval(self._own(scores))
+
+    def own_difference(self, scores: np.ndarray, others: np.ndarray) -> Interval:
+        """The same of the first's score less the second's, on the same draws."""
+        return _interval(self._own(scores) - self._own(others))
 
     def single(self, scores: np.ndarray) -> float:
         """The mean over members, each alone, of scores (K, Q, N)."""
@@ -48,21 +56,35 @@ class Judge:
 
     def interval(self, scores: np.ndarray) -> Interval:
         """95 % of the means of drawing halves and queries again, of scores (Q, N); ranks are kept."""
-        draws = self._drawn(scores)
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Interval(self.score(scores), float(low), float(high))
+        return _interval(self._drawn(scores, self.measured))
 
     def difference(self, scores: np.ndarray, others: np.ndarray) -> Interval:
         """The same of the first's score less the second's, on the same draws."""
-        low, high = np.quantile(self._drawn(scores) - self._drawn(others), [0.025, 0.975])
-        return Interval(self.score(scores) - self.score(others), float(low), float(high))
+        return _interval(self._drawn(scores, self.measured) - self._drawn(others, self.measured))
 
-    def _drawn(self, scores: np.ndarray) -> np.ndarray:
-        """The score of each resampling, (R,)."""
+    def _own(self, scores: np.ndarray) -> np.ndarray:
+        seeds = self.losses.shape[1]
+        each = np.broadcast_to(scores, (seeds, *scores.shape[1:]))
+        return np.mean([self._drawn(each[seed], self.losses[:, seed]) for seed in range(seeds)], axis=0)
+
+    def _drawn(self, scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """The score of all halves and queries, and that of each resampling, (1 + R,); losses are (M, Q)."""
         foretold = rankdata(-(self.masks.astype(np.float64) @ scores.T.astype(np.float64)), axis=0)
-        measured = rankdata(self.measured, axis=0)
+        measured = rankdata(losses, axis=0)
         W = self._halves
         means = W @ foretold, W @ measured
         products = W @ (foretold * measured) - means[0] * means[1]
         variances = (W @ foretold**2 - means[0] ** 2) * (W @ measured**2 - means[1] ** 2)
         return (self._queries * products / np.sqrt(variances)).sum(1)
+
+
+def _weights(draw: np.random.Generator, size: int) -> np.ndarray:
+    """Shares of each of ``size``: all alike, then as drawn with replacement, (1 + R, size)."""
+    drawn = draw.multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    return np.concatenate([np.ones((1, size)), drawn]) / size
+
+
+def _interval(draws: np.ndarray) -> Interval:
+    """The first is of everything, the others of resamplings."""
+    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    return Interval(float(draws[0]), float(low), float(high))

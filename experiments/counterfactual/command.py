@@ -17,10 +17,8 @@ from msif.reporting.tables import Table, write_results
 
 NUMBERS = {
     "queries": "answers whose documents are removed",
-    "removal_seeds": "trainings without them",
-    "halves": "random halves that are trained on",
-    "half_seeds": "trainings on each half",
-    "members": "model pairs whose scores are averaged",
+    "seeds": "model pairs that are explained, and trained again",
+    "halves": "random halves that each is trained on again",
 }
 
 
@@ -31,7 +29,7 @@ def study_parser(name: str, description: str | None) -> Parser:
     parser.add_argument("--full", action="store_true", help="the larger configuration, for a GPU")
     parser.add_argument("--removed", type=int, nargs="+", metavar="K", help="numbers of documents that are removed")
     for field, text in NUMBERS.items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help=text)
+        parser.add_argument(f"--{field}", type=int, metavar="N", help=text)
     return parser
 
 

@@ -21,9 +21,8 @@ def draw_halves(documents: int, sizes: Sizes) -> np.ndarray:
 
 
 def losses_on_halves(retrainings: Retrainings, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """(masks bool (M, N), losses (M, S, Q)) of M halves, each trained on from S seeds."""
+    """(masks bool (M, N), losses (M, S, Q)) of M halves, that each of S pairs is trained on again."""
     masks = draw_halves(len(retrainings.world.texts), sizes)
-    seeds = [sizes.first_retraining + number for number in range(sizes.half_seeds)]
-    trainings = [Training.without(np.flatnonzero(~mask), seed) for mask in masks for seed in seeds]
+    trainings = [Training.without(np.flatnonzero(~mask), seed) for mask in masks for seed in sizes.training_seeds]
     losses = retrainings.losses(trainings, "trainings on halves")
-    return masks, losses.reshape(len(masks), len(seeds), -1)
+    return masks, losses.reshape(len(masks), sizes.seeds, -1)

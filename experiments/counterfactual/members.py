@@ -1,4 +1,4 @@
-"""The model pairs that methods look at: trained on all documents, with factors and the natural scale of each stage."""
+"""The model pairs that are explained: trained on all documents, with factors and the natural scale of each stage."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Member:
-    """A model pair. ``number`` is its place among the members."""
+    """A model pair. ``number`` is its place among all."""
 
     number: int
     pretrained: Model

@@ -41,7 +41,7 @@ class Method:
         damping: as it is shown; "" where there is none.
         scores: by one member.
         removed: whether its choices are taken out of pre-training, too.
-        reads_models: whether members differ in it.
+        reads_models: whether pairs differ in it.
         dear: whether it is asked about the queries of removals only.
     """
 
@@ -75,9 +75,12 @@ def all_methods(one_objective: bool) -> list[Method]:
             "gradient dot product", "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))
         ),
         Method(
-            "gradient cosine", "", _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage))
+            "gradient cosine",
+            "",
+            _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage)),
+            removed=False,
         ),
-        Method("TRAK", "0.1 mean", _library(_trak)),
+        Method("TRAK", "0.1 mean", _library(_trak), removed=False),
         Method("LoGra", "0.1 mean", _library(_logra), removed=False),
         Method("representation similarity", "", _representations),
         Method("BM25+", "", lambda world, _, asked: bm25_scores(asked.texts, world.texts), reads_models=False),
@@ -110,7 +113,7 @@ def _staged(method: str, damping: Damping, ihvp: IHVP | None = None) -> Scoring:
 def _multi_stage() -> Iterator[Method]:
     yield Method(MULTI_STAGE, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto")))
     yield Method(MULTI_STAGE, "0.1 mean", _staged("multi-stage", Damping()))
-    yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")))
+    yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")), removed=False)
     for value in SWEEP:
         yield Method(MULTI_STAGE, f"{value:g}", _staged("multi-stage", Damping(value)), removed=False)
     yield Method(SOURCE, "", _library(_source))

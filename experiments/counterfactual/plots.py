@@ -23,18 +23,18 @@ def plot_all(folder: Path, study: Study) -> None:
 
 
 def removal(axes: Any, changes: Mapping[tuple[str, int], Changes]) -> None:
-    """Change of the loss against k, a line a method, with standard errors over seeds of the mean over queries."""
+    """Change of the loss against k, a line a method, with standard errors over pairs of the mean over queries."""
     titles = sorted({title for title, _ in changes})
     ks = sorted({k for _, k in changes})
     last = {title: changes[title, ks[-1]].losses.mean() for title in titles}
     for number, title in enumerate(sorted(titles, key=lambda title: -last[title])):
-        by_seed = np.stack([changes[title, k].losses.mean(1) for k in ks])
-        error = by_seed.std(1, ddof=1) / np.sqrt(by_seed.shape[1]) if by_seed.shape[1] > 1 else np.zeros(len(ks))
+        by_pair = np.stack([changes[title, k].losses.mean(1) for k in ks])
+        error = by_pair.std(1, ddof=1) / np.sqrt(by_pair.shape[1]) if by_pair.shape[1] > 1 else np.zeros(len(ks))
         style = ("-", "--", ":")[number // 10 % 3]
         shift = 0.08 * (number - len(titles) / 2) / len(titles)
         places = np.array(ks) * (1 + shift)  # so that bars do not hide each other
         axes.errorbar(
-            [0, *places], [0, *by_seed.mean(1)], [0, *error], marker=".", linestyle=style, capsize=2, label=title
+            [0, *places], [0, *by_pair.mean(1)], [0, *error], marker=".", linestyle=style, capsize=2, label=title
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="documents left out of pre-training", ylabel="change of the query's loss")
@@ -42,14 +42,12 @@ def removal(axes: Any, changes: Mapping[tuple[str, int], Changes]) -> None:
 
 
 def datamodelling(axes: Any, study: Study) -> None:
-    """Averaged scores with intervals, the best damping of each family beside those that need no tuning."""
+    """Each pair by its own retrainings, with intervals: the best of the sweep beside what needs no tuning."""
     rows = single_best(study)
-    means = [study.judge.interval(study.scores[method.name].mean(0)) for method, _ in rows]
+    means = [study.judge.own(study.scores[method.name]) for method, _ in rows]
     errors = [[i.mean - i.low for i in means], [i.high - i.mean for i in means]]
     places = np.arange(len(rows))[::-1]
     axes.barh(places, [i.mean for i in means], xerr=errors, color="C0", ecolor="grey")
     axes.set_yticks(places, [method.name + note for method, note in rows], fontsize="small")
-    axes.axvline(study.judge.ceiling, color="black", linestyle="--", label="noise ceiling")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="linear datamodelling score, averaged over members")
-    axes.legend(fontsize="small")
+    axes.set(xlabel="linear datamodelling score, mean over pairs")

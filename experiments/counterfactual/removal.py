@@ -16,12 +16,12 @@ REMOVAL_STREAM = 21
 RANDOM, OPPONENTS = "random documents", "opponents by "
 
 Orders = Mapping[str, np.ndarray]
-"""Title -> the order in which each query's documents are taken out, at each seed: (S, Q, N)."""
+"""Title -> the order in which each query's documents are taken out of each pair's pre-training: (S, Q, N)."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What taking documents out does to the query that they were chosen for; (S, Q) of S seeds and Q queries.
+    """What taking documents out does to the query that they were chosen for; (S, Q) of S pairs and Q queries.
 
     Attributes:
         losses: of the query, after less before.
@@ -33,22 +33,21 @@ class Changes:
 
 
 def removal_orders(scores: Mapping[str, np.ndarray], opponents_of: str, sizes: Sizes) -> dict[str, np.ndarray]:
-    """By each method's scores (Q, N), the first is the strongest proponent; ties by row. And by chance, others at each
-    seed; and by ``opponents_of``, the strongest opponent first."""
-    shape = next(iter(scores.values())).shape
+    """By each method's scores of each pair, (S, Q, N), or (1, Q, N) where pairs do not differ: the first is the
+    strongest proponent; ties by row. And by chance; and by ``opponents_of``, the strongest opponent first."""
+    _, queries, documents = next(iter(scores.values())).shape
     draw = generator(sizes.seed, REMOVAL_STREAM)
-    chance = [[draw.permutation(shape[1]) for _ in range(shape[0])] for _ in range(sizes.removal_seeds)]
-    orders = {title: np.argsort(-values, axis=1, kind="stable") for title, values in scores.items()}
-    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of], axis=1, kind="stable")
-    everywhere = {title: np.broadcast_to(order, (sizes.removal_seeds, *shape)) for title, order in orders.items()}
-    return {RANDOM: np.array(chance), **everywhere}
+    orders = {RANDOM: np.array([[draw.permutation(documents) for _ in range(queries)] for _ in range(sizes.seeds)])}
+    orders |= {title: np.argsort(-values, axis=2, kind="stable") for title, values in scores.items()}
+    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of], axis=2, kind="stable")
+    return {title: np.broadcast_to(order, (sizes.seeds, *order.shape[1:])) for title, order in orders.items()}
 
 
 def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> dict[tuple[str, int], Changes]:
     """(title, k) -> the changes by taking out each query's first k documents.
 
-    Each training is compared with one on all documents of the same seed: the same first weights, and the same batches
-    but for what is missing.
+    Each training is compared with the pair's own on all documents: the same first weights, and the same batches but
+    for what is missing.
 
     Raises:
         MsifError: as many documents are to be removed as there are.
@@ -58,7 +57,7 @@ def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> 
         raise MsifError(
             f"--removed {max(sizes.removed)} of {documents} documents leaves nothing: give smaller numbers."
         )
-    seeds = [sizes.first_retraining + number for number in range(sizes.removal_seeds)]
+    seeds = sizes.training_seeds
     before = retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
     keys = [(title, k) for title in orders for k in sizes.removed]
     queries = range(next(iter(orders.values())).shape[1])

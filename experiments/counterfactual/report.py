@@ -10,84 +10,85 @@ import numpy as np
 from experiments.counterfactual.methods import MULTI_STAGE, Method
 from experiments.counterfactual.removal import RANDOM, Changes
 from experiments.counterfactual.study import REFERENCE, Study
-from msif.evaluation.intervals import bootstrap
+from msif.evaluation.intervals import Interval, bootstrap
 from msif.reporting.tables import Table
 
 
 def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
-    """A row for each method and k: means over seeds and queries, with the spread of both."""
+    """A row for each method and k: means over pairs and queries, with the spread of both."""
     rows: list[list[Any]] = []
     for (title, k), change in changes.items():
         losses, reference = change.losses, changes[REFERENCE, k].losses
-        by_seed = losses.mean(1)
-        ahead = None if title == REFERENCE else f"{bootstrap((reference - losses).mean(0)):+.2f}"
+        by_pair = losses.mean(1)
+        ahead = None if title == REFERENCE else _signed(bootstrap((reference - losses).mean(0)))
         rows.append(
             [
                 title,
                 k,
-                f"{bootstrap(losses.mean(0)):+.2f}",
-                f"{by_seed.min():+.2f} to {by_seed.max():+.2f}",
+                _signed(bootstrap(losses.mean(0))),
+                f"{by_pair.min():+.2f} to {by_pair.max():+.2f}",
                 float((losses.mean(0) > 0).mean()),
                 float(change.probabilities.mean()),
                 ahead,
             ]
         )
     rows.sort(key=lambda row: (row[1], -changes[row[0], row[1]].losses.mean()))
-    seeds, queries = changes[RANDOM, rows[0][1]].losses.shape
+    pairs, queries = changes[RANDOM, rows[0][1]].losses.shape
     return Table(
         [
             "removed: the top of",
             "documents",
             "Δ loss",
-            "over seeds",
+            "over pairs",
             "queries whose loss rises",
             "Δ probability",
             f"Δ loss by {REFERENCE}, less this",
         ],
         rows,
-        f"Change of a query's loss when its documents are left out of pre-training; {queries} queries, {seeds} seeds; "
+        f"Change of a query's loss when its documents are left out of pre-training; {queries} queries, {pairs} pairs; "
         "95 % bootstrap intervals over queries",
         {"queries whose loss rises": ".0%", "Δ probability": "+.3f"},
     )
 
 
+def _signed(interval: Interval) -> str:
+    return f"{interval:+.2f}"
+
+
 def lds_table(study: Study) -> Table:
     """Every method at every damping, best first; intervals draw halves and queries again."""
     judge, first, sizes = study.judge, study.judge_of_removals, study.sizes
-    rows: list[list[Any]] = []
+    rows: list[tuple[float, list[Any]]] = []
     for method in study.methods:
         scores = study.scores[method.name]
-        together = scores.mean(0)
+        few = first.own(scores[:, : sizes.queries]).mean
         on_all: list[Any] = [None] * 4
         if not method.dear:
-            interval = judge.interval(together)
-            spread = f"{interval.low:.2f} to {interval.high:.2f}"
-            on_all = [judge.single(scores), interval.mean, spread, interval.mean / judge.ceiling]
-        rows.append(
-            [method.family, method.damping or None, len(scores), *on_all, first.score(together[: sizes.queries])]
-        )
-    rows.sort(key=lambda row: -row[-1] if row[4] is None else -row[4])
+            together = judge.score(scores.mean(0))
+            ahead = None if method.name == REFERENCE else _signed(judge.own_difference(study.scores[REFERENCE], scores))
+            on_all = [f"{judge.own(scores):.3f}", ahead, together, together / judge.ceiling]
+        key = few if method.dear else judge.own(scores).mean
+        rows.append((key, [method.family, method.damping or None, *on_all, few]))
     columns = [
         "method",
         "λ",
-        "models",
-        "1 model",
-        "averaged",
-        "95 % of averaged",
+        "each pair by its own",
+        f"{REFERENCE}, less this",
+        "mean scores, mean losses",
         "of the ceiling",
-        "removals' queries",
+        "removals' queries, by own",
     ]
     return Table(
         columns,
-        rows,
-        f"Linear datamodelling score: {sizes.halves} halves, {sizes.half_seeds} seeds, {len(study.asked)} queries, "
-        f"{sizes.queries} of them of removals; noise ceiling {judge.ceiling:.2f}, and {first.ceiling:.2f}",
-        {"1 model": ".3f", "averaged": ".3f", "of the ceiling": ".0%", "removals' queries": ".3f"},
+        [row for _, row in sorted(rows, key=lambda row: -row[0])],
+        f"Linear datamodelling score: {sizes.halves} halves, {sizes.seeds} pairs, {len(study.asked)} queries, "
+        f"{sizes.queries} of them of removals; noise ceiling of mean scores {judge.ceiling:.2f}",
+        {columns[4]: ".3f", columns[5]: ".0%", columns[6]: ".3f"},
     )
 
 
 def query_table(study: Study) -> Table:
-    """The queries of removals, and how likely models trained on all documents find their answers."""
+    """The queries of removals, and how likely the pairs find their answers."""
     asked, likely = study.asked, np.exp(-study.baseline)
     rows = [
         [asked.titles[q], asked.texts[q].replace("\n", " "), asked.answers[q], likely[:, q].mean(), likely[:, q].min()]
@@ -96,7 +97,7 @@ def query_table(study: Study) -> Table:
     return Table(
         ["query", "text", "explained", "mean probability", "least"],
         rows,
-        f"Queries of removals, and their answers' probability over {len(likely)} seeds",
+        f"Queries of removals, and their answers' probability over {len(likely)} pairs",
         {"mean probability": ".2f", "least": ".2f"},
     )
 
@@ -104,7 +105,7 @@ def query_table(study: Study) -> Table:
 def single_best(study: Study) -> list[tuple[Method, str]]:
     """The methods of removals, and the best of the swept ones, best first, with a note on the latter."""
     judged = [m for m in study.methods if not m.dear]
-    score = {m.name: study.judge.score(study.scores[m.name].mean(0)) for m in judged}
+    score = {m.name: study.judge.own(study.scores[m.name]).mean for m in judged}
     rows = [(m, "") for m in judged if m.removed or m.family == "random"]
     swept = [m for m in judged if not m.removed and m.family == MULTI_STAGE]
     rows.append((max(swept, key=lambda m: score[m.name]), " (best of the sweep)"))

@@ -14,39 +14,31 @@ class Sizes:
     Attributes:
         queries: how many answers are explained.
         removed: how many of a query's top documents are taken out of pre-training, several numbers.
-        removal_seeds: trainings without them, each from other first weights and in another order of batches.
-        halves: random halves of the documents that both stages are trained on,
-        half_seeds: each so many times.
-        members: model pairs that methods look at; their seeds are none of the retrainings'.
+        seeds: model pairs that are explained; each is trained again from its own first weights, in its own order.
+        halves: random halves of the documents that each pair is trained on again.
         seed: decides the data, the halves and all first weights.
 
     Raises:
         MsifError: a number with which nothing can be measured.
     """
 
-    queries: int = 6
-    removed: tuple[int, ...] = (10, 30)
-    removal_seeds: int = 3
+    queries: int = 8
+    removed: tuple[int, ...] = (5, 20)
+    seeds: int = 3
     halves: int = 40
-    half_seeds: int = 4
-    members: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("queries", 1), ("removal_seeds", 1), ("halves", 4), ("half_seeds", 2), ("members", 1)):
+        for name, least in (("queries", 1), ("seeds", 2), ("halves", 4)):
             if getattr(self, name) < least:
-                raise MsifError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more.")
+                raise MsifError(f"--{name} is {getattr(self, name)}: give {least} or more.")
         if not self.removed or min(self.removed) < 1:
             raise MsifError("--removed needs one or more numbers of documents, each 1 or more.")
 
     @property
-    def first_retraining(self) -> int:
-        """The seeds of retrainings and of members never meet."""
-        return 1_000_000 * self.seed
-
-    @property
-    def first_member(self) -> int:
-        return self.first_retraining + 500_000
+    def training_seeds(self) -> list[int]:
+        """Of the pairs, and of all their retrainings."""
+        return [1_000_000 * self.seed + number for number in range(self.seeds)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,8 +31,8 @@ class Study:
     """All parts are kept in the folder as they are made, and made when they are first asked for.
 
     Attributes:
-        choose: finds the queries when the members are trained.
-        processes: trainings, or members, at once.
+        choose: finds the queries when the pairs are trained.
+        processes: trainings, or pairs, at once.
     """
 
     world: TwoStage
@@ -47,12 +47,17 @@ class Study:
         """The folder, which belongs to this world and these seeds, whatever the numbers of retrainings."""
         return Cache(self.folder, {"world": self.world.fingerprint, "seed": self.sizes.seed}, self.overwrite)
 
+    @property
+    def _member(self) -> Callable[[int], Member]:
+        """The pair of this number, for other processes, too."""
+        return partial(_member, self.world, self.cache.folder, self.sizes.training_seeds)
+
     @cached_property
     def members(self) -> list[Member]:
-        numbers = range(self.sizes.members)
-        make = partial(_member, self.world, self.cache.folder, self.sizes.first_member)
+        """The model pairs that are explained."""
+        numbers, make = range(self.sizes.seeds), self._member
         missing = [number for number in numbers if not _member_folder(self.cache.folder, number).exists()]
-        spread(partial(_make, make), missing, min(self.processes, max(1, len(missing))), "training members")
+        spread(partial(_make, make), missing, min(self.processes, max(1, len(missing))), "training pairs")
         return [make(number) for number in numbers]
 
     @cached_property
@@ -76,11 +81,10 @@ class Study:
 
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
-        """Method's name -> (K, Q, N) by K members; one for methods that read no model, fewer queries for dear ones."""
-        numbers = range(self.sizes.members)
-        make = partial(_member, self.world, self.cache.folder, self.sizes.first_member)
-        work = partial(_score, self.world, self.asked, self.sizes.queries, self.parts, make)
-        by_member = spread(work, numbers, min(self.processes, len(numbers)), "scoring, by members")
+        """Method's name -> (S, Q, N) of S pairs; one for methods that read no model, fewer queries for dear ones."""
+        numbers = range(self.sizes.seeds)
+        work = partial(_score, self.world, self.asked, self.sizes.queries, self.parts, self._member)
+        by_member = spread(work, numbers, min(self.processes, len(numbers)), "scoring, by pairs")
         return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in self.methods}
 
     @cached_property
@@ -89,9 +93,9 @@ class Study:
 
     @cached_property
     def baseline(self) -> np.ndarray:
-        """The queries' losses by models trained on all documents, (S, Q), of the removals' seeds."""
-        seeds = [self.sizes.first_retraining + number for number in range(self.sizes.removal_seeds)]
-        return self.retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
+        """The queries' losses by the pairs, (S, Q)."""
+        trainings = [Training(seed) for seed in self.sizes.training_seeds]
+        return self.retrainings.losses(trainings, "trainings on all documents")
 
     @cached_property
     def judge(self) -> Judge:
@@ -105,9 +109,8 @@ class Study:
 
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:
-        """Of removals by the members' mean scores."""
-        queries = self.sizes.queries
-        chosen = {m.name: self.scores[m.name].mean(0)[:queries] for m in self.methods if m.removed}
+        """Of removals by each pair's own scores."""
+        chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.removed}
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
 
 
@@ -119,8 +122,8 @@ def _member_folder(folder: Path, number: int) -> Path:
     return folder / "members" / f"{number:02d}"
 
 
-def _member(world: TwoStage, folder: Path, first_seed: int, number: int) -> Member:
-    return make_member(world, _member_folder(folder, number), number, first_seed + number)
+def _member(world: TwoStage, folder: Path, seeds: Sequence[int], number: int) -> Member:
+    return make_member(world, _member_folder(folder, number), number, seeds[number])
 
 
 def _make(make: Callable[[int], Member], number: int) -> None:

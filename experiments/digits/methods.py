@@ -205,7 +205,8 @@ def _solvers() -> Iterator[Method]:
 
 
 def _by_moments() -> Iterator[Method]:
-    """τ of each block from Adam's second moments V, by two means over the block's parameters."""
+    """τ of each block from Adam's second moments V, by two means over the block's parameters; and the command line's
+    default, which takes α alone from it."""
     for title, scale in (("τ = ηK mean 1/√V", _mean_of_steps), ("1/τ = mean √V / ηK", _mean_of_roots)):
 
         def inverse(m: Member, scale: Callable[[Checkpoint], BlockScale] = scale) -> Scorer:
@@ -218,6 +219,12 @@ def _by_moments() -> Iterator[Method]:
 
         yield Method("multi-stage EK-FAC, from Adam's moments", title, "1/τ", inverse)
         yield Method("multi-stage EK-FAC, from Adam's moments", title, SOURCE, source)
+
+    def usual(m: Member) -> Scorer:
+        pull = DampedInverse(damping_scale=0.1, alpha=_mean_of_roots(m.finetuned))
+        return two_stage(m, ekfac, DampedInverse(damping_scale=0.1), pull)
+
+    yield Method("multi-stage EK-FAC, from Adam's moments", "0.1 mean", "1/τ = mean √V / ηK", usual)
 
 
 BlockScale = dict[str, Tensor]

@@ -28,7 +28,7 @@ FULL_RECIPE = replace(
     size=ModelSize(layers=2, hidden=256, heads=4, positions=128),
     pretraining=Schedule(epochs=10, learning_rate=2e-3, batch_size=32),
 )
-FULL = Sizes(queries=32, removed=(10, 30, 100, 300), removal_seeds=5, halves=100, half_seeds=10, members=8)
+FULL = Sizes(queries=32, removed=(10, 30, 100, 300), seeds=5, halves=100)
 
 
 def run(options: argparse.Namespace) -> None:

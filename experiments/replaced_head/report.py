@@ -18,8 +18,8 @@ def accuracy_table(setting: LabelSetting, study: Study) -> Table:
     right = setting.predicted(study.members).argmax(2) == setting.truth
     counts = np.bincount(setting.truth)
     rows: list[list[Any]] = [
-        ["one member", right.mean(), right.mean(1).min(), right.mean(1).max()],
-        ["members' mean", (setting.predicted(study.members).mean(0).argmax(1) == setting.truth).mean(), None, None],
+        ["one pair", right.mean(), right.mean(1).min(), right.mean(1).max()],
+        ["pairs' mean", (setting.predicted(study.members).mean(0).argmax(1) == setting.truth).mean(), None, None],
         ["the best constant answer", counts.max() / counts.sum(), None, None],
     ]
     title = f"Accuracy on {len(setting.truth)} sentences that are held out, {len(setting.world.head.classes)} classes"

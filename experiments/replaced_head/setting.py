@@ -40,9 +40,9 @@ class LabelSizes:
 
 RECIPE = Recipe(
     vocabulary=2000,
-    size=ModelSize(layers=1, hidden=64, heads=2, positions=128),
-    pretraining=Schedule(epochs=10, learning_rate=5e-3, batch_size=16),
-    finetuning=Schedule(epochs=6, learning_rate=2e-3, batch_size=16),
+    size=ModelSize(layers=1, hidden=128, heads=2, positions=128),
+    pretraining=Schedule(epochs=12, learning_rate=3e-3, batch_size=32),
+    finetuning=Schedule(epochs=6, learning_rate=1e-3, batch_size=16),
 )
 
 
@@ -61,7 +61,7 @@ class LabelSetting:
     asked: int
 
     def predicted(self, members: Sequence[Member]) -> np.ndarray:
-        """Log probabilities of classes, (K, held out, classes), by each member."""
+        """Log probabilities of classes, (K, held out, classes), by each pair."""
         examples: list[Example] = [(ids, 0) for ids in self.world.tokenizer(list(self.held_out))["input_ids"]]
         batches = self.world.query_batches(examples)
         found = np.empty((len(members), len(examples), len(self.world.head.classes)))
@@ -81,7 +81,7 @@ class LabelSetting:
         return np.array(order[: self.asked])
 
     def choose(self, world: TwoStage, members: list[Member]) -> Asked:
-        """What is explained of each is the class that the members find likeliest, right or wrong."""
+        """What is explained of each is the class that the pairs find likeliest, right or wrong."""
         classes = world.head.classes
         said = self.predicted(members).mean(0).argmax(1)
         places = self.chosen()

@@ -122,9 +122,9 @@ def test_a_killed_process_is_a_sentence(retrainings: Retrainings, monkeypatch) -
 
 def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, asked: Asked, retrainings, tmp_path) -> None:
     """And scores say so: Ada's sentences are proponents of what is said of Ada, sentences of blue and green are not."""
-    sizes = Sizes(queries=1, removed=(3,), removal_seeds=2)
-    planted = np.zeros((1, len(world.texts)))
-    planted[0, :3], planted[0, -3:] = 1.0, -1.0
+    sizes = Sizes(queries=1, removed=(3,), seeds=2)
+    planted = np.zeros((1, 1, len(world.texts)))
+    planted[..., :3], planted[..., -3:] = 1.0, -1.0
     orders = removal_orders({"planted": planted}, "planted", sizes)
     changes = measure_removals(retrainings, orders, sizes)
     own = changes["planted", 3]
@@ -139,9 +139,10 @@ def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, asked:
 
 
 def test_orders_and_halves() -> None:
-    scores = np.array([[1.0, 3.0, 2.0, 2.0]])
-    orders = removal_orders({"a": scores}, "a", Sizes(removal_seeds=2))
+    scores = {"a": np.array([[[1.0, 3.0, 2.0, 2.0]]]), "b": np.array([[[4.0, 3.0, 2.0, 1.0]], [[1.0, 2.0, 3.0, 4.0]]])}
+    orders = removal_orders(scores, "a", Sizes(seeds=2))
     assert orders["a"].tolist() == [[[1, 2, 3, 0]]] * 2
+    assert orders["b"].tolist() == [[[0, 1, 2, 3]], [[3, 2, 1, 0]]]  # of each pair's own
     assert orders[OPPONENTS + "a"].tolist() == [[[0, 2, 3, 1]]] * 2
     assert sorted(orders[RANDOM][0, 0]) == [0, 1, 2, 3]
     masks = draw_halves(9, Sizes())
@@ -154,21 +155,19 @@ def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypa
     monkeypatch.setattr(
         Retrainings, "losses", lambda self, t, _: seen.extend(t) or np.arange(2.0 * len(t)).reshape(-1, 2)
     )
-    masks, losses = losses_on_halves(retrainings, Sizes(halves=4, half_seeds=2))
+    masks, losses = losses_on_halves(retrainings, Sizes(halves=4, seeds=2))
     assert losses.shape == (4, 2, 2) and losses[1, 0, 0] == 4.0
     assert [t.seed for t in seen[:2]] == [0, 1] and seen[2].left_out == tuple(np.flatnonzero(~masks[1]))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"half_seeds": 1}]
-)
+@pytest.mark.parametrize("wrong", [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"seeds": 1}])
 def test_sizes_with_which_nothing_is_measured(wrong) -> None:
     with pytest.raises(MsifError):
         Sizes(**wrong)
 
 
 def test_too_many_documents_to_remove(retrainings: Retrainings) -> None:
-    orders = removal_orders({"a": np.zeros((1, 18))}, "a", Sizes())
+    orders = removal_orders({"a": np.zeros((1, 1, 18))}, "a", Sizes())
     with pytest.raises(MsifError, match="leaves nothing"):
         measure_removals(retrainings, orders, Sizes(removed=(18,)))
     with pytest.raises(MsifError, match="row 18 of 18"):
@@ -198,7 +197,7 @@ def fact_data() -> FactData:
 def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     kept = lambda _: [m for m in all_methods(True) if m.name in (REFERENCE, "random", "BM25+") or "1e-06" in m.name]  # noqa: E731
     monkeypatch.setattr(study, "all_methods", kept)
-    sizes = Sizes(queries=2, removed=(1, 3), removal_seeds=2, halves=8, half_seeds=2, members=2)
+    sizes = Sizes(queries=2, removed=(1, 3), seeds=2, halves=8)
     setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
     assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.others) == 3
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
@@ -207,7 +206,8 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     removal = removal_table(one.changes).records()
     assert {row["documents"] for row in removal} == {1, 3}
     assert {row["removed: the top of"] for row in removal} == {RANDOM, OPPONENTS + REFERENCE, REFERENCE, "BM25+"}
-    assert [row["models"] for row in lds_table(one).records() if row["method"] == "BM25+"] == [1]
+    judged = {(row["method"], row["λ"]): row for row in lds_table(one).records()}
+    assert len(judged) == 4 and judged["BM25+", None]["each pair by its own"]
     assert len(query_table(one).rows) == 2
     plot_all(tmp_path / "report", one)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"removal.png", "lds.png"}

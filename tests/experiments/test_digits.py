@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from experiments.common.cache import Cache
-from experiments.common.judging import Judge
 from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
 from experiments.digits.images import load_parts
@@ -131,24 +130,6 @@ def test_adams_moments_are_read_by_the_library(run):
 
 def test_work_is_spread_over_processes_in_its_order():
     assert spread(math.sqrt, [9, 4, 1], 2, "roots") == spread(math.sqrt, [9, 4, 1], 1, "roots") == [3, 2, 1]
-
-
-def test_intervals_hold_the_score_and_a_better_method_is_told_from_a_worse_one():
-    draw = np.random.default_rng(0)
-    masks = draw.random((80, 50)) < 0.5
-    true = draw.standard_normal((12, 50))
-    losses = (-(masks @ true.T))[:, None, :] + 2 * draw.standard_normal((80, 6, 12))
-    judge = Judge(masks, losses)
-    assert 0.9 < judge.ceiling <= 1
-    noisy = true + draw.standard_normal(true.shape)
-    for scores in (true, noisy):
-        interval = judge.interval(scores)
-        assert interval.low < interval.mean < interval.high
-        assert interval.mean == pytest.approx(linear_datamodelling_score(scores, masks, losses.mean(1)).mean())
-    assert judge.difference(true, noisy).low > 0 > judge.difference(noisy, true).high
-    several = true + 2 * draw.standard_normal((4, *true.shape))
-    assert judge.single(several) < judge.together(several, 2) < judge.together(several)
-    assert judge.together(several, 1) == pytest.approx(judge.single(several))
 
 
 def test_the_pages_tables_are_those_of_the_run():

@@ -1,0 +1,46 @@
+"""How scores are judged by retrainings: of single members, of ensembles, and each by its own seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.common.judging import Judge
+from msif.evaluation.datamodelling import linear_datamodelling_score
+
+
+def test_intervals_hold_the_score_and_a_better_method_is_told_from_a_worse_one():
+    draw = np.random.default_rng(0)
+    masks = draw.random((80, 50)) < 0.5
+    true = draw.standard_normal((12, 50))
+    losses = (-(masks @ true.T))[:, None, :] + 2 * draw.standard_normal((80, 6, 12))
+    judge = Judge(masks, losses)
+    assert 0.9 < judge.ceiling <= 1
+    noisy = true + draw.standard_normal(true.shape)
+    for scores in (true, noisy):
+        interval = judge.interval(scores)
+        assert interval.low < interval.mean < interval.high
+        assert interval.mean == pytest.approx(linear_datamodelling_score(scores, masks, losses.mean(1)).mean())
+    assert judge.difference(true, noisy).low > 0 > judge.difference(noisy, true).high
+    several = true + 2 * draw.standard_normal((4, *true.shape))
+    assert judge.single(several) < judge.together(several, 2) < judge.together(several)
+    assert judge.together(several, 1) == pytest.approx(judge.single(several))
+
+
+def test_each_seed_is_judged_by_its_own_retrainings():
+    draw = np.random.default_rng(1)
+    masks = draw.random((60, 40)) < 0.5
+    true = draw.standard_normal((2, 5, 40))  # two seeds whose models have nothing in common
+    losses = np.stack([-(masks @ one.T) for one in true], axis=1)
+    judge = Judge(masks, losses)
+    own = judge.own(true)
+    assert own.mean == pytest.approx(1) and own.low == pytest.approx(1)
+    assert abs(judge.own(true[::-1]).mean) < 0.3
+    assert judge.score(true.mean(0)) == pytest.approx(1)
+    noisy = true + 2 * draw.standard_normal(true.shape)
+    expected = [linear_datamodelling_score(noisy[s], masks, losses[:, s]).mean() for s in range(2)]
+    interval = judge.own(noisy)
+    assert interval.low < interval.mean < interval.high and interval.mean == pytest.approx(np.mean(expected))
+    assert judge.own_difference(true, noisy).low > 0
+    same = judge.own(noisy[:1])  # of what reads no model, by all seeds
+    assert same.mean == pytest.approx(judge.own(np.repeat(noisy[:1], 2, axis=0)).mean)
