@@ -1,0 +1,215 @@
+"""Scores of the methods of fact tracing, on a pair made here: shared passes, scorers of their own, resuming."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.common import training
+from experiments.fact_tracing import running, stacked
+from experiments.fact_tracing.baselines import bm25_scores, pooled, representations
+from experiments.fact_tracing.candidates import rank_among
+from experiments.fact_tracing.measures import measure, readings
+from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of, methods_named, shown
+from experiments.fact_tracing.models import Models
+from experiments.fact_tracing.options import CGOptions, Options, Sizes
+from experiments.fact_tracing.reading import read_pair
+from experiments.fact_tracing.running import compute, facts_of, identity_of
+from experiments.fact_tracing.stacked import kind_of, packed
+from experiments.fact_tracing.store import ScoreStore, keyed
+from msif.attribution.stages import build_scorer
+from msif.errors import MsifError
+
+SMALL = Sizes(trials=2, facts=3, bm25=3, same_target=2, random=4)
+
+
+@pytest.fixture(scope="module")
+def pair(pair_folder):
+    return read_pair(pair_folder)
+
+
+@pytest.fixture(scope="module")
+def models(pair, tmp_path_factory):
+    return Models(pair, tmp_path_factory.mktemp("factors"), batch_tokens=256)
+
+
+@pytest.fixture(scope="module")
+def ranking(pair):
+    return rank_among(pair, "rerank", SMALL, 0, bm25_scores)
+
+
+def rigged(kind):
+    """A method that knows the sources, or the opposite, or nothing."""
+
+    def scores(models, ranking):
+        relevant = np.array([np.isin(ranking.rows, fact.sources) for fact in ranking.asked], dtype=float)
+        return {"score/all": {"perfect": relevant, "inverse": -relevant, "constant": 0 * relevant}[kind]}
+
+    return Baseline(kind, kind, scores=scores)
+
+
+@pytest.mark.parametrize("kind", ["perfect", "inverse", "constant"])
+def test_measures_of_rigged_scores_end_to_end(kind, models, ranking, tmp_path):
+    method = rigged(kind)
+    store = ScoreStore(tmp_path, {})
+    (result,) = measure(method, compute([method], models, ranking, store)[kind], ranking)
+    sizes = np.array([len(rows) for rows in ranking.candidates])
+    sources = np.array([ranking.relevant(q).sum() for q in range(len(sizes))])
+    assert (sources == 2).all() and (sizes > 4).all()
+    if kind == "perfect":  # tied first places both have the worse rank, 2
+        assert (result.values == [1 / 2, 1, 1]).all()
+    else:
+        assert result.values[:, 0] == pytest.approx(1 / sizes)
+        assert (result.values[:, 1:] == (sizes <= 10)[:, None]).all()
+
+
+def influences(*dampings):
+    return methods_named(["multi-stage", "gdp"], Options(dampings=dampings))
+
+
+def restricted(stage, kind):
+    names = [module.name for module in stage.side.tracked if kind in ("all", kind_of(module.name))]
+    return replace(stage, side=stage.side.restricted(names))
+
+
+@pytest.mark.parametrize("normalize", ["none", "unit"])
+@pytest.mark.parametrize("modules", ["all", "mlp", "attention"])
+def test_readings_of_the_shared_pass_equal_scorers_of_their_own(modules, normalize, models, ranking, tmp_path):
+    methods = influences("1e-3", "0.1mean", "auto")
+    size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
+    # four vectors at a time, where a method has six: every method is cut
+    done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)), 4.5 * size)
+    queries, candidates = models.queries(ranking.asked), models.sentences(ranking.rows)
+    for method in methods:
+        damping = None if method.damping is None else damping_of(method.settings["damping"])
+        stages = [restricted(models.fitted(which, tau=True), modules) for which in ("pretrained", "finetuned")]
+        scorer = build_scorer("gdp" if damping is None else "multi-stage", *stages, damping, normalize=normalize)
+        expected = ranking.own(scorer.score(queries, candidates).values, range(len(ranking.asked)))
+        found = {(m, unit): flat for m, unit, flat in readings(method, done[method.name])}
+        assert len(found) == 6
+        scale = np.abs(expected).max()
+        assert found[modules, normalize == "unit"] / scale == pytest.approx(expected / scale, abs=2e-5)
+
+
+def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
+    options = Options(dampings=("0.1mean",), cg=CGOptions(facts=1, iterations=1, examples=8))
+    names = ["alpha", "single-stage", "single-stage-finetuned", "source", "cg", "no-hop", "measurements", "whole-heads"]
+    names += ["representation", "trak", "logra", "random"]
+    methods = methods_named(names, options)
+    done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
+    pairs = sum(len(rows) for rows in ranking.candidates)
+    for method in methods:
+        found = list(readings(method, done[method.name]))
+        few = method.family == CG
+        assert facts_of(method, ranking) == ([0, 3] if few else [0, 1, 2, 3, 4, 5])
+        expected = len(ranking.candidates[0]) + len(ranking.candidates[3]) if few else pairs
+        assert all(len(flat) == expected and np.isfinite(flat).all() and np.ptp(flat) > 0 for *_, flat in found)
+        # CG's modules mix, so MLP alone is not a part of its sum
+        assert len(found) == (2 if few or method.name == "logra" else 6 if isinstance(method, Influence) else 1)
+    assert len({flat.tobytes() for m in methods for *_, flat in readings(m, done[m.name])}) == sum(
+        len(list(readings(m, done[m.name]))) for m in methods
+    )
+
+
+def test_cg_equals_its_own_scorer_on_few_facts(models, ranking, tmp_path):
+    (method,) = methods_named(["cg"], Options(cg=CGOptions(("1.0",), 1, 1, 8)))
+    done = compute([method], models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
+    scorer = method.scorer(models)
+    asked = [ranking.asked[0], ranking.asked[3]]
+    values = scorer.score(models.queries(asked), models.sentences(ranking.rows)).values
+    expected = ranking.own(values, [0, 3])
+    (_, _, plain), _ = readings(method, done[method.name])
+    assert done[method.name]["residual"] > 0
+    assert plain == pytest.approx(expected, rel=1e-3, abs=1e-4 * float(np.abs(expected).max()))
+
+
+def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monkeypatch):
+    methods = [*influences("1e-3", "1e-2"), rigged("perfect")]
+    size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
+    store = ScoreStore(tmp_path, identity_of(models, ranking))
+    passes = []
+
+    def interrupted(*arguments):
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return stacked.score_parts(*arguments)
+
+    monkeypatch.setattr(running, "score_parts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compute(methods, models, ranking, store, 4.5 * size)  # 18 vectors: five passes
+    kept = [store.has(method.name, method.settings) for method in methods]
+    assert kept == [True, False, False, True]  # two passes of four finish one method of six
+    times = {method.name: store._path(method.name, method.settings).stat().st_mtime_ns for method in methods[:1]}
+    done = compute(methods, models, ranking, store, 1.0)
+    assert len(passes) == 4  # the other two in one pass
+    assert times == {name: store._path(name, methods[0].settings).stat().st_mtime_ns for name in times}
+    compute(methods, models, ranking, store, 1.0)
+    assert len(passes) == 4
+    fresh = compute(methods, models, ranking, ScoreStore(tmp_path / "other", {}), 1.0)
+    for name, arrays in done.items():
+        for key in set(arrays) - {"seconds"}:
+            assert arrays[key] == pytest.approx(fresh[name][key], rel=1e-4, abs=1e-6 * float(np.abs(arrays[key]).max()))
+
+
+def test_scores_of_other_settings_or_candidates_are_not_believed(models, ranking, tmp_path):
+    store = ScoreStore(tmp_path, identity_of(models, ranking))
+    store.save("m", {"damping": 1}, {"seconds": np.array(1.0)})
+    assert store.has("m", {"damping": 1}) and not store.has("m", {"damping": 2})
+    other = replace(ranking, candidates=ranking.candidates[::-1])
+    assert not ScoreStore(tmp_path, identity_of(models, other)).has("m", {"damping": 1})
+    assert ScoreStore(tmp_path, identity_of(models, ranking)).has("m", {"damping": 1})
+
+
+def test_overwrite_removes_only_what_bears_the_same_name(tmp_path):
+    old, other = keyed(tmp_path, "cg", 1), keyed(tmp_path, "cg-long", 1)
+    for path in (old, other):
+        path.mkdir()
+    assert keyed(tmp_path, "cg", 2) != old and old.is_dir()
+    keyed(tmp_path, "cg", 2, overwrite=True)
+    assert not old.exists() and other.is_dir()
+    keyed(tmp_path, "cg-long", 1, overwrite=True)
+    assert other.is_dir()
+
+
+def test_vectors_are_packed_in_order():
+    facts = {"a": [0, 1, 2], "b": [5], "c": [0, 1]}
+    passes = list(packed("abc", facts.__getitem__, 4))
+    assert passes == [[("a", [0, 1, 2]), ("b", [5])], [("c", [0, 1])]]
+    assert list(packed("ab", facts.__getitem__, 2)) == [[("a", [0, 1])], [("a", [2]), ("b", [5])]]
+
+
+def test_fine_tuning_data_end_as_in_training(models, pair):
+    (batch,) = list(models.data("finetuned"))
+    tokenizer = models.finetuned.tokenizer
+    place = batch.indices.tolist().index(0)
+    ids = batch.input_ids[place][batch.attention_mask[place].bool()].tolist()
+    row = pair.finetuning[0]
+    tokens, start = training.completion(tokenizer, row["prompt"], row["completion"])
+    assert ids == tokens and tokens[-1] == tokenizer.eos_token_id
+    assert int(batch.supervised[place].sum()) == len(tokens) - start
+    (asked,) = models.queries([pair.asked[0]])
+    assert tokenizer.eos_token_id not in asked.input_ids.tolist()[0]
+
+
+def test_representations_are_means_over_real_tokens(models, ranking):
+    import torch
+
+    hidden = torch.tensor([[[1.0], [3.0], [99.0]]])
+    assert pooled(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2.0]]
+    rows, together = representations(models.pretrained.model, models.sentences(ranking.rows))
+    assert rows.tolist() == ranking.rows.tolist()
+    alone = representations(models.pretrained.model, models.sentences(ranking.rows[:1]))[1]
+    assert together[:1] == pytest.approx(alone, abs=1e-5)
+
+
+def test_dampings_are_read_and_shown():
+    assert damping_of("1e-3").damping == 1e-3 and damping_of("auto").damping == "auto"
+    relative = damping_of("0.3mean")
+    assert relative.damping is None and relative.damping_scale == 0.3
+    assert [shown(text) for text in ("1e-3", "0.3mean", "auto")] == ["0.001", "0.3 mean", "1/τ"]
+    for wrong in ("0", "-1", "x", "mean", "inf"):
+        with pytest.raises(MsifError, match="no damping"):
+            damping_of(wrong)
+    with pytest.raises(MsifError, match="no method 'magic'"):
+        methods_named(["magic"], Options())
