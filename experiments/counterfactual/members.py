@@ -31,24 +31,31 @@ class Model:
     Attributes:
         folder: of the model; its factors lie beside it.
         batches: of what the stage was trained on.
+        modules: which linear maps count, as ``track_modules`` takes it.
     """
 
     folder: Path
     model: nn.Module
     objective: Objective
     batches: Sequence[Any]
-
-    @cached_property
-    def side(self) -> Side:
-        return Side(self.model, track_modules(self.model), self.objective)
+    modules: str
 
     @cached_property
     def stage(self) -> Stage:
         """With factors, which are fitted when they are first asked for, τ of each block and the stage's data."""
-        tracked, factors = self.side.tracked, self.folder.with_name(f"{self.folder.name}-factors")
+        return self._stage(self.modules, "factors")
+
+    @cached_property
+    def layers(self) -> Stage:
+        """The same of the decoder layers alone."""
+        return self._stage("all", "layers-factors")
+
+    def _stage(self, modules: str, name: str) -> Stage:
+        tracked, factors = track_modules(self.model, modules), self.folder.with_name(f"{self.folder.name}-{name}")
         settings = FitSettings(label_samples=LABEL_SAMPLES)
         store = fit(self.model, tracked, self.objective, self.batches, factors, settings)
-        return Stage(self.side, store.load_all(), natural_tau(self.folder, self.model, tracked), self.batches)
+        side, tau = Side(self.model, tracked, self.objective), natural_tau(self.folder, self.model, tracked)
+        return Stage(side, store.load_all(), tau, self.batches)
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,12 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
             trained.save(part / name, world.tokenizer)
 
     built(folder, {"seed": seed}, build)
+    # every linear map that both stages share: the unembedding too, if fine-tuning keeps it
+    modules = ".*" if world.head.one_objective else "all"
     pretrained = GPTNeoXForCausalLM.from_pretrained(folder / "pretrained").to(world.device)
     finetuned = world.head.model_class.from_pretrained(folder / "finetuned").to(world.device)
     return Member(
         number,
-        Model(folder / "pretrained", pretrained, CausalLM(), world.pretraining_batches()),
-        Model(folder / "finetuned", finetuned, world.head.objective, world.finetuning_batches()),
+        Model(folder / "pretrained", pretrained, CausalLM(), world.pretraining_batches(), modules),
+        Model(folder / "finetuned", finetuned, world.head.objective, world.finetuning_batches(), modules),
     )

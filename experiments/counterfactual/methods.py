@@ -20,11 +20,11 @@ from msif.draws import generator
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ of both stages, absolute."""
-CG_PRODUCTS = 4
+CG_PRODUCTS = 12
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
 RANDOM_STREAM = 20
 
-MULTI_STAGE, SOURCE = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters"
+MULTI_STAGE, SOURCE, GDP = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters", "gradient dot product"
 DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
 """What the command line takes where the training is known."""
 SOLVED = "multi-stage, EK-FAC-preconditioned CG"
@@ -66,14 +66,13 @@ def all_methods(one_objective: bool) -> list[Method]:
     """In the order of the tables.
 
     Args:
-        one_objective: whether the pre-trained model can be asked the queries, as single-stage influence needs.
+        one_objective: whether the pre-trained model can be asked the queries, as single-stage influence needs; it has
+            their unembedding then, which "layers only" leaves out.
     """
     return [
         *_multi_stage(),
-        *(_single_stage() if one_objective else ()),
-        Method(
-            "gradient dot product", "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))
-        ),
+        *((*_layers_only(), *_single_stage()) if one_objective else ()),
+        Method(GDP, "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))),
         Method(
             "gradient cosine",
             "",
@@ -112,13 +111,26 @@ def _staged(method: str, damping: Damping, ihvp: IHVP | None = None) -> Scoring:
 
 def _multi_stage() -> Iterator[Method]:
     yield Method(MULTI_STAGE, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto")))
-    yield Method(MULTI_STAGE, "0.1 mean", _staged("multi-stage", Damping()))
+    yield Method(MULTI_STAGE, "0.1 mean", _staged("multi-stage", Damping()), removed=False)
     yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")), removed=False)
     for value in SWEEP:
         yield Method(MULTI_STAGE, f"{value:g}", _staged("multi-stage", Damping(value)), removed=False)
     yield Method(SOURCE, "", _library(_source))
     solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=1e-3)
-    yield Method(SOLVED, "0.1 mean", _staged("multi-stage", Damping(), solver), dear=True)
+    yield Method(SOLVED, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
+
+
+def _layers_only() -> Iterator[Method]:
+    """What the command line tracks by default."""
+    default = Damping(alpha="auto")
+    yield Method(
+        f"{MULTI_STAGE}, layers only",
+        DEFAULT_DAMPING,
+        _library(lambda m: build_scorer("multi-stage", m.pretrained.layers, m.finetuned.layers, default)),
+        removed=False,
+    )
+    gdp = _library(lambda m: build_scorer("gdp", m.pretrained.layers, m.finetuned.layers))
+    yield Method(f"{GDP}, layers only", "", gdp, removed=False)
 
 
 def _single_stage() -> Iterator[Method]:

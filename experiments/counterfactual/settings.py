@@ -25,7 +25,7 @@ class Sizes:
     queries: int = 8
     removed: tuple[int, ...] = (5, 20)
     seeds: int = 3
-    halves: int = 40
+    halves: int = 60
     seed: int = 0
 
     def __post_init__(self) -> None:
