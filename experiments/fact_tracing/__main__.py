@@ -43,7 +43,7 @@ def parser() -> Parser:
         "--other-dampings",
         nargs="+",
         default=["0.1mean"],
-        help="of alpha, measurements, whole heads and no hop (default: %(default)s)",
+        help="of alpha, measurements, whole heads, unembedding and no hop (default: %(default)s)",
     )
     methods.add_argument("--cg-dampings", nargs="+", default=["0.1mean"], help="of the solver (default: %(default)s)")
     for flag, default, text in (

@@ -79,7 +79,9 @@ def readings(method: Method, arrays: Arrays) -> Iterator[tuple[str, bool, np.nda
     kinds = sorted(key.removeprefix("score/") for key in arrays if key.startswith("score/"))
     choices = {"all": kinds}
     if len(kinds) > 1 and isinstance(method, Influence) and method.separable:
-        choices.update({kind: [kind] for kind in kinds})
+        # beside the unembedding, the layers' maps have the scores that they have without it
+        alone = ["unembedding"] if "unembedding" in kinds else kinds
+        choices.update({kind: [kind] for kind in alone})
     for modules, chosen in choices.items():
         scores = np.sum([arrays[f"score/{kind}"] for kind in chosen], axis=0, dtype=np.float64)
         yield modules, False, scores

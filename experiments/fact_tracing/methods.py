@@ -17,7 +17,7 @@ from experiments.fact_tracing.baselines import (
     representations,
 )
 from experiments.fact_tracing.candidates import Ranking
-from experiments.fact_tracing.models import Models, Which
+from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
 from experiments.fact_tracing.projected import logra_scores, trak_scores
 from msif.attribution.inverses import IHVP
@@ -125,20 +125,19 @@ def _multi_stage(
     damping: str,
     family: str = MULTI_STAGE,
     *,
-    split: bool = True,
+    tracking: Tracking = "heads",
     measurement: str = "loss",
     alpha: Literal["auto"] | None = None,
 ) -> Influence:
     def scorer(models: Models) -> InfluenceScorer:
         tau = "auto" in (damping, alpha)
-        stages = [models.fitted(which, split, tau=tau) for which in ("pretrained", "finetuned")]
+        stages = [models.fitted(which, tracking, tau=tau) for which in ("pretrained", "finetuned")]
         both = replace(damping_of(damping), alpha=alpha)
         return _influence(build_scorer("multi-stage", *stages, both, measurement=measurement))
 
     name = file_name(family, damping)
-    settings = {"damping": damping, "split": split, "measurement": measurement, "fit": asdict(options.fit)}
-    if alpha:  # as files of earlier runs have none
-        settings["alpha"] = alpha
+    settings = {"damping": damping, "tracking": tracking, "measurement": measurement, "alpha": alpha}
+    settings["fit"] = asdict(options.fit)
     return Influence(name, family, shown(damping), settings, scorer=scorer)
 
 
@@ -223,7 +222,21 @@ def _measurements(options: Options) -> Iterator[Method]:
 
 def _whole_heads(options: Options) -> Iterator[Method]:
     for damping in options.other_dampings:
-        yield _multi_stage(options, damping, f"{MULTI_STAGE}, heads not split", split=False)
+        yield _multi_stage(options, damping, f"{MULTI_STAGE}, heads not split", tracking="whole-heads")
+
+
+def _unembedding(options: Options) -> Iterator[Method]:
+    """Where tokens meet hidden states, which `--modules all` leaves out for its size."""
+    for damping in options.other_dampings:
+        yield _multi_stage(options, damping, f"{MULTI_STAGE}, with unembedding", tracking="unembedding")
+        family = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
+        yield _multi_stage(options, damping, family, tracking="unembedding", alpha="auto")
+
+    def gdp(models: Models) -> InfluenceScorer:
+        stages = [models.stage(which, "unembedding") for which in ("pretrained", "finetuned")]
+        return _influence(build_scorer("gdp", *stages))
+
+    yield Influence("gdp-with-unembedding", f"{GDP}, with unembedding", scorer=gdp)
 
 
 def _representations(options: Options) -> Iterator[Method]:
@@ -281,6 +294,7 @@ REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "gdp": _gdp,
     "measurements": _measurements,
     "whole-heads": _whole_heads,
+    "unembedding": _unembedding,
     "representation": _representations,
     "bm25": _bm25,
     "embedding": _embedding,

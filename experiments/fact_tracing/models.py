@@ -30,6 +30,9 @@ from msif.models.select import track_modules
 from msif.models.training import natural_tau
 
 Which = Literal["pretrained", "finetuned"]
+Tracking = Literal["heads", "whole-heads", "unembedding"]
+"""The linear maps of the layers, each head of q, k and v a block of its own; each map one block; or the first with the
+unembedding."""
 
 
 @dataclass
@@ -44,8 +47,8 @@ class Models:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        self._stages: dict[tuple[Which, bool], Stage] = {}
-        self._factors: dict[tuple[Which, bool], dict[str, ModuleFactors]] = {}
+        self._stages: dict[tuple[Which, Tracking], Stage] = {}
+        self._factors: dict[tuple[Which, Tracking], dict[str, ModuleFactors]] = {}
 
     @cached_property
     def pretrained(self) -> LoadedModel:
@@ -64,24 +67,25 @@ class Models:
     def loaded(self, which: Which) -> LoadedModel:
         return self.pretrained if which == "pretrained" else self.finetuned
 
-    def stage(self, which: Which, split: bool = True) -> Stage:
+    def stage(self, which: Which, tracking: Tracking = "heads") -> Stage:
         """A stage without factors and τ: all that gradients alone need."""
-        if (which, split) not in self._stages:
+        if (which, tracking) not in self._stages:
             model = self.loaded(which).model
-            side = Side(model, track_modules(model, split_heads=split), CausalLM())
-            self._stages[which, split] = Stage(side, batches=self.data(which))
-        return self._stages[which, split]
+            modules = ".*" if tracking == "unembedding" else "all"
+            side = Side(model, track_modules(model, modules, split_heads=tracking != "whole-heads"), CausalLM())
+            self._stages[which, tracking] = Stage(side, batches=self.data(which))
+        return self._stages[which, tracking]
 
-    def fitted(self, which: Which, split: bool = True, *, tau: bool = False) -> Stage:
+    def fitted(self, which: Which, tracking: Tracking = "heads", *, tau: bool = False) -> Stage:
         """A stage with its factors, and with the natural scale of its training where that is asked for.
 
         Raises:
             MsifError: the folder of the model lacks what τ is read from.
         """
-        stage = self.stage(which, split)
-        if (which, split) not in self._factors:
-            self._factors[which, split] = self._fit(which, split)
-        factors = self._factors[which, split]
+        stage = self.stage(which, tracking)
+        if (which, tracking) not in self._factors:
+            self._factors[which, tracking] = self._fit(which, tracking)
+        factors = self._factors[which, tracking]
         loaded = self.loaded(which)
         scale = natural_tau(loaded.name, loaded.model, stage.side.tracked) if tau else None
         return replace(stage, factors=factors, tau=scale)
@@ -90,14 +94,11 @@ class Models:
         """A fitted stage whose inverse is solved for on so many of its sequences."""
         return replace(self.fitted(which, tau=tau), batches=self.data(which, examples))
 
-    def _fit(self, which: Which, split: bool) -> dict[str, ModuleFactors]:
-        side, loaded, batches = (
-            self.stage(which, split).side,
-            self.loaded(which),
-            self.data(which, self.options.examples),
-        )
-        identity = {"weights": loaded.weights, "data": batches.identity(), "split": split, **asdict(self.options)}
-        folder = keyed(self.folder, which if split else f"{which}-whole-heads", identity, self.overwrite)
+    def _fit(self, which: Which, tracking: Tracking) -> dict[str, ModuleFactors]:
+        side, loaded = self.stage(which, tracking).side, self.loaded(which)
+        batches = self.data(which, self.options.examples)
+        identity = {"weights": loaded.weights, "data": batches.identity(), "tracking": tracking, **asdict(self.options)}
+        folder = keyed(self.folder, f"{which}-{tracking}", identity, self.overwrite)
         settings = FitSettings(label_samples=self.options.label_samples, seed=self.options.seed)
         return fit(loaded.model, side.tracked, side.objective, batches, folder, settings).load_all()
 

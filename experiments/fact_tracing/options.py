@@ -50,7 +50,8 @@ class Options:
     """
     Attributes:
         dampings: numbers, multiples of the mean of a block's Λ ("0.1mean"), or "auto" (1/τ of the stage).
-        other_dampings: of what is not swept over all of them: α, other measurements, no hop, heads that are not split.
+        other_dampings: of what is not swept over all of them: α, other measurements, no hop, heads that are not
+            split, the unembedding.
         embedding_model: folder or hub name; None is all-MiniLM-L6-v2.
     """
 

@@ -138,7 +138,7 @@ def sweep(measured: Sequence[Measured]) -> Table:
 
 
 def modules(measured: Sequence[Measured], chosen: Sequence[Measured]) -> Table:
-    """MLP maps alone and attention maps alone, at the damping that is best for all of them."""
+    """MLP maps alone, attention maps alone and the unembedding alone, at the damping that is best for all of them."""
     rows = []
     for best_one in chosen:
         same = [m for m in measured if m.method.name == best_one.method.name and m.unit == best_one.unit]

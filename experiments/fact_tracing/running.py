@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -87,11 +88,14 @@ class Passes:
     gigabytes: float
 
     def run(self, methods: Sequence[Influence]) -> None:
-        # those with candidates' gradients of one model share passes
         scorers = {method.name: method.scorer(self.models) for method in tqdm(methods, desc="factors", disable=None)}
-        for model in {id(scorer.candidate_side.model): scorer for scorer in scorers.values()}.values():
-            side = model.candidate_side
-            members = [m for m in methods if scorers[m.name].candidate_side.model is side.model]
+        # those with the same candidates' gradients share passes
+        shared: dict[Any, list[Influence]] = {}
+        for method in methods:
+            side = scorers[method.name].candidate_side
+            shared.setdefault((id(side.model), *(module.name for module in side.tracked)), []).append(method)
+        for members in shared.values():
+            side = scorers[members[0].name].candidate_side
             self._run(members, scorers, capacity_of(side, self.gigabytes))
 
     def _run(self, methods: Sequence[Influence], scorers: dict[str, InfluenceScorer], capacity: int) -> None:

@@ -41,7 +41,9 @@ class Part:
 
 
 def kind_of(name: str) -> str:
-    """Of a module, by its name."""
+    """Of a module, by its name, which has the number of its layer if it is in one."""
+    if not any(part.isdigit() for part in name.split(".")):
+        return "unembedding"
     return "attention" if in_attention(name) else "mlp"
 
 

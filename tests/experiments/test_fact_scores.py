@@ -93,7 +93,17 @@ def test_readings_of_the_shared_pass_equal_scorers_of_their_own(modules, normali
 
 def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
     options = Options(dampings=("0.1mean",), cg=CGOptions(facts=1, iterations=1, examples=8))
-    names = ["alpha", "single-stage", "single-stage-finetuned", "source", "cg", "no-hop", "measurements", "whole-heads"]
+    names = [
+        "alpha",
+        "single-stage",
+        "single-stage-finetuned",
+        "source",
+        "cg",
+        "no-hop",
+        "measurements",
+        "whole-heads",
+        "unembedding",
+    ]
     names += ["representation", "trak", "logra", "random"]
     methods = methods_named(names, options)
     done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
@@ -105,7 +115,8 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
         expected = len(ranking.candidates[0]) + len(ranking.candidates[3]) if few else pairs
         assert all(len(flat) == expected and np.isfinite(flat).all() and np.ptp(flat) > 0 for *_, flat in found)
         # CG's modules mix, so MLP alone is not a part of its sum
-        assert len(found) == (2 if few or method.name == "logra" else 6 if isinstance(method, Influence) else 1)
+        several = 4 if "unembedding" in method.name else 6
+        assert len(found) == (2 if few or method.name == "logra" else several if isinstance(method, Influence) else 1)
     assert len({flat.tobytes() for m in methods for *_, flat in readings(m, done[m.name])}) == sum(
         len(list(readings(m, done[m.name]))) for m in methods
     )
