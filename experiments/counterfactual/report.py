@@ -62,11 +62,12 @@ def lds_table(study: Study) -> Table:
     for method in study.methods:
         scores = study.scores[method.name]
         few = first.own(scores[:, : sizes.queries]).mean
-        on_all: list[Any] = [None] * 4
+        on_all: list[Any] = [None] * 5
         if not method.dear:
             together = judge.score(scores.mean(0))
             ahead = None if method.name == REFERENCE else _signed(judge.own_difference(study.scores[REFERENCE], scores))
-            on_all = [f"{judge.own(scores):.3f}", ahead, together, together / judge.ceiling]
+            mean = judge.own(scores.mean(0, keepdims=True)).mean if len(scores) > 1 else None
+            on_all = [f"{judge.own(scores):.3f}", ahead, mean, together, together / judge.ceiling]
         key = few if method.dear else judge.own(scores).mean
         rows.append((key, [method.family, method.damping or None, *on_all, few]))
     columns = [
@@ -74,6 +75,7 @@ def lds_table(study: Study) -> Table:
         "λ",
         "each pair by its own",
         f"{REFERENCE}, less this",
+        "by the pairs' mean scores",
         "mean scores, mean losses",
         "of the ceiling",
         "removals' queries, by own",
@@ -83,7 +85,7 @@ def lds_table(study: Study) -> Table:
         [row for _, row in sorted(rows, key=lambda row: -row[0])],
         f"Linear datamodelling score: {sizes.halves} halves, {sizes.seeds} pairs, {len(study.asked)} queries, "
         f"{sizes.queries} of them of removals; noise ceiling of mean scores {judge.ceiling:.2f}",
-        {columns[4]: ".3f", columns[5]: ".0%", columns[6]: ".3f"},
+        {columns[4]: ".3f", columns[5]: ".3f", columns[6]: ".0%", columns[7]: ".3f"},
     )
 
 

@@ -15,7 +15,7 @@ from experiments.common.judging import Judge
 from experiments.common.parallel import spread
 from experiments.counterfactual.halves import losses_on_halves
 from experiments.counterfactual.members import Member, make_member
-from experiments.counterfactual.methods import DEFAULT_DAMPING, MULTI_STAGE, Method, all_methods, member_scores
+from experiments.counterfactual.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, Method, all_methods, member_scores
 from experiments.counterfactual.removal import Changes, measure_removals, removal_orders
 from experiments.counterfactual.retraining import Retrainings, Training
 from experiments.counterfactual.settings import Sizes
@@ -109,13 +109,18 @@ class Study:
 
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:
-        """Of removals by each pair's own scores."""
+        """Of removals by each pair's own scores, and of some methods by the pairs' mean, too."""
         chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.removed}
+        for name in [name for name in AVERAGED if name in chosen]:
+            chosen[name + MEAN] = chosen[name].mean(0, keepdims=True)
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
 
 
 REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
 """The method that others are compared with: the command line's default."""
+
+
+AVERAGED, MEAN = (REFERENCE, GDP), "; mean of the pairs"
 
 
 def _member_folder(folder: Path, number: int) -> Path:
