@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from msif.attribution.scorers import EnsembleScorer
 from msif.evaluation.datamodelling import linear_datamodelling_score
 from msif.models.training import natural_tau
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("lds", "differences", "ensembles", "sweep", "counterfactual", "adam", "adam-sweep")
 MARGIN = 0.1
 
@@ -130,13 +127,3 @@ def test_adams_moments_are_read_by_the_library(run):
 
 def test_work_is_spread_over_processes_in_its_order():
     assert spread(math.sqrt, [9, 4, 1], 2, "roots") == spread(math.sqrt, [9, 4, 1], 1, "roots") == [3, 2, 1]
-
-
-def test_the_pages_tables_are_those_of_the_run():
-    """Figures in the page are the files of docs/results/digits, line by line."""
-    page = (ROOT / "docs" / "digits.md").read_text(encoding="utf-8")
-    lines = {line for name in TABLES for line in (ROOT / "docs/results/digits" / f"{name}.md").read_text().splitlines()}
-    table = [line for line in page.splitlines() if line.startswith("|")]
-    assert len(table) > 20 and all(line in lines for line in table)
-    for image in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
-        assert (ROOT / "docs" / image).stat().st_size < 200_000

@@ -56,6 +56,31 @@ def test_links_between_pages_lead_somewhere(page):
             assert anchor in anchors, target
 
 
+RESULTS = {
+    "digits": "digits",
+    "counterfactual": "counterfactual",
+    "replaced-head": "replaced_head",
+    "fact-tracing": "fact_tracing",
+    "proximity": "proximity",
+}
+
+
+def cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip("|").split("|"))
+
+
+@pytest.mark.parametrize("page", RESULTS)
+def test_figures_in_a_pages_tables_are_those_of_the_run(page):
+    """Line by line, and the plots are there."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    files = (ROOT / "docs" / "results" / RESULTS[page]).glob("*.md")
+    found = {cells(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()}
+    table = [line for line in text.splitlines() if line.startswith("|") and re.search(r"\d\.\d\d", line)]
+    assert len(table) > 5 and not [line for line in table if cells(line) not in found]
+    for image in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (ROOT / "docs" / image).stat().st_size < 200_000
+
+
 @pytest.fixture
 def small_demo(tmp_path, monkeypatch):
     """What `make demo` leaves, from a small world and two models of a few steps, in the current folder."""
