@@ -11,10 +11,12 @@ from experiments.counterfactual.members import Member
 from experiments.counterfactual.two_stage import Asked, TwoStage
 from experiments.fact_tracing.baselines import bm25_scores, cosine, embedding_scores, representations
 from msif.attribution.inverses import IHVP
+from msif.attribution.parameter_scorer import ParameterScorer
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer, Scorer
 from msif.attribution.stages import Damping, build_scorer
 from msif.curvature.filters import Accumulation, Decay
+from msif.curvature.parameters import ParameterFunction, all_parameters
 from msif.curvature.preconditioners import EKFAC
 from msif.draws import generator
 
@@ -79,6 +81,7 @@ def all_methods(one_objective: bool) -> list[Method]:
             _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage)),
             removed=False,
         ),
+        Method(f"{GDP}, all parameters", "", _library(_all_parameters)),
         Method("TRAK", "0.1 mean", _library(_trak), removed=False),
         Method("LoGra", "0.1 mean", _library(_logra), removed=False),
         Method("representation similarity", "", _representations),
@@ -143,6 +146,14 @@ def _source(m: Member) -> Scorer:
     assert first.factors and first.tau and last.factors and last.tau
     stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
     return InfluenceScorer(last.side, first.side, stages)
+
+
+def _all_parameters(m: Member) -> Scorer:
+    """Embeddings and norms, too, which EK-FAC has no blocks for."""
+    sides = [
+        ParameterFunction(one.model, all_parameters(one.model), one.objective) for one in (m.finetuned, m.pretrained)
+    ]
+    return ParameterScorer(*sides)
 
 
 def _trak(m: Member) -> Scorer:

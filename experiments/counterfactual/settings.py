@@ -29,7 +29,7 @@ class Sizes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("queries", 1), ("seeds", 2), ("halves", 4)):
+        for name, least in (("queries", 1), ("seeds", 2), ("halves", 8)):
             if getattr(self, name) < least:
                 raise MsifError(f"--{name} is {getattr(self, name)}: give {least} or more.")
         if not self.removed or min(self.removed) < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +41,8 @@ def score_member(methods: Methods, settings: Settings, parts: Parts, cache: Cach
     scored: Scored = {}
     for name, family in families.items():
         slug = re.sub(r"\W+", "-", name).strip("-").lower()
-        scored |= cache.arrays(f"scores/{number:02d}-{slug}", partial(_score, family, member, parts))
+        keys = hashlib.sha256(repr([method.key for method in family]).encode()).hexdigest()[:8]
+        scored |= cache.arrays(f"scores/{number:02d}-{slug}-{keys}", partial(_score, family, member, parts))
     return scored
 
 

@@ -1,68 +1,66 @@
-"""The second setting: a language model becomes a classifier that tells which relation a sentence states."""
+"""The second setting: a language model becomes a classifier, of one task or another."""
 
 from __future__ import annotations
 
-import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from experiments.common.training import Example, ModelSize, Schedule, build_tokenizer
+from experiments.common.training import Example, build_tokenizer
 from experiments.counterfactual.members import Member
 from experiments.counterfactual.settings import Recipe
 from experiments.counterfactual.two_stage import Asked, TwoStage
-from experiments.fact_tracing.facts import FactData
 from experiments.replaced_head.head import ClassifierHead
 from msif.errors import MsifError
 from msif.models.capture import frozen
 
-RELATIONS = ("P19", "P136", "P176", "P413", "P527", "P740")
+Labelled = tuple[str, int]
+"""A text and the number of its class."""
 
 
 @dataclass(frozen=True)
-class LabelSizes:
-    """Sentences of each relation, all different ones of so many words at most.
+class Parts:
+    """What a task consists of; no text is in two parts.
 
     Attributes:
-        pretraining, finetuning, held_out: for each part.
-        asked: of those held out, whose losses are measured after every training; the first are those of removals.
+        documents: of pre-training, with the class that each states; training never sees these.
+        finetuning: what the classifier is trained on.
+        held_out: what it is asked.
+        sources: of each text that is held out, the documents that its class can be known from; () where none is
+            nearer to it than all others of its class.
     """
 
-    relations: tuple[str, ...] = RELATIONS
-    pretraining: int = 40
-    finetuning: int = 32
-    held_out: int = 12
-    asked: int = 16
-    words: int = 20
-
-
-RECIPE = Recipe(
-    vocabulary=2000,
-    size=ModelSize(layers=1, hidden=128, heads=2, positions=128),
-    pretraining=Schedule(epochs=12, learning_rate=3e-3, batch_size=32),
-    finetuning=Schedule(epochs=6, learning_rate=1e-3, batch_size=16),
-)
+    classes: tuple[str, ...]
+    documents: Sequence[Labelled]
+    finetuning: Sequence[Labelled]
+    held_out: Sequence[Labelled]
+    sources: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class LabelSetting:
-    """
-    Attributes:
-        labels: of the pre-training documents, class numbers; training never sees them.
-        held_out, truth: sentences that no training sees, as classes are asked of them, and their classes.
-    """
+    """The world that these parts make."""
 
     world: TwoStage
-    labels: np.ndarray
-    held_out: Sequence[str]
-    truth: np.ndarray
-    asked: int
+    parts: Parts
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the pre-training documents, class numbers (N,)."""
+        return np.array([label for _, label in self.parts.documents])
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Of what is held out, class numbers (H,)."""
+        return np.array([label for _, label in self.parts.held_out])
 
     def predicted(self, members: Sequence[Member]) -> np.ndarray:
         """Log probabilities of classes, (K, held out, classes), by each pair."""
-        examples: list[Example] = [(ids, 0) for ids in self.world.tokenizer(list(self.held_out))["input_ids"]]
+        texts = [text for text, _ in self.parts.held_out]
+        examples: list[Example] = [(ids, 0) for ids in self.world.tokenizer(texts)["input_ids"]]
         batches = self.world.query_batches(examples)
         found = np.empty((len(members), len(examples), len(self.world.head.classes)))
         with torch.no_grad():
@@ -73,63 +71,40 @@ class LabelSetting:
                         found[number, batch.indices.numpy()] = logits.double().log_softmax(-1).cpu().numpy()
         return found
 
-    def chosen(self) -> np.ndarray:
-        """Which of the sentences held out are asked about: one of each class after the other."""
-        order = sorted(
-            range(len(self.truth)), key=lambda i: (int((self.truth[:i] == self.truth[i]).sum()), self.truth[i])
-        )
-        return np.array(order[: self.asked])
+    def order(self) -> np.ndarray:
+        """The texts held out, one of each class after the other, (H,)."""
+        turns: Counter[int] = Counter()
+        keys = []
+        for place, label in enumerate(self.truth):
+            keys.append((turns[label], int(label), place))
+            turns[label] += 1
+        return np.array([place for *_, place in sorted(keys)])
 
     def choose(self, world: TwoStage, members: list[Member]) -> Asked:
-        """What is explained of each is the class that the pairs find likeliest, right or wrong."""
-        classes = world.head.classes
-        said = self.predicted(members).mean(0).argmax(1)
-        places = self.chosen()
-        tokens = world.tokenizer([self.held_out[i] for i in places])["input_ids"]
-        return Asked(
-            [(ids, int(said[i])) for ids, i in zip(tokens, places, strict=True)],
-            [self.held_out[i] for i in places],
-            [f"held out {i}" for i in places],
-            [
-                classes[said[i]] + ("" if said[i] == self.truth[i] else f", wrongly: {classes[self.truth[i]]}")
-                for i in places
-            ],
-        )
+        """All that is held out. Of each is explained the class that the pairs find likeliest, right or wrong."""
+        classes, places = self.parts.classes, self.order()
+        said = np.exp(self.predicted(members)).mean(0).argmax(1)[places]
+        texts = [self.parts.held_out[place][0] for place in places]
+        answers = [
+            classes[label] + ("" if label == self.truth[place] else f", wrongly: {classes[self.truth[place]]}")
+            for place, label in zip(places, said, strict=True)
+        ]
+        tokens = world.tokenizer(texts)["input_ids"]
+        examples = [(ids, int(label)) for ids, label in zip(tokens, said, strict=True)]
+        return Asked(examples, texts, [f"held out {place}" for place in places], answers)
 
 
-def label_setting(data: FactData, sizes: LabelSizes, recipe: Recipe, seed: int, device: str = "cpu") -> LabelSetting:
-    """Sentences that state one relation, drawn into three parts without overlap.
+def label_setting(parts: Parts, recipe: Recipe, device: str = "cpu") -> LabelSetting:
+    """The world of these parts.
 
     Raises:
-        MsifError: fewer than two relations, or one with too few sentences.
+        MsifError: fewer than two classes.
     """
-    if len(sizes.relations) < 2:
-        raise MsifError("a classifier needs two relations or more.")
-    parts: list[list[tuple[str, int]]] = [[], [], []]
-    numbers = (sizes.pretraining, sizes.finetuning, sizes.held_out)
-    for label, relation in enumerate(sizes.relations):
-        texts = _stating(data, relation, sizes.words)
-        if len(texts) < sum(numbers):
-            raise MsifError(f"{relation} has {len(texts)} sentences, and {sum(numbers)} are needed: ask for fewer.")
-        random.Random(f"{seed}:{relation}").shuffle(texts)
-        for part, number in zip(parts, numbers, strict=True):
-            part += [(texts.pop(), label) for _ in range(number)]
-    documents, tuned, held_out = parts
-    tokenizer = build_tokenizer([text for text, _ in (*documents, *tuned)], recipe.vocabulary)
-    finetuning = [
-        (ids, label) for ids, (_, label) in zip(tokenizer([t for t, _ in tuned])["input_ids"], tuned, strict=True)
-    ]
-    head = ClassifierHead(tuple(sizes.relations))
-    world = TwoStage(tokenizer, [text for text, _ in documents], finetuning, recipe, head, device)
-    labels, truth = (np.array([label for _, label in part]) for part in (documents, held_out))
-    return LabelSetting(world, labels, [text for text, _ in held_out], truth, sizes.asked)
-
-
-def _stating(data: FactData, relation: str, words: int) -> list[str]:
-    """Short sentences that state facts of this relation, and of no other."""
-    found = []
-    for sentence in data.sentences:
-        relations = {data.facts[fact].relation for fact in sentence.facts}
-        if relations == {relation} and len(sentence.text.split()) <= words:
-            found.append(sentence.text)
-    return found
+    if len(parts.classes) < 2:
+        raise MsifError(f"a classifier needs two classes or more, and this one has {len(parts.classes)}.")
+    texts = [text for text, _ in parts.documents]
+    tokenizer = build_tokenizer([*texts, *(text for text, _ in parts.finetuning)], recipe.vocabulary)
+    tokens = tokenizer([text for text, _ in parts.finetuning])["input_ids"]
+    finetuning = [(ids, label) for ids, (_, label) in zip(tokens, parts.finetuning, strict=True)]
+    world = TwoStage(tokenizer, texts, finetuning, recipe, ClassifierHead(parts.classes), device)
+    return LabelSetting(world, parts)

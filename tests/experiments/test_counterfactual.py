@@ -155,8 +155,8 @@ def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypa
     monkeypatch.setattr(
         Retrainings, "losses", lambda self, t, _: seen.extend(t) or np.arange(2.0 * len(t)).reshape(-1, 2)
     )
-    masks, losses = losses_on_halves(retrainings, Sizes(halves=4, seeds=2))
-    assert losses.shape == (4, 2, 2) and losses[1, 0, 0] == 4.0
+    masks, losses = losses_on_halves(retrainings, Sizes(halves=8, seeds=2))
+    assert losses.shape == (8, 2, 2) and losses[1, 0, 0] == 4.0
     assert [t.seed for t in seen[:2]] == [0, 1] and seen[2].left_out == tuple(np.flatnonzero(~masks[1]))
 
 

@@ -73,7 +73,7 @@ def cells(line: str) -> tuple[str, ...]:
 def test_figures_in_a_pages_tables_are_those_of_the_run(page):
     """Line by line, and the plots are there."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    files = (ROOT / "docs" / "results" / RESULTS[page]).glob("*.md")
+    files = (ROOT / "docs" / "results" / RESULTS[page]).rglob("*.md")
     found = {cells(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()}
     table = [line for line in text.splitlines() if line.startswith("|") and re.search(r"\d\.\d\d", line)]
     assert len(table) > 5 and not [line for line in table if cells(line) not in found]
