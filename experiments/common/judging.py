@@ -29,7 +29,7 @@ class Judge:
         draw = generator(0, RESAMPLING_STREAM)
         halves, queries = len(masks), losses.shape[2]
         self._halves, self._queries = _weights(draw, halves), _weights(draw, queries)
-        self.ceiling = float(noise_ceiling(losses[:, ::2].mean(1), losses[:, 1::2].mean(1)).mean())
+        self.ceiling = float(noise_ceiling(losses).mean())
 
     def score(self, scores: np.ndarray) -> float:
         """The mean over queries, of scores (Q, N)."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.common.running import quiet, status_of
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, report, study_parser
+from experiments.counterfactual.command import chosen_sizes, report, study_parser, write_data_report
 from experiments.counterfactual.facts_setting import RECIPE, FactSizes, fact_setting
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.study import Study
@@ -40,8 +40,15 @@ def run(options: argparse.Namespace) -> None:
     setting = fact_setting(data, templates, facts, recipe, sizes.seed, options.device)
     output = Path(options.output)
     study = Study(setting.world, setting.choose, sizes, output, options.jobs, options.overwrite)
-    configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(recipe)}
-    report(study, Path(options.results or output / "report"), {**configuration, "documents": len(setting.world.texts)})
+    configuration = {
+        "sizes": asdict(sizes),
+        "facts": asdict(facts),
+        "recipe": asdict(recipe),
+        "documents": len(setting.world.texts),
+    }
+    results = Path(options.results or output / "report")
+    write_data_report(results, setting.data, configuration)
+    report(study, results, configuration)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,8 @@ from experiments.counterfactual.plots import plot_all
 from experiments.counterfactual.report import lds_table, query_table, removal_table
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.study import Study
+from experiments.fact_tracing.facts import FactData
+from experiments.fact_tracing.halves import report_table
 from msif.cli.parsing import Parser
 from msif.errors import MsifError
 from msif.reporting.tables import Table, write_results
@@ -53,6 +55,11 @@ def report(study: Study, folder: Path, configuration: dict) -> None:
     for name, table in tables.items():
         write(folder, name, table, configuration)
     plot_all(folder, study)
+
+
+def write_data_report(folder: Path, data: FactData, configuration: dict) -> None:
+    """What was counted on the way from the files to this data."""
+    write(folder, "data", report_table(data), {**configuration, "named": data.named})
 
 
 def write(folder: Path, name: str, table: Table, configuration: dict) -> None:

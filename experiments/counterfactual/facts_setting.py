@@ -57,9 +57,14 @@ RECIPE = Recipe(
 
 @dataclass(frozen=True)
 class FactSetting:
-    """The world, and what is needed to choose questions for it."""
+    """The world, and what is needed to choose questions for it.
+
+    Attributes:
+        data: what is pre-trained on and asked, with the counts of all that was left out.
+    """
 
     world: TwoStage
+    data: FactData
     others: Sequence[Fact]
     templates: dict[str, str] = field(repr=False)
     sizes: FactSizes
@@ -116,4 +121,4 @@ def fact_setting(
     tokenizer = build_tokenizer([*texts, *(prompt + answer for prompt, answer in pairs)], recipe.vocabulary)
     finetuning = [completion(tokenizer, *pair) for pair in pairs[: len(tuned)]]
     world = TwoStage(tokenizer, texts, finetuning, recipe, LanguageHead(), device)
-    return FactSetting(world, others, templates, sizes)
+    return FactSetting(world, small, others, templates, sizes)

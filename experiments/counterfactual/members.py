@@ -20,6 +20,8 @@ from msif.models.objectives import CausalLM, Objective
 from msif.models.select import track_modules
 from msif.models.training import natural_tau
 
+MODULES = {True: ".*", False: "all"}
+"""Every linear map that both stages share: the unembedding, too, if fine-tuning keeps it."""
 LABEL_SAMPLES = 4
 """Draws of labels for each sequence and pass: with a few hundred sequences, factors of one draw are noisy."""
 
@@ -75,8 +77,7 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
             trained.save(part / name, world.tokenizer)
 
     built(folder, {"seed": seed}, build)
-    # every linear map that both stages share: the unembedding too, if fine-tuning keeps it
-    modules = ".*" if world.head.one_objective else "all"
+    modules = MODULES[world.head.one_objective]
     pretrained = GPTNeoXForCausalLM.from_pretrained(folder / "pretrained").to(world.device)
     finetuned = world.head.model_class.from_pretrained(folder / "finetuned").to(world.device)
     return Member(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from experiments.counterfactual.members import Member
+from experiments.counterfactual.members import LABEL_SAMPLES, MODULES, Member
 from experiments.counterfactual.two_stage import Asked, TwoStage
 from experiments.fact_tracing.baselines import bm25_scores, cosine, embedding_scores, representations
 from msif.attribution.inverses import IHVP
@@ -24,7 +24,16 @@ SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ of both stages, absolute."""
 CG_PRODUCTS = 12
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
+CG_TOLERANCE = 1e-3
+TRAK_PROJECTION, LOGRA_PROJECTION = Projection(64, 64, dimension=1024), Projection(16, 16)
 RANDOM_STREAM = 20
+SETTINGS = {
+    "label samples": LABEL_SAMPLES,
+    "modules": MODULES,
+    "cg": [CG_PRODUCTS, CG_TOLERANCE],
+    "projections": [asdict(TRAK_PROJECTION), asdict(LOGRA_PROJECTION)],
+}
+"""What scores depend on, beside the models and the name of the method."""
 
 MULTI_STAGE, SOURCE, GDP = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters", "gradient dot product"
 DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
@@ -76,14 +85,11 @@ def all_methods(one_objective: bool) -> list[Method]:
         *((*_layers_only(), *_single_stage()) if one_objective else ()),
         Method(GDP, "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))),
         Method(
-            "gradient cosine",
-            "",
-            _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage)),
-            removed=False,
+            "gradient cosine", "", _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage))
         ),
         Method(f"{GDP}, all parameters", "", _library(_all_parameters)),
-        Method("TRAK", "0.1 mean", _library(_trak), removed=False),
-        Method("LoGra", "0.1 mean", _library(_logra), removed=False),
+        Method("TRAK", "0.1 mean", _library(_trak)),
+        Method("LoGra", "0.1 mean", _library(_logra)),
         Method("representation similarity", "", _representations),
         Method("BM25+", "", lambda world, _, asked: bm25_scores(asked.texts, world.texts), reads_models=False),
         Method(
@@ -119,7 +125,7 @@ def _multi_stage() -> Iterator[Method]:
     for value in SWEEP:
         yield Method(MULTI_STAGE, f"{value:g}", _staged("multi-stage", Damping(value)), removed=False)
     yield Method(SOURCE, "", _library(_source))
-    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=1e-3)
+    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
     yield Method(SOLVED, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
 
 
@@ -130,7 +136,6 @@ def _layers_only() -> Iterator[Method]:
         f"{MULTI_STAGE}, layers only",
         DEFAULT_DAMPING,
         _library(lambda m: build_scorer("multi-stage", m.pretrained.layers, m.finetuned.layers, default)),
-        removed=False,
     )
     gdp = _library(lambda m: build_scorer("gdp", m.pretrained.layers, m.finetuned.layers))
     yield Method(f"{GDP}, layers only", "", gdp, removed=False)
@@ -158,12 +163,12 @@ def _all_parameters(m: Member) -> Scorer:
 
 def _trak(m: Member) -> Scorer:
     """A projection of its own for each member, as in the paper."""
-    projection = Projection(64, 64, dimension=1024, seed=m.number)
+    projection = replace(TRAK_PROJECTION, seed=m.number)
     return build_scorer("trak", m.pretrained.stage, m.finetuned.stage, projection=projection)
 
 
 def _logra(m: Member) -> Scorer:
-    projection = Projection(16, 16, seed=m.number)
+    projection = replace(LOGRA_PROJECTION, seed=m.number)
     return build_scorer("logra", m.pretrained.stage, m.finetuned.stage, projection=projection)
 
 

@@ -15,11 +15,20 @@ from experiments.common.judging import Judge
 from experiments.common.parallel import spread
 from experiments.counterfactual.halves import losses_on_halves
 from experiments.counterfactual.members import Member, make_member
-from experiments.counterfactual.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, Method, all_methods, member_scores
+from experiments.counterfactual.methods import (
+    DEFAULT_DAMPING,
+    GDP,
+    MULTI_STAGE,
+    SETTINGS,
+    Method,
+    all_methods,
+    member_scores,
+)
 from experiments.counterfactual.removal import Changes, measure_removals, removal_orders
 from experiments.counterfactual.retraining import Retrainings, Training
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.two_stage import Asked, TwoStage
+from experiments.fact_tracing.store import hashed
 from msif.errors import MsifError
 
 Choose = Callable[[TwoStage, list[Member]], Asked]
@@ -44,8 +53,9 @@ class Study:
 
     @cached_property
     def cache(self) -> Cache:
-        """The folder, which belongs to this world and these seeds, whatever the numbers of retrainings."""
-        return Cache(self.folder, {"world": self.world.fingerprint, "seed": self.sizes.seed}, self.overwrite)
+        """The folder, which belongs to this world, its device and these seeds, whatever the numbers of retrainings."""
+        settings = {"world": self.world.fingerprint, "seed": self.sizes.seed, "device": self.world.device}
+        return Cache(self.folder, settings, self.overwrite)
 
     @property
     def _member(self) -> Callable[[int], Member]:
@@ -147,6 +157,6 @@ def _score(
 
     for method in all_methods(world.head.one_objective):
         if method.reads_models or number == 0:
-            name = f"scores/{number:02d}-{method.key}" + (f"-{first}" if method.dear else "")
+            name = f"scores-{hashed(SETTINGS)}/{number:02d}-{method.key}" + (f"-{first}" if method.dear else "")
             scores[method.name] = cache.arrays(name, partial(compute, method))["scores"]
     return scores

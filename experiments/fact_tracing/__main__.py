@@ -89,7 +89,7 @@ def trace(options: argparse.Namespace) -> list[Table]:
     from experiments.fact_tracing.baselines import bm25_scores
     from experiments.fact_tracing.candidates import rank_among
     from experiments.fact_tracing.measures import measure
-    from experiments.fact_tracing.methods import DEFAULT_METHODS, methods_named
+    from experiments.fact_tracing.methods import DEFAULT_METHODS, methods_named, possible
     from experiments.fact_tracing.models import Models
     from experiments.fact_tracing.reading import read_pair
     from experiments.fact_tracing.report import write_report
@@ -98,8 +98,8 @@ def trace(options: argparse.Namespace) -> list[Table]:
 
     output = Path(options.output)
     chosen = options_of(options)
-    methods = methods_named(options.methods or DEFAULT_METHODS, chosen)
     pair = read_pair(options.pair)
+    methods, left_out = possible(methods_named(options.methods or DEFAULT_METHODS, chosen), pair)
     sizes = Sizes(options.trials, options.facts, options.bm25, options.same_target, options.random)
     ranking = rank_among(pair, options.protocol, sizes, options.seed, bm25_scores)
     models = Models(pair, output / "factors", chosen.fit, options.device, options.batch_tokens, options.overwrite)
@@ -108,7 +108,8 @@ def trace(options: argparse.Namespace) -> list[Table]:
     measured = [reading for method in methods for reading in measure(method, done[method.name], ranking)]
     results = Path(options.results) if options.results else output / "report"
     write_configuration(results / "config.yaml", options)
-    return write_report(results, measured, pair, ranking, configuration(options))
+    described = {**configuration(options), "methods left out, for their training is not known": left_out}
+    return write_report(results, measured, pair, ranking, described)
 
 
 if __name__ == "__main__":

@@ -144,12 +144,13 @@ def _finetune(material: Material, recipe: Recipe, seed: int, output: Path, folde
 
 def _accuracy(material: Material, models: tuple[str, str], path: Path, settings: Mapping, device: str) -> dict:
     """What the models know; asked again only if it was not these models and facts."""
-    known = read(path)
-    if known and known.get("settings") == settings:
-        return known
     from msif.models.loading import load_model
 
     pretrained, finetuned = (load_model(name, dtype="float32", device=device) for name in models)
+    settings = {**settings, "weights": [loaded.weights for loaded in (pretrained, finetuned)]}
+    known = read(path)
+    if known and known.get("settings") == settings:
+        return known
     facts = list(material.data.facts.values())
     right = answered(finetuned.model, finetuned.tokenizer, facts, material.questions)
     placed = clozes(pretrained.model, pretrained.tokenizer, material.data, material.clozes)

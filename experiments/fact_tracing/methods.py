@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -20,12 +23,16 @@ from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
 from experiments.fact_tracing.projected import logra_scores, trak_scores
+from experiments.fact_tracing.reading import Pair
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, PairScorer
 from msif.attribution.stages import Damping, build_scorer
 from msif.curvature.filters import Accumulation, Decay
 from msif.curvature.preconditioners import EKFAC
 from msif.errors import MsifError
+from msif.models.training import training_is_known
+
+logger = logging.getLogger(__name__)
 
 MULTI_STAGE, SINGLE_STAGE, GDP = "multi-stage EK-FAC", "single-stage EK-FAC", "multi-stage GDP"
 SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-preconditioned CG"
@@ -56,11 +63,13 @@ class Influence(Method):
         scorer: from the models to what makes the query vectors.
         facts: only so many of each trial; None is all.
         separable: whether modules do not mix in v, so that each kind of module has scores of its own.
+        tau: whether it reads τ of the stages, for which their training must be known.
     """
 
     scorer: Callable[[Models], InfluenceScorer] = field(kw_only=True)
     facts: int | None = None
     separable: bool = True
+    tau: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,25 @@ def methods_named(names: Sequence[str], options: Options) -> list[Method]:
     for damping in (*options.dampings, *options.other_dampings, *options.cg.dampings):
         damping_of(damping)
     return [method for name, make in REGISTRY.items() if name in names for method in make(options)]
+
+
+def possible(methods: Sequence[Method], pair: Pair) -> tuple[list[Method], list[str]]:
+    """The methods that a pair allows, and the names of those that read τ of a training that is not known.
+
+    Raises:
+        MsifError: none is left.
+    """
+    known = training_is_known(pair.pretrained) and training_is_known(pair.finetuned)
+    left_out = [method.name for method in methods if isinstance(method, Influence) and method.tau and not known]
+    if left_out:
+        logger.warning(
+            "Left out, for %s or %s has no trainer_state.json and optimizer.pt beside it, from which 1/τ is read: %s",
+            *(pair.pretrained, pair.finetuned, ", ".join(left_out)),
+        )
+    kept = [method for method in methods if method.name not in left_out]
+    if not kept:
+        raise MsifError("no method is left, for the training of this pair is not known: name others with --methods.")
+    return kept, left_out
 
 
 def damping_of(text: str) -> Damping:
@@ -112,7 +140,7 @@ def shown(text: str) -> str:
 
 def file_name(family: str, damping: str) -> str:
     """Of a method that is swept."""
-    return f"{family} {damping}".replace(",", "").replace(" ", "-")
+    return re.sub(r"[^\w.]+", "-", f"{family} {damping}")
 
 
 def _influence(scorer: PairScorer) -> InfluenceScorer:
@@ -129,8 +157,9 @@ def _multi_stage(
     measurement: str = "loss",
     alpha: Literal["auto"] | None = None,
 ) -> Influence:
+    tau = "auto" in (damping, alpha)
+
     def scorer(models: Models) -> InfluenceScorer:
-        tau = "auto" in (damping, alpha)
         stages = [models.fitted(which, tracking, tau=tau) for which in ("pretrained", "finetuned")]
         both = replace(damping_of(damping), alpha=alpha)
         return _influence(build_scorer("multi-stage", *stages, both, measurement=measurement))
@@ -138,7 +167,7 @@ def _multi_stage(
     name = file_name(family, damping)
     settings = {"damping": damping, "tracking": tracking, "measurement": measurement, "alpha": alpha}
     settings["fit"] = asdict(options.fit)
-    return Influence(name, family, shown(damping), settings, scorer=scorer)
+    return Influence(name, family, shown(damping), settings, scorer=scorer, tau=tau)
 
 
 def _sweep(options: Options) -> Iterator[Method]:
@@ -156,7 +185,7 @@ def _single(which: Which, family: str) -> Callable[[Options], Iterator[Method]]:
 
             name = file_name(family, damping)
             settings = {"damping": damping, "which": which, "fit": asdict(options.fit)}
-            yield Influence(name, family, shown(damping), settings, scorer=scorer)
+            yield Influence(name, family, shown(damping), settings, scorer=scorer, tau=damping == "auto")
 
     return methods
 
@@ -169,7 +198,7 @@ def _source(options: Options) -> Iterator[Method]:
         stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
         return InfluenceScorer(last.side, first.side, stages)
 
-    yield Influence("multi-stage-source", SOURCE, "τ", {"fit": asdict(options.fit)}, scorer=scorer)
+    yield Influence("multi-stage-source", SOURCE, "τ", {"fit": asdict(options.fit)}, scorer=scorer, tau=True)
 
 
 def _cg(options: Options) -> Iterator[Method]:
@@ -183,7 +212,7 @@ def _cg(options: Options) -> Iterator[Method]:
 
         solved = {"facts": cg.facts, "iterations": cg.iterations, "examples": cg.examples}
         settings = {"damping": damping, "cg": solved, "fit": asdict(options.fit)}
-        few = {"facts": cg.facts, "separable": False}
+        few = {"facts": cg.facts, "separable": False, "tau": damping == "auto"}
         yield Influence(file_name(CG, damping), CG, shown(damping), settings, scorer=scorer, **few)
 
 
@@ -206,7 +235,8 @@ def _no_hop(options: Options) -> Iterator[Method]:
             return InfluenceScorer(models.stage("finetuned").side, first.side, stages)
 
         settings = {"damping": damping, "fit": asdict(options.fit)}
-        yield Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer)
+        tau = damping == "auto"
+        yield Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer, tau=tau)
 
 
 def _alpha(options: Options) -> Iterator[Method]:
@@ -269,11 +299,13 @@ def _embedding(options: Options) -> Iterator[Method]:
 
 
 def _trak(options: Options) -> Iterator[Method]:
-    yield Baseline("trak", "TRAK, one checkpoint", "0.1 mean", {"seed": options.seed}, scores=trak_scores)
+    settings = {"seed": options.seed}
+    yield Baseline("trak", "TRAK, one checkpoint", "0.1 mean", settings, scores=partial(trak_scores, seed=options.seed))
 
 
 def _logra(options: Options) -> Iterator[Method]:
-    yield Baseline("logra", "LoGra", "0.1 mean", {"seed": options.seed}, scores=logra_scores)
+    settings = {"seed": options.seed}
+    yield Baseline("logra", "LoGra", "0.1 mean", settings, scores=partial(logra_scores, seed=options.seed))
 
 
 def _random(options: Options) -> Iterator[Method]:

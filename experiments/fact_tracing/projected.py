@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -9,24 +11,27 @@ from tqdm import tqdm
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.models import Models
 from msif.attribution.logra import LoGraScorer
-from msif.attribution.projection import GradientProjector
+from msif.attribution.projection import GradientProjector, Projection
 from msif.attribution.stages import build_scorer
+from msif.attribution.trak import DEFAULT_PROJECTION
 
 
-def trak_scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
+def trak_scores(models: Models, ranking: Ranking, seed: int) -> dict[str, np.ndarray]:
     """TRAK with one checkpoint and Q applied token by token (``msif.attribution.trak``), (Q, N)."""
-    scorer = build_scorer("trak", models.stage("pretrained"), models.stage("finetuned"))
+    projection = replace(DEFAULT_PROJECTION, seed=seed)
+    scorer = build_scorer("trak", models.stage("pretrained"), models.stage("finetuned"), projection=projection)
     scores = scorer.score(models.queries(ranking.asked), models.sentences(ranking.rows))
     return {"score/all": scores.values}
 
 
-def logra_scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
+def logra_scores(models: Models, ranking: Ranking, seed: int) -> dict[str, np.ndarray]:
     """LoGra (``msif.attribution.logra``), (Q, N), and √(φᵀ (K + λI)⁻¹ φ) of each candidate, (1, N).
 
     Over that norm it is the cosine in the metric of the curvature: TrackStar's score (Chang et al. 2024, arXiv
     2410.17413) without Adam's moments and without the mixture of two curvatures.
     """
-    scorer = build_scorer("logra", models.stage("pretrained"), models.stage("finetuned"))
+    projection = Projection(seed=seed)
+    scorer = build_scorer("logra", models.stage("pretrained"), models.stage("finetuned"), projection=projection)
     assert isinstance(scorer, LoGraScorer)
     vectors = scorer.query_vectors(models.queries(ranking.asked))
     side, features, rows = scorer.candidate_side, [], []

@@ -101,13 +101,10 @@ def read_pair(folder: str | Path) -> Pair:
         {"prompt": row["prompt"], "completion": row["completion"]}
         for row in _rows(folder, "finetune", ("prompt", "completion"))
     )
-    names = [_model(folder, which, accuracy) for which in ("pretrained", "finetuned")]
+    # of a pair that was not trained here its names; a trained pair lies beside the data, wherever that was moved to
+    given = accuracy.get("settings", {}).get("models")
+    names = given or [str(folder / which) for which in ("pretrained", "finetuned")]
     return Pair(folder, tuple(row["text"] for row in corpus), finetuning, tuple(asked), *names, counts, named)
-
-
-def _model(folder: Path, which: str, accuracy: Mapping[str, Any]) -> str:
-    """The folder beside the data where the pair was trained, else the name that it was asked for by."""
-    return str(folder / which) if (folder / which).is_dir() else str(accuracy.get(which, folder / which))
 
 
 def _rows(folder: Path, name: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:

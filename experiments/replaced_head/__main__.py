@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments.common.running import quiet, status_of
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, report, study_parser, write
+from experiments.counterfactual.command import chosen_sizes, report, study_parser, write, write_data_report
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.study import Study
 from experiments.fact_tracing.lama import load_lama
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
         "documents": len(setting.world.texts),
     }
     results = Path(options.results) / options.task if options.results else output / "report"
+    write_data_report(results, parts.data, configuration)
     write(results, "accuracy", accuracy_table(setting, study), configuration)
     write(results, "labels", label_table(setting, study), configuration)
     report(study, results, configuration)

@@ -32,16 +32,29 @@ class RelationTask:
         Raises:
             MsifError: a relation has too few sentences.
         """
+        plain = self._plain(data)
         parts: list[list[Labelled]] = [[], [], []]
+        drawn: list[int] = []
         numbers = (self.pretraining, self.finetuning, self.held_out)
         for label, relation in enumerate(self.relations):
-            texts = _stating(data, relation, self.words)
-            if len(texts) < sum(numbers):
-                raise MsifError(f"{relation} has {len(texts)} sentences, and {sum(numbers)} are needed: ask for fewer.")
-            random.Random(f"{seed}:{relation}").shuffle(texts)
+            rows = [row for row, s in enumerate(plain.sentences) if plain.facts[s.facts[0]].relation == relation]
+            if len(rows) < sum(numbers):
+                raise MsifError(f"{relation} has {len(rows)} sentences, and {sum(numbers)} are needed: ask for fewer.")
+            rows = random.Random(f"{seed}:{relation}").sample(rows, sum(numbers))
+            drawn += rows
             for part, number in zip(parts, numbers, strict=True):
-                part += [(texts.pop(), label) for _ in range(number)]
-        return Parts(self.relations, *parts, sources=[()] * len(parts[2]))
+                part += [(plain.sentences[row].text, label) for row in rows[:number]]
+                rows = rows[number:]
+        chosen = plain.kept(plain.facts, drawn, "for size")
+        return Parts(self.relations, *parts, sources=[()] * len(parts[2]), data=chosen)
+
+    def _plain(self, data: FactData) -> FactData:
+        """Short sentences that state one relation."""
+        stated = [{data.facts[id].relation for id in sentence.facts} for sentence in data.sentences]
+        alone = [row for row, relations in enumerate(stated) if len(relations) == 1]
+        single = data.kept(data.facts, alone, "for two relations")
+        short = [row for row, s in enumerate(single.sentences) if len(s.text.split()) <= self.words]
+        return single.kept(single.facts, short, "for length")
 
 
 RECIPE = Recipe(
@@ -50,13 +63,3 @@ RECIPE = Recipe(
     pretraining=Schedule(epochs=12, learning_rate=3e-3, batch_size=32),
     finetuning=Schedule(epochs=6, learning_rate=1e-3, batch_size=16),
 )
-
-
-def _stating(data: FactData, relation: str, words: int) -> list[str]:
-    """Short sentences that state facts of this relation, and of no other."""
-    found = []
-    for sentence in data.sentences:
-        relations = {data.facts[fact].relation for fact in sentence.facts}
-        if relations == {relation} and len(sentence.text.split()) <= words:
-            found.append(sentence.text)
-    return found

@@ -13,6 +13,7 @@ from experiments.common.training import Example, build_tokenizer
 from experiments.counterfactual.members import Member
 from experiments.counterfactual.settings import Recipe
 from experiments.counterfactual.two_stage import Asked, TwoStage
+from experiments.fact_tracing.facts import FactData
 from experiments.replaced_head.head import ClassifierHead
 from msif.errors import MsifError
 from msif.models.capture import frozen
@@ -31,6 +32,7 @@ class Parts:
         held_out: what it is asked.
         sources: of each text that is held out, the documents that its class can be known from; () where none is
             nearer to it than all others of its class.
+        data: the facts and sentences that all this is of, with the counts of what was left out.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +40,7 @@ class Parts:
     finetuning: Sequence[Labelled]
     held_out: Sequence[Labelled]
     sources: Sequence[Sequence[int]]
+    data: FactData
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ class SubjectTask:
 
         documents = [(s.text, labelled(facts.facts[s.facts[0]])[1]) for s in facts.sentences]
         sources = [facts.sources(fact.id) for fact in held_out]
-        return Parts(classes, documents, [labelled(f) for f in finetuning], [labelled(f) for f in held_out], sources)
+        halves = [[labelled(fact) for fact in half] for half in (finetuning, held_out)]
+        return Parts(classes, documents, *halves, sources=sources, data=facts)
 
 
 # A gentle fine-tuning: at ten times the learning rate fewer answers are right, and influence foretells less.

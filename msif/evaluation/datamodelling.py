@@ -38,18 +38,27 @@ def linear_datamodelling_score(scores: ArrayLike, masks: ArrayLike, losses: Arra
     return spearman(-(kept @ scores.T).T, losses.T)
 
 
-def noise_ceiling(one: ArrayLike, other: ArrayLike) -> np.ndarray:
-    """What a perfect predictor of the expected loss would reach, query by query.
+def noise_ceiling(losses: ArrayLike) -> np.ndarray:
+    """What a perfect predictor of the expected loss would reach against the mean over S retrainings, query by query.
 
-    Two independent sets of retrainings on the same subsets, each averaged over its own seeds, are correlated to r;
-    their union's mean has reliability 2r / (1 + r) (Spearman 1910; Brown 1910), and the expected loss correlates with
-    it by the square root of that.
+    Means over two halves of the seeds are correlated to r; where S is odd, one seed after the other is left out and
+    r is averaged. With k = S / ⌊S/2⌋ the mean over all seeds has reliability k r / (1 + (k − 1) r) (Spearman 1910;
+    Brown 1910), and the expected loss correlates with it by the square root of that.
 
     Args:
-        one, other: (M, Q), losses averaged over each set's seeds.
+        losses: (M, S, Q), on M subsets, from S seeds.
 
     Returns:
         (Q,), 0 where r is negative.
+
+    Raises:
+        MsifError: fewer than two seeds.
     """
-    r = np.maximum(spearman(np.asarray(one).T, np.asarray(other).T), 0.0)
-    return np.sqrt(2 * r / (1 + r))
+    losses = np.asarray(losses, dtype=np.float64)
+    seeds = losses.shape[1]
+    if seeds < 2:
+        raise MsifError("a noise ceiling needs retrainings from two seeds or more.")
+    even = [np.delete(losses, out, 1) for out in range(seeds)] if seeds % 2 else [losses]
+    r = np.mean([spearman(one[:, ::2].mean(1).T, one[:, 1::2].mean(1).T) for one in even], axis=0)
+    r, k = np.maximum(r, 0.0), seeds / (seeds // 2)
+    return np.sqrt(k * r / (1 + (k - 1) * r))

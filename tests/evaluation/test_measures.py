@@ -81,9 +81,12 @@ def test_an_additive_loss_is_foretold_exactly():
         linear_datamodelling_score(scores, masks.T, losses)
 
 
-def test_the_noise_ceiling_is_what_the_expected_loss_reaches():
-    source = np.random.default_rng(0)
+@pytest.mark.parametrize("seeds", [2, 3, 5, 6])
+def test_the_noise_ceiling_is_what_the_expected_loss_reaches(seeds):
+    source = np.random.default_rng(seeds)
     expected = source.normal(size=(4000, 2))
-    one, other = (expected + 1.5 * source.normal(size=expected.shape) for _ in range(2))
-    reached = pearson(expected.T, ((one + other) / 2).T)
-    assert noise_ceiling(one, other) == pytest.approx(reached, abs=0.03)
+    losses = expected[:, None] + 1.5 * source.normal(size=(4000, seeds, 2))
+    reached = pearson(expected.T, losses.mean(1).T)
+    assert noise_ceiling(losses) == pytest.approx(reached, abs=0.03)
+    with pytest.raises(MsifError, match="two seeds"):
+        noise_ceiling(losses[:, :1])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from experiments.fact_tracing.halves import split
 from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Selection, prepare
 from experiments.fact_tracing.questions import load_questions, question
+from experiments.fact_tracing.reading import read_pair
 
 TOWNS = ["Rome", "Bern", "Oslo"]
 SMALL = ["--layers", "1", "--hidden", "16", "--heads", "2", "--vocabulary", "300"]
@@ -118,6 +120,21 @@ def test_models_that_are_given_are_only_asked(data, tmp_path):
     trained, given = (json.loads((tmp_path / n / "accuracy.json").read_text()) for n in ("trained", "given"))
     assert given["answered"] == trained["answered"] and given["other_half"] == trained["other_half"]
     assert given["finetuned"] == str(tmp_path / "trained" / "finetuned")
+
+
+def test_models_that_are_given_are_traced_where_others_were_trained(data, tmp_path):
+    run(data, tmp_path / "out")
+    assert read_pair(tmp_path / "out").finetuned == str(tmp_path / "out" / "finetuned")
+    other = shutil.copytree(tmp_path / "out" / "pretrained", tmp_path / "other")
+    assert run(data, tmp_path / "out", f"--pretrained={other}", f"--finetuned={other}") == 0
+    pair = read_pair(tmp_path / "out")
+    assert (pair.pretrained, pair.finetuned) == (str(other), str(other))
+    answers = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    shutil.rmtree(other)
+    shutil.copytree(tmp_path / "out" / "finetuned", other)  # of the same name, but another model
+    run(data, tmp_path / "out", f"--pretrained={other}", f"--finetuned={other}")
+    again = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    assert again["settings"]["weights"] != answers["settings"]["weights"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from experiments.fact_tracing import running, stacked
 from experiments.fact_tracing.baselines import bm25_scores, pooled, representations
 from experiments.fact_tracing.candidates import rank_among
 from experiments.fact_tracing.measures import measure, readings
-from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of, methods_named, shown
+from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of, methods_named, possible, shown
 from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.options import CGOptions, Options, Sizes
 from experiments.fact_tracing.reading import read_pair
@@ -224,3 +224,14 @@ def test_dampings_are_read_and_shown():
             damping_of(wrong)
     with pytest.raises(MsifError, match="no method 'magic'"):
         methods_named(["magic"], Options())
+
+
+def test_methods_that_need_an_unknown_training_are_left_out_by_name(pair, caplog):
+    methods = methods_named(["multi-stage", "alpha", "source", "gdp"], Options(dampings=("0.1", "auto")))
+    assert possible(methods, pair) == (methods, [])
+    unknown = replace(pair, pretrained="some/model")
+    kept, left_out = possible(methods, unknown)
+    assert [m.family for m in kept] == ["multi-stage EK-FAC", "multi-stage GDP"] and len(left_out) == 3
+    assert "some/model" in caplog.text and all(name in caplog.text for name in left_out)
+    with pytest.raises(MsifError, match="no method is left"):
+        possible([m for m in methods if m.name in left_out], unknown)

@@ -76,12 +76,15 @@ def test_parts_share_no_sentence_and_labels_are_their_relations(setting: LabelSe
     assert len(set(everything)) == len(everything) and "Ada of the town likes the piano ." not in everything
     ends = {0: "blue .", 1: "away .", 2: "well ."}
     assert all(text.endswith(ends[label]) for part in (parts.documents, parts.finetuning) for text, label in part)
-    assert parts.sources == [()] * 9
+    assert parts.sources == [()] * 9 and len(parts.data.sentences) == 39
+    assert parts.data.report["sentences left out for two relations"] == 1
+    assert parts.data.report["sentences left out for size"] == 42 - 39
 
 
 def test_subjects_are_of_one_class_and_their_sentences_are_all_in_pretraining() -> None:
     parts = SUBJECT.parts(subject_data(), 0)
     assert parts.classes == ("French", "Motown")
+    assert parts.data.report["sentences left out for telling of two classes"] == 5
     assert [len(part) for part in (parts.documents, parts.finetuning, parts.held_out)] == [24, 6, 6]
     subjects = [name for name, _ in (*parts.finetuning, *parts.held_out)]
     assert len(set(subjects)) == 12 and set(subjects) < set(NAMES)
@@ -147,6 +150,6 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch) -> None:
 def test_too_few_sentences_or_classes_are_named(setting: LabelSetting) -> None:
     with pytest.raises(MsifError, match="P1 has 14 sentences"):
         replace(RELATION, held_out=5).parts(label_data(), 0)
-    lone = Parts(("P1",), [("a", 0)], [("b", 0)], [("c", 0)], [()])
+    lone = Parts(("P1",), [("a", 0)], [("b", 0)], [("c", 0)], [()], label_data())
     with pytest.raises(MsifError, match="two classes or more, and this one has 1"):
         label_setting(lone, RECIPE)
