@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.common.running import experiment_parser, quiet
-from experiments.fact_tracing.options import DAMPINGS, CGOptions, FitOptions, Options, Sizes
+from experiments.fact_tracing.options import CGOptions, FitOptions, Options, Sizes
 from msif.cli.parsing import Parser, configuration, positive_int, run, set_up_logging, write_configuration
 
 if TYPE_CHECKING:
@@ -23,34 +23,37 @@ def parser() -> Parser:
     p = experiment_parser("fact_tracing", __doc__)
     p.add_argument("--pair", default="results/fact_tracing", help="folder of the pair (default: %(default)s)")
     p.add_argument("--methods", nargs="+", metavar="M", help="only these (default: all but single-stage-finetuned)")
+    sizes, standard = Sizes(), Options()
     ranked = p.add_argument_group("what is asked and ranked")
     ranked.add_argument(
         "--protocol", choices=["rerank", "full"], default="rerank", help="candidate sets (default), or all sentences"
     )
     for flag, default, text in (
-        ("--trials", 3, "trials, no fact in two of them"),
-        ("--facts", 40, "facts of a trial; the published protocol has 200"),
-        ("--bm25", 100, "candidates by BM25+"),
-        ("--same-target", 100, "random candidates that hold the answer"),
-        ("--random", 100, "random candidates that a trial's facts share"),
+        ("--trials", sizes.trials, "trials, no fact in two of them"),
+        ("--facts", sizes.facts, "facts of a trial; the published protocol has 200"),
+        ("--bm25", sizes.bm25, "candidates by BM25+"),
+        ("--same-target", sizes.same_target, "random candidates that hold the answer"),
+        ("--random", sizes.random, "random candidates that a trial's facts share"),
     ):
         ranked.add_argument(flag, type=positive_int, default=default, help=f"{text} (default: %(default)s)")
     methods = p.add_argument_group("methods")
     methods.add_argument(
-        "--dampings", nargs="+", default=list(DAMPINGS), help="numbers, 0.1mean, auto (default: %(default)s)"
+        "--dampings", nargs="+", default=list(standard.dampings), help="numbers, 0.1mean, auto (default: %(default)s)"
     )
     methods.add_argument(
         "--other-dampings",
         nargs="+",
-        default=["0.1mean"],
+        default=list(standard.other_dampings),
         help="of alpha, measurements, whole heads, unembedding and no hop (default: %(default)s)",
     )
-    methods.add_argument("--cg-dampings", nargs="+", default=["0.1mean"], help="of the solver (default: %(default)s)")
+    methods.add_argument(
+        "--cg-dampings", nargs="+", default=list(standard.cg.dampings), help="of the solver (default: %(default)s)"
+    )
     for flag, default, text in (
-        ("--cg-facts", 4, "facts of each trial that the solver is run for"),
-        ("--cg-iterations", 10, "products of the solver"),
-        ("--cg-examples", 256, "sequences of each stage that the solver's curvature is of"),
-        ("--label-samples", 1, "label draws a sequence in fitting"),
+        ("--cg-facts", standard.cg.facts, "facts of each trial that the solver is run for"),
+        ("--cg-iterations", standard.cg.iterations, "products of the solver"),
+        ("--cg-examples", standard.cg.examples, "sequences of each stage that the solver's curvature is of"),
+        ("--label-samples", standard.fit.label_samples, "label draws a sequence in fitting"),
     ):
         methods.add_argument(flag, type=positive_int, default=default, help=f"{text} (default: %(default)s)")
     methods.add_argument(
