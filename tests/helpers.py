@@ -155,7 +155,8 @@ def dense_gradients(model: nn.Module, tracked: Sequence[TrackedModule], loss: Te
     gradients = iter(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
     for module in tracked:
         parts = [next(gradients) for _ in _parameters(model, module)]
-        weight = parts[0].T if type(model.get_submodule(module.path)).__name__ == "Conv1D" else parts[0]
+        transposed = type(model.get_submodule(module.path)).__name__ in ("Conv1D", "Embedding")
+        weight = parts[0].T if transposed else parts[0]
         result[module.name] = torch.cat([weight, parts[1][:, None]], 1) if module.bias else weight
     return result
 

@@ -52,6 +52,11 @@ class Model:
         """The same of the decoder layers alone."""
         return self._stage("all", "layers-factors")
 
+    @cached_property
+    def everything(self) -> Stage:
+        """The same with the input embedding, too."""
+        return self._stage("everything", "everything-factors")
+
     def _stage(self, modules: str, name: str) -> Stage:
         tracked, factors = track_modules(self.model, modules), self.folder.with_name(f"{self.folder.name}-{name}")
         settings = FitSettings(label_samples=LABEL_SAMPLES)

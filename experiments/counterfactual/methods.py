@@ -82,6 +82,7 @@ def all_methods(one_objective: bool) -> list[Method]:
     """
     return [
         *_multi_stage(),
+        *_with_embedding(),
         *((*_layers_only(), *_single_stage()) if one_objective else ()),
         Method(GDP, "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))),
         Method(
@@ -127,6 +128,21 @@ def _multi_stage() -> Iterator[Method]:
     yield Method(SOURCE, "", _library(_source))
     solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
     yield Method(SOLVED, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
+
+
+def _with_embedding() -> Iterator[Method]:
+    """With the input embedding as a map of one-hot tokens."""
+    family = f"{MULTI_STAGE}, with input embedding"
+    for damping, title in (
+        (Damping(alpha="auto"), DEFAULT_DAMPING),
+        (Damping(1e-5), "1e-05"),
+        (Damping(1e-3), "0.001"),
+    ):
+
+        def scorer(m: Member, damping: Damping = damping) -> Scorer:
+            return build_scorer("multi-stage", m.pretrained.everything, m.finetuned.everything, damping)
+
+        yield Method(family, title, _library(scorer), removed=title == DEFAULT_DAMPING)
 
 
 def _layers_only() -> Iterator[Method]:

@@ -32,7 +32,9 @@ def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_module_flags(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("modules")
-    group.add_argument("--modules", help="mlp, attention, all, or a regular expression on names (default all)")
+    group.add_argument(
+        "--modules", help="mlp, attention, all, everything, or a regular expression on names (default all)"
+    )
     group.add_argument(
         "--split-heads",
         action=argparse.BooleanOptionalAction,

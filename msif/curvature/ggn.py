@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Part, Vectors
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule
+from msif.models.blocks import TrackedModule, input_of
 from msif.models.capture import Capture, FiniteGuard
 from msif.models.objectives import Objective
 
@@ -135,8 +135,8 @@ class _LinearisedMaps:
             self._capture.run(objective, batch, [cotangent])
 
     def _tangent_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            x = forward_mode.unpack_dual(args[0] if args else next(iter(kwargs.values()))).primal.detach()
+        def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            x = forward_mode.unpack_dual(input_of(inner, args, kwargs)).primal.detach()
             V = self._vectors[module.name][self._query].to(x.dtype)
             added = x @ V[:, : module.d_in].T
             if module.bias:

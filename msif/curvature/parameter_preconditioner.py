@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from msif.curvature.filters import Scale, per_block
 from msif.curvature.parameters import Parameter, ParameterFunction
 from msif.curvature.preconditioners import Preconditioner
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule
+from msif.models.blocks import TrackedModule, is_transposed
 from msif.models.capture import FiniteGuard
 from msif.models.objectives import generators_for
 
@@ -122,7 +121,7 @@ class _Entry:
 
     def __init__(self, tracked: TrackedModule, module: nn.Module, names: Mapping[str, str]) -> None:
         self.module, self.columns = tracked.name, tracked.d_in
-        self.transposed = isinstance(module, Conv1D)
+        self.transposed = is_transposed(module)
         paths = [f"{tracked.path}.{kind}" for kind in (("weight", "bias") if tracked.bias else ("weight",))]
         missing = [path for path in paths if path not in names]
         if missing:

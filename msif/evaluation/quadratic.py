@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers.pytorch_utils import Conv1D
 
 from msif.attribution.gradients import Side
 from msif.curvature.ggn import GGN
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors, dot
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, augmented_weight
+from msif.models.blocks import TrackedModule, augmented_weight, is_transposed
 from msif.models.capture import Capture, frozen
 from msif.models.objectives import Objective
 
@@ -86,7 +85,7 @@ def moved(
 
 def _add(inner: Any, module: TrackedModule, change: Tensor) -> None:
     weight = change[:, : module.d_in]
-    inner.weight.add_(weight.T if isinstance(inner, Conv1D) else weight)
+    inner.weight.add_(weight.T if is_transposed(inner) else weight)
     if module.bias:
         inner.bias.add_(change[:, -1])
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -58,20 +61,43 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether its weight is stored as (d_in, d_out); an embedding is a map of one-hot tokens, d_in of them."""
+    return isinstance(module, (Conv1D, nn.Embedding))
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of an ``nn.Linear`` or ``Conv1D`` (whose weight is stored transposed)."""
+    """(d_out, d_in)."""
     rows, columns = _weight(module).shape
     return rows, columns
 
 
+def bias_of(module: nn.Module) -> Tensor | None:
+    return getattr(module, "bias", None)  # embeddings have no such attribute
+
+
 def augmented_weight(module: nn.Module) -> Tensor:
     """A copy of W̄ = [W b], shape (d_out, d_in + bias)."""
-    weight, bias = _weight(module).detach(), module.bias
-    return weight.clone() if bias is None else torch.cat([weight, bias.detach()[:, None]], dim=1)  # type: ignore[operator]
+    weight, bias = _weight(module).detach(), bias_of(module)
+    return weight.clone() if bias is None else torch.cat([weight, bias.detach()[:, None]], dim=1)
+
+
+def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What W is applied to in a call: x, or an embedding's tokens as one-hot rows, (..., d_in).
+
+    The row of an embedding's padding token is zero, for that token is never trained.
+    """
+    x = args[0] if args else next(iter(kwargs.values()))
+    if not isinstance(module, nn.Embedding):
+        return x
+    x = F.one_hot(x, module.num_embeddings).to(module.weight.dtype)
+    if module.padding_idx is not None:
+        x[..., module.padding_idx] = 0
+    return x
 
 
 def _weight(module: nn.Module) -> Tensor:
     """W, (d_out, d_in)."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.T if isinstance(module, Conv1D) else weight
+    return weight.T if is_transposed(module) else weight

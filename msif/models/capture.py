@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule
+from msif.models.blocks import TrackedModule, input_of
 from msif.models.objectives import Objective
 
 # float16 gradients of a summed loss underflow below 6e-8: they are carried at this multiple
@@ -117,7 +117,7 @@ class Capture:
         return outputs.detach()
 
     def _forward_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             if self._phase == "diagnosis":
                 if not _all_finite(output):
                     raise MsifError(_not_finite(f"the output of module '{module.name}'", self._batch))
@@ -132,7 +132,7 @@ class Capture:
                     f"module '{module.name}' runs more than once in a forward pass, which is not supported: "
                     "leave it out with --modules."
                 )
-            x = args[0] if args else next(iter(kwargs.values()))
+            x = input_of(inner, args, kwargs)
             saved = self.consumer.forward(module, self._per_sequence(module, x.detach()))
             # a detached view counts the changes of its base: what is kept must be what was read
             self._saved[module.name] = (saved, _version(saved))

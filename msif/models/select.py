@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, augmented_weight, is_linear, linear_shape
+from msif.models.blocks import TrackedModule, augmented_weight, bias_of, is_linear, linear_shape
 from msif.models.layouts import blocks_of, in_attention
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,9 @@ def track_modules(model: nn.Module, modules: str = "all", split_heads: bool = Tr
     Args:
         model: a transformers model, of which the decoder layers are considered (not embeddings, unembedding, norms
             and heads); or any other module, of which all linear maps are.
-        modules: "attention" (maps inside attention modules), "mlp" (all others), "all", or a regular expression,
-            searched for in the names of all the model's linear maps, also those outside the layers.
+        modules: "attention" (maps inside attention modules), "mlp" (all others), "all"; "everything" (every linear
+            map of the model, also outside the layers, and a transformers model's input embedding as a map of one-hot
+            tokens); or a regular expression, searched for in the names of all the model's linear maps.
         split_heads: one block per head of q, k and v, by the model's ``config``; else one block per module.
 
     Raises:
@@ -37,12 +38,15 @@ def track_modules(model: nn.Module, modules: str = "all", split_heads: bool = Tr
     """
     _refuse_wrapped(model)
     layers = _decoder_layers(model)
-    linear = {path: module for path, module in model.named_modules() if is_linear(module)}
+    tokens = _input_embedding(model) if modules == "everything" else None
+    linear = {path: module for path, module in model.named_modules() if is_linear(module) or module is tokens}
     names = {path: _name(model, path) for path in linear}
     if modules in ("all", "attention", "mlp"):
         chosen = [path for path in linear if any(path.startswith(f"{layer}.") for layer in layers) or not layers]
         if modules != "all":
             chosen = [path for path in chosen if in_attention(names[path]) == (modules == "attention")]
+    elif modules == "everything":
+        chosen = list(linear)
     else:
         pattern = _compiled(modules)
         chosen = [path for path in linear if pattern.search(names[path])]
@@ -60,7 +64,7 @@ def track_modules(model: nn.Module, modules: str = "all", split_heads: bool = Tr
     for path in chosen:
         d_out, d_in = linear_shape(linear[path])
         blocks = blocks_of(config, names[path], d_out)
-        tracked.append(TrackedModule(names[path], path, d_in, d_out, linear[path].bias is not None, blocks))
+        tracked.append(TrackedModule(names[path], path, d_in, d_out, bias_of(linear[path]) is not None, blocks))
     return tracked
 
 
@@ -114,6 +118,10 @@ def _decoder_layers(model: nn.Module) -> list[str]:
     return [path for path, module in lists if len(module) == depth] or [path for path, _ in lists]
 
 
+def _input_embedding(model: nn.Module) -> nn.Module | None:
+    return model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+
+
 def _name(model: nn.Module, path: str) -> str:
     """The path after the base-model prefix, the same for a bare base model and under any head."""
     if not isinstance(model, PreTrainedModel) or model.base_model is model:
@@ -132,12 +140,14 @@ def _compiled(modules: str) -> re.Pattern[str]:
 
 @torch.no_grad()
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it computes W x + b: subclasses of nn.Linear need not (quantised ones, expert routers)."""
+    """Whether it computes W x + b: subclasses need not (quantised ones, expert routers, scaled embeddings)."""
     weight: Any = module.weight
     if type(weight.data) is not torch.Tensor or not weight.is_floating_point():  # e.g. torchao's quantised tensors
         return False
     if type(module) in (nn.Linear, Conv1D):
         return True
+    if isinstance(module, nn.Embedding):
+        return type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
     try:
         d_out, d_in = linear_shape(module)
         x = torch.linspace(-1, 1, 2 * d_in, device=weight.device).reshape(1, 2, d_in).to(weight.dtype)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from msif.errors import MsifError
-from msif.models.blocks import Conv1D, TrackedModule
+from msif.models.blocks import TrackedModule, is_transposed
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _mean_root(module: TrackedModule, model: nn.Module, moments: Mapping[str, _M
     if key not in moments:
         raise MsifError(_does_not_fit(folder, f"no second moment for {key}"))
     root = moments[key].root()
-    if isinstance(model.get_submodule(module.path), Conv1D):
+    if is_transposed(model.get_submodule(module.path)):
         root = root.T
     means = root.unflatten(0, (len(module.blocks), -1)).mean(dim=(1, 2))
     if not (means.isfinite() & (means > 0)).all():

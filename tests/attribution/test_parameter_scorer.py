@@ -48,9 +48,10 @@ def test_gradients_and_dot_products_match_autograd(tied):
     np.testing.assert_allclose(scores.values, (expected @ per_sequence(side, texts).T).numpy(), rtol=1e-8)
 
 
-def test_over_the_tracked_maps_alone_it_is_the_influence_scorer():
+@pytest.mark.parametrize("modules", ["all", "everything"])
+def test_over_the_tracked_maps_alone_it_is_the_influence_scorer(modules):
     model, lm = tiny_lm(), CausalLM()
-    tracked = track_modules(model)
+    tracked = track_modules(model, modules)
     names = {f"{m.name}.{kind}" for m in tracked for kind in ("weight", "bias")}
     side = of(model, lm).restricted(names)
     queries, texts = [collate(documents([4, 6], seed=7))], [collate(documents(LENGTHS, seed=9))]

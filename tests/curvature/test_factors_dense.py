@@ -58,10 +58,18 @@ def sampled_losses(model, objective, batch, stream, seed=0, draw=0):
         return objective.losses(outputs, batch, labels)
 
 
-@pytest.mark.parametrize("settings", [FitSettings(), FitSettings(label_samples=2), FitSettings(fisher="empirical")])
-def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings):
+@pytest.mark.parametrize(
+    ("settings", "modules"),
+    [
+        (FitSettings(), "all"),
+        (FitSettings(), "everything"),
+        (FitSettings(label_samples=2), "all"),
+        (FitSettings(fisher="empirical"), "everything"),
+    ],
+)
+def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings, modules):
     model, objective = tiny_lm(), CausalLM()
-    tracked = track_modules(model)
+    tracked = track_modules(model, modules)
     texts = documents([5, 9, 3, 7], prompt=2)
     covariances, _, factors = fitted(model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings)
 
@@ -88,7 +96,8 @@ def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings
             loss.backward()
             for m in tracked:
                 x, y = seen[m.name]
-                inputs[m.name].append(torch.cat([x[0, :live], torch.ones(live, 1, dtype=x.dtype)], 1).detach())
+                rows = x[0, :live].detach() if x.is_floating_point() else torch.eye(m.d_in).double()[x[0, :live]]
+                inputs[m.name].append(torch.cat([rows, torch.ones(live, int(m.bias), dtype=rows.dtype)], 1))
                 gradients[m.name].append(y.grad[0, :live])
             for hook in hooks:
                 hook.remove()

@@ -105,9 +105,10 @@ def test_a_classifier_and_a_module_that_runs_twice():
     )
 
 
-def test_all_linear_maps_hold_the_unembedding_and_their_products_are_right():
+@pytest.mark.parametrize("modules", [".*", "everything"])
+def test_all_linear_maps_hold_the_unembedding_and_their_products_are_right(modules):
     model = tiny_lm()
-    tracked = track_modules(model, ".*")
+    tracked = track_modules(model, modules)
     unembedding = model.get_output_embeddings()
     assert any(model.get_submodule(m.path) is unembedding for m in tracked)
     assert not any(model.get_submodule(m.path) is unembedding for m in track_modules(model))

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from msif.errors import MsifError
-from msif.models.blocks import Block
+from msif.models.blocks import Block, augmented_weight, input_of
 from msif.models.select import match_modules, track_modules
 
 NEOX_LAYER = ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
@@ -80,6 +80,31 @@ def test_regular_expression() -> None:
     model = tiny_model("gpt_neox")
     assert names(track_modules(model, r"layers\.1\.mlp")) == [f"layers.1.{name}" for name in NEOX_LAYER[2:]]
     assert names(track_modules(model, "head$")) == ["lm_head"]  # outside the layers only by name
+
+
+def test_everything_is_all_linear_maps_and_the_input_embedding() -> None:
+    model = tiny_model("gpt_neox")
+    tracked = track_modules(model, "everything")
+    assert [m.name for m in tracked] == ["embed_in", *(m.name for m in track_modules(model, ".*"))]
+    first = tracked[0]
+    assert (first.d_out, first.d_in, first.bias) == (model.config.hidden_size, model.config.vocab_size, False)
+    assert torch.equal(augmented_weight(model.get_submodule(first.path)), model.get_input_embeddings().weight.T)
+    plain = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    assert [m.name for m in track_modules(plain, "everything")] == ["1"]
+    with pytest.raises(MsifError, match=r"'transformer\.wte' and 'lm_head' share one parameter"):
+        track_modules(tiny_model("gpt2"), "everything")
+
+
+def test_an_embeddings_padding_token_is_no_input() -> None:
+    one_hot = input_of(nn.Embedding(4, 2, padding_idx=1).double(), (torch.tensor([[0, 1, 3]]),), {})
+    assert one_hot.tolist() == [[[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]] and one_hot.dtype == torch.float64
+
+
+def test_embeddings_that_change_what_they_read_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("gpt_neox")
+    model.set_input_embeddings(nn.Embedding(model.config.vocab_size, model.config.hidden_size, max_norm=1.0))
+    assert "embed_in" not in [m.name for m in track_modules(model, "everything")]
+    assert "embed_in" in caplog.text
 
 
 def test_any_other_module() -> None:

@@ -103,6 +103,18 @@ def test_adam_on_transposed_weights(tmp_path):
     torch.testing.assert_close(tau[module.name].double(), torch.stack(expected), rtol=1e-5, atol=0.0)
 
 
+def test_adam_on_an_embedding_is_averaged_over_all_tokens(tmp_path):
+    model = tiny_lm()
+    tracked = track_modules(model, "everything")[:1]
+    optimizer = torch.optim.AdamW(as_the_trainer_groups(model), lr=0.01, eps=1e-3)
+    trained(model, optimizer)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    V = optimizer.state[model.get_input_embeddings().weight]["exp_avg_sq"] / (1 - 0.999**3)
+    expected = 0.03 / (V.sqrt() + 1e-3).mean().view(1)
+    found = natural_tau(tmp_path, model, tracked, 0.03)["embed_in"]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0.0)
+
+
 def adam_of_one_map(folder, V, epsilon=0.5, step=1):
     """τ of a linear map of one block under Adam with this second moment after one step; Σ η = 3, β₂ = 1/2."""
     model = nn.Sequential(nn.Linear(3, 2, bias=False))
