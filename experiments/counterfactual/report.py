@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,15 @@ def lds_table(study: Study) -> Table:
     )
 
 
+SHOWN = 64
+"""Characters of a query: sentences of a corpus are not repeated whole in results."""
+
+
 def query_table(study: Study) -> Table:
     """The queries of removals, and how likely the pairs find their answers."""
     asked, likely = study.asked, np.exp(-study.baseline)
     rows = [
-        [asked.titles[q], asked.texts[q].replace("\n", " "), asked.answers[q], likely[:, q].mean(), likely[:, q].min()]
+        [asked.titles[q], shorten(asked.texts[q], SHOWN), asked.answers[q], likely[:, q].mean(), likely[:, q].min()]
         for q in range(study.sizes.queries)
     ]
     return Table(
