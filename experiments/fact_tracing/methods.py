@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 MULTI_STAGE, SINGLE_STAGE, GDP = "multi-stage EK-FAC", "single-stage EK-FAC", "multi-stage GDP"
 SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-preconditioned CG"
+WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
 
 
@@ -175,19 +176,21 @@ def _sweep(options: Options) -> Iterator[Method]:
         yield _multi_stage(options, damping)
 
 
+def _single_stage(
+    options: Options, damping: str, family: str, *, which: Which = "pretrained", tracking: Tracking = "heads"
+) -> Influence:
+    tau = damping == "auto"
+
+    def scorer(models: Models) -> InfluenceScorer:
+        stage = models.fitted(which, tracking, tau=tau)
+        return _influence(build_scorer("single-stage", stage, None, damping_of(damping)))
+
+    settings = {"damping": damping, "which": which, "tracking": tracking, "fit": asdict(options.fit)}
+    return Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer, tau=tau)
+
+
 def _single(which: Which, family: str) -> Callable[[Options], Iterator[Method]]:
-    def methods(options: Options) -> Iterator[Method]:
-        for damping in options.dampings:
-
-            def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
-                stage = models.fitted(which, tau=damping == "auto")
-                return _influence(build_scorer("single-stage", stage, None, damping_of(damping)))
-
-            name = file_name(family, damping)
-            settings = {"damping": damping, "which": which, "fit": asdict(options.fit)}
-            yield Influence(name, family, shown(damping), settings, scorer=scorer, tau=damping == "auto")
-
-    return methods
+    return lambda options: (_single_stage(options, damping, family, which=which) for damping in options.dampings)
 
 
 def _source(options: Options) -> Iterator[Method]:
@@ -259,8 +262,8 @@ def _unembedding(options: Options) -> Iterator[Method]:
     """Where tokens meet hidden states, which `--modules all` leaves out for its size."""
     for damping in options.other_dampings:
         yield _multi_stage(options, damping, f"{MULTI_STAGE}, with unembedding", tracking="unembedding")
-        family = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
-        yield _multi_stage(options, damping, family, tracking="unembedding", alpha="auto")
+        yield _multi_stage(options, damping, WITH_UNEMBEDDING, tracking="unembedding", alpha="auto")
+        yield _single_stage(options, damping, f"{SINGLE_STAGE}, with unembedding", tracking="unembedding")
 
     def gdp(models: Models) -> InfluenceScorer:
         stages = [models.stage(which, "unembedding") for which in ("pretrained", "finetuned")]

@@ -10,13 +10,15 @@ import numpy as np
 
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.measures import MEASURES, Measured, intervals
-from experiments.fact_tracing.methods import MULTI_STAGE
+from experiments.fact_tracing.methods import MULTI_STAGE, WITH_UNEMBEDDING
 from experiments.fact_tracing.plots import plot_dampings
 from experiments.fact_tracing.reading import Pair
 from msif.reporting.tables import Table, write_results
 
 FORMATS = dict.fromkeys(MEASURES, ".3f")
 NAME = "fact_tracing"
+REFERENCES = (MULTI_STAGE, WITH_UNEMBEDDING)
+"""What others are compared with, fact by fact."""
 
 
 def write_report(
@@ -28,7 +30,7 @@ def write_report(
         counts(pair, ranking),
         summary(chosen),
         trials(chosen, ranking),
-        differences(chosen, ranking),
+        *(differences(chosen, ranking, name) for name in REFERENCES if any(m.method.family == name for m in chosen)),
         answered(chosen, ranking),
         sweep(measured),
         modules(measured, chosen),
@@ -98,13 +100,13 @@ def trials(chosen: Sequence[Measured], ranking: Ranking) -> Table:
     return Table([*NAMED, *columns], rows, "Trial by trial, at the same dampings", dict.fromkeys(columns, ".3f"))
 
 
-def differences(chosen: Sequence[Measured], ranking: Ranking) -> Table:
-    """Multi-stage EK-FAC minus the others, fact by fact: the interval of a paired difference."""
+def differences(chosen: Sequence[Measured], ranking: Ranking, family: str) -> Table:
+    """This method minus the others, fact by fact: the interval of a paired difference."""
     numbers = np.unique(ranking.trial)
     columns = ["all trials", *(f"trial {t + 1}" for t in numbers)]
     rows = []
     for unit in (False, True):
-        ours = [m for m in chosen if m.method.family == MULTI_STAGE and m.unit == unit]
+        ours = [m for m in chosen if m.method.family == family and m.unit == unit]
         for m in chosen if ours else ():
             if m is ours[0] or (
                 m.unit != unit and m.method.family in {x.method.family for x in chosen if x.unit == unit}
@@ -113,8 +115,8 @@ def differences(chosen: Sequence[Measured], ranking: Ranking) -> Table:
             gap = ours[0].values - m.values
             parts = [gap, *(gap[ranking.trial == t] for t in numbers)]
             rows.append(["unit" if unit else "no", *named(m), *(intervals(part[:, :1])[0] for part in parts)])
-    title = f"MRR of {MULTI_STAGE} minus that of others, paired by fact; an interval above 0 is a gain"
-    return Table(["multi-stage norm", *NAMED, *columns], rows, title, dict.fromkeys(columns, "+.3f"))
+    title = f"MRR of {family} minus that of others, paired by fact; an interval above 0 is a gain"
+    return Table(["its norm", *NAMED, *columns], rows, title, dict.fromkeys(columns, "+.3f"))
 
 
 def answered(chosen: Sequence[Measured], ranking: Ranking) -> Table:

@@ -120,7 +120,7 @@ def test_paired_differences_and_answered_facts():
     asked = tuple(fact(str(i), ("a",), (0,), answered=i < 2) for i in range(4))
     ranking = Ranking(asked, np.array([0, 0, 1, 1]), (np.arange(2),) * 4)
     chosen = [measured(MULTI_STAGE, [1, 0.5, 1, 0]), measured("other", [0.5, 0, 1, 1])]
-    (row,) = differences(chosen, ranking).records()
+    (row,) = differences(chosen, ranking, MULTI_STAGE).records()
     assert row["method"] == "other"
     assert [row[name].mean for name in ("all trials", "trial 1", "trial 2")] == [0.0, 0.5, -0.5]
     assert (row["trial 1"].low, row["trial 1"].high) == (0.5, 0.5)  # paired: both facts gain as much
