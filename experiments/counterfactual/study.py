@@ -127,7 +127,7 @@ class Study:
 
 
 REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
-"""The method that others are compared with: the command line's default."""
+"""The method that others are compared with: at the command line's default damping."""
 
 
 AVERAGED, MEAN = (REFERENCE, GDP), "; mean of the pairs"
