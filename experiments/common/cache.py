@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,6 +15,11 @@ from experiments.common.folders import SETTINGS, check, read
 from msif.atomic import atomic_path, write_json
 
 Arrays = dict[str, np.ndarray]
+
+
+def hashed(identity: Any) -> str:
+    """Sixteen hexadecimal digits of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Cache:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 
-from experiments.counterfactual.members import LABEL_SAMPLES, MODULES, Member
+from experiments.counterfactual.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.counterfactual.two_stage import Asked, TwoStage
 from experiments.fact_tracing.baselines import bm25_scores, cosine, embedding_scores, representations
 from msif.attribution.inverses import IHVP
 from msif.attribution.parameter_scorer import ParameterScorer
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer, Scorer
-from msif.attribution.stages import Damping, build_scorer
+from msif.attribution.stages import Damping, Stage, build_scorer
 from msif.curvature.filters import Accumulation, Decay
 from msif.curvature.parameters import ParameterFunction, all_parameters
 from msif.curvature.preconditioners import EKFAC
@@ -84,10 +85,8 @@ def all_methods(one_objective: bool) -> list[Method]:
         *_multi_stage(),
         *_with_embedding(),
         *((*_layers_only(), *_single_stage()) if one_objective else ()),
-        Method(GDP, "", _library(lambda m: build_scorer("gdp", m.pretrained.stage, m.finetuned.stage))),
-        Method(
-            "gradient cosine", "", _library(lambda m: build_scorer("cosine", m.pretrained.stage, m.finetuned.stage))
-        ),
+        Method(GDP, "", _staged("gdp")),
+        Method("gradient cosine", "", _staged("cosine")),
         Method(f"{GDP}, all parameters", "", _library(_all_parameters)),
         Method("TRAK", "0.1 mean", _library(_trak)),
         Method("LoGra", "0.1 mean", _library(_logra)),
@@ -111,10 +110,17 @@ def _library(make: Callable[[Member], Scorer]) -> Scoring:
     return scores
 
 
-def _staged(method: str, damping: Damping, ihvp: IHVP | None = None) -> Scoring:
+def _staged(
+    method: str,
+    damping: Damping | None = None,
+    ihvp: IHVP | None = None,
+    stage: Callable[[Model], Stage] = attrgetter("stage"),
+) -> Scoring:
+    """By a method of the library, over the maps that ``stage`` tracks."""
+
     def scorer(m: Member) -> Scorer:
-        last = m.finetuned.stage if method == "multi-stage" else None
-        return build_scorer(method, m.pretrained.stage, last, damping, ihvp)
+        last = None if method == "single-stage" else stage(m.finetuned)
+        return build_scorer(method, stage(m.pretrained), last, damping, ihvp)
 
     return _library(scorer)
 
@@ -132,29 +138,18 @@ def _multi_stage() -> Iterator[Method]:
 
 def _with_embedding() -> Iterator[Method]:
     """With the input embedding as a map of one-hot tokens."""
-    family = f"{MULTI_STAGE}, with input embedding"
-    for damping, title in (
-        (Damping(alpha="auto"), DEFAULT_DAMPING),
-        (Damping(1e-5), "1e-05"),
-        (Damping(1e-3), "0.001"),
-    ):
-
-        def scorer(m: Member, damping: Damping = damping) -> Scorer:
-            return build_scorer("multi-stage", m.pretrained.everything, m.finetuned.everything, damping)
-
-        yield Method(family, title, _library(scorer), removed=title == DEFAULT_DAMPING)
+    family, everything = f"{MULTI_STAGE}, with input embedding", attrgetter("everything")
+    yield Method(family, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), stage=everything))
+    for value in (1e-5, 1e-3):
+        yield Method(family, f"{value:g}", _staged("multi-stage", Damping(value), stage=everything), removed=False)
 
 
 def _layers_only() -> Iterator[Method]:
     """What the command line tracks by default."""
-    default = Damping(alpha="auto")
-    yield Method(
-        f"{MULTI_STAGE}, layers only",
-        DEFAULT_DAMPING,
-        _library(lambda m: build_scorer("multi-stage", m.pretrained.layers, m.finetuned.layers, default)),
-    )
-    gdp = _library(lambda m: build_scorer("gdp", m.pretrained.layers, m.finetuned.layers))
-    yield Method(f"{GDP}, layers only", "", gdp, removed=False)
+    layers = attrgetter("layers")
+    default = _staged("multi-stage", Damping(alpha="auto"), stage=layers)
+    yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, default)
+    yield Method(f"{GDP}, layers only", "", _staged("gdp", stage=layers), removed=False)
 
 
 def _single_stage() -> Iterator[Method]:
@@ -170,7 +165,7 @@ def _source(m: Member) -> Scorer:
 
 
 def _all_parameters(m: Member) -> Scorer:
-    """Embeddings and norms, too, which EK-FAC has no blocks for."""
+    """Embeddings and norms, too, whether EK-FAC has blocks for them or not."""
     sides = [
         ParameterFunction(one.model, all_parameters(one.model), one.objective) for one in (m.finetuned, m.pretrained)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common.cache import Cache
+from experiments.common.cache import Cache, hashed
 from experiments.common.judging import Judge
 from experiments.common.parallel import spread
 from experiments.counterfactual.halves import losses_on_halves
@@ -28,7 +28,6 @@ from experiments.counterfactual.removal import Changes, measure_removals, remova
 from experiments.counterfactual.retraining import Retrainings, Training
 from experiments.counterfactual.settings import Sizes
 from experiments.counterfactual.two_stage import Asked, TwoStage
-from experiments.fact_tracing.store import hashed
 from msif.errors import MsifError
 
 Choose = Callable[[TwoStage, list[Member]], Asked]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from experiments.common.cache import Cache
+from experiments.common.cache import Cache, hashed
 from experiments.common.parallel import spread
 from experiments.digits.engine import stacked
 from experiments.digits.images import Parts
@@ -41,7 +40,7 @@ def score_member(methods: Methods, settings: Settings, parts: Parts, cache: Cach
     scored: Scored = {}
     for name, family in families.items():
         slug = re.sub(r"\W+", "-", name).strip("-").lower()
-        keys = hashlib.sha256(repr([method.key for method in family]).encode()).hexdigest()[:8]
+        keys = hashed([method.key for method in family])[:8]
         scored |= cache.arrays(f"scores/{number:02d}-{slug}-{keys}", partial(_score, family, member, parts))
     return scored
 

@@ -23,12 +23,18 @@ def split(data: FactData, seed: int) -> dict[str, str]:
     Raises:
         MsifError: a relation has fewer than two facts.
     """
-    halves: dict[str, str] = {}
-    for relation in data.relations:
-        ids = [fact.id for fact in data.of_relation(relation)]
+    groups = {relation: [fact.id for fact in data.of_relation(relation)] for relation in data.relations}
+    for relation, ids in groups.items():
         if len(ids) < 2:
             raise MsifError(f"{relation} has a single fact, which makes no two halves: leave it out of --relations.")
-        tuned = set(random.Random(f"{seed}:{relation}:half").sample(ids, len(ids) // 2))
+    return halved(groups, seed)
+
+
+def halved(groups: Mapping[str, Sequence[str]], seed: int) -> dict[str, str]:
+    """Fact id -> half, drawn within each group; of an odd number the spare one is asked."""
+    halves: dict[str, str] = {}
+    for name, ids in groups.items():
+        tuned = set(random.Random(f"{seed}:{name}:half").sample(ids, len(ids) // 2))
         halves.update({id: FINETUNE if id in tuned else QUERY for id in ids})
     return halves
 

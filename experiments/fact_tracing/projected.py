@@ -10,15 +10,14 @@ from tqdm import tqdm
 
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.models import Models
-from msif.attribution.logra import LoGraScorer
-from msif.attribution.projection import GradientProjector, Projection
+from msif.attribution import logra, trak
+from msif.attribution.projection import GradientProjector
 from msif.attribution.stages import build_scorer
-from msif.attribution.trak import DEFAULT_PROJECTION
 
 
 def trak_scores(models: Models, ranking: Ranking, seed: int) -> dict[str, np.ndarray]:
     """TRAK with one checkpoint and Q applied token by token (``msif.attribution.trak``), (Q, N)."""
-    projection = replace(DEFAULT_PROJECTION, seed=seed)
+    projection = replace(trak.DEFAULT_PROJECTION, seed=seed)
     scorer = build_scorer("trak", models.stage("pretrained"), models.stage("finetuned"), projection=projection)
     scores = scorer.score(models.queries(ranking.asked), models.sentences(ranking.rows))
     return {"score/all": scores.values}
@@ -30,9 +29,9 @@ def logra_scores(models: Models, ranking: Ranking, seed: int) -> dict[str, np.nd
     Over that norm it is the cosine in the metric of the curvature: TrackStar's score (Chang et al. 2024, arXiv
     2410.17413) without Adam's moments and without the mixture of two curvatures.
     """
-    projection = Projection(seed=seed)
+    projection = replace(logra.DEFAULT_PROJECTION, seed=seed)
     scorer = build_scorer("logra", models.stage("pretrained"), models.stage("finetuned"), projection=projection)
-    assert isinstance(scorer, LoGraScorer)
+    assert isinstance(scorer, logra.LoGraScorer)
     vectors = scorer.query_vectors(models.queries(ranking.asked))
     side, features, rows = scorer.candidate_side, [], []
     with GradientProjector(side, scorer.projection, [side.objective.loss_gradient]) as project:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.cache import Arrays, hashed
 from msif.atomic import atomic_path
-
-Arrays = dict[str, np.ndarray]
-
-
-def hashed(identity: Any) -> str:
-    """Sixteen hexadecimal digits of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def keyed(folder: Path, name: str, identity: Any, overwrite: bool = False) -> Path:

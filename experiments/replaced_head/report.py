@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ TOP = 10
 
 
 def accuracy_table(setting: LabelSetting, study: Study) -> Table:
-    found = np.exp(setting.predicted(study.members))
+    found = setting.predicted(study.members)
     right = found.argmax(2) == setting.truth
     counts = np.bincount(setting.truth)
     rows: list[list[Any]] = [
@@ -57,7 +58,7 @@ def _shares(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return (labels == wanted[:, None]).mean(1)
 
 
-def _found(first: np.ndarray, sources: list) -> float | None:
+def _found(first: np.ndarray, sources: Sequence[Sequence[int]]) -> float | None:
     """The mean share of a query's sources among its first documents; None where no query has any."""
     shares = [np.isin(rows, top).mean() for rows, top in zip(sources, first, strict=True) if len(rows)]
     return float(np.mean(shares)) if shares else None

@@ -61,7 +61,7 @@ class LabelSetting:
         return np.array([label for _, label in self.parts.held_out])
 
     def predicted(self, members: Sequence[Member]) -> np.ndarray:
-        """Log probabilities of classes, (K, held out, classes), by each pair."""
+        """Probabilities of classes, (K, held out, classes), by each pair."""
         texts = [text for text, _ in self.parts.held_out]
         examples: list[Example] = [(ids, 0) for ids in self.world.tokenizer(texts)["input_ids"]]
         batches = self.world.query_batches(examples)
@@ -71,7 +71,7 @@ class LabelSetting:
                 with frozen(member.finetuned.model):
                     for batch in batches:
                         logits = member.finetuned.objective.outputs(member.finetuned.model, batch.to(self.world.device))
-                        found[number, batch.indices.numpy()] = logits.double().log_softmax(-1).cpu().numpy()
+                        found[number, batch.indices.numpy()] = logits.double().softmax(-1).cpu().numpy()
         return found
 
     def order(self) -> np.ndarray:
@@ -86,7 +86,7 @@ class LabelSetting:
     def choose(self, world: TwoStage, members: list[Member]) -> Asked:
         """All that is held out. Of each is explained the class that the pairs find likeliest, right or wrong."""
         classes, places = self.parts.classes, self.order()
-        said = np.exp(self.predicted(members)).mean(0).argmax(1)[places]
+        said = self.predicted(members).mean(0).argmax(1)[places]
         texts = [self.parts.held_out[place][0] for place in places]
         answers = [
             classes[label] + ("" if label == self.truth[place] else f", wrongly: {classes[self.truth[place]]}")

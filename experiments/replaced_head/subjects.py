@@ -6,14 +6,13 @@ some subjects of each class and asked others, of which only pre-training sentenc
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.common.training import ModelSize, Schedule
 from experiments.counterfactual.settings import Recipe
 from experiments.fact_tracing.facts import Fact, FactData
+from experiments.fact_tracing.halves import FINETUNE, QUERY, halved, of_half
 from experiments.fact_tracing.selection import Plain, balanced, plainly_stated
 from experiments.replaced_head.setting import Labelled, Parts
 
@@ -44,16 +43,21 @@ class SubjectTask:
         """Sentences on subjects of one class each; half of each class's subjects to fine-tune on, and the others."""
         plain = plainly_stated(data.restricted(self.relations), Plain(self.words, self.lead), self.stated)
         facts = balanced(_of_one_class(plain), self.least, self.most, seed).restricted(None, None, self.sentences, seed)
-        classes = tuple(sorted({fact.answers[0] for fact in facts.facts.values()}))
-        finetuning, held_out = _halves(facts, classes, seed)
+        of_class: dict[str, list[str]] = defaultdict(list)
+        for fact in facts.facts.values():
+            of_class[fact.answers[0]].append(fact.id)
+        classes, halves = tuple(sorted(of_class)), halved(of_class, seed)
+        finetuning, held_out = (
+            sorted(of_half(facts, halves, half), key=lambda fact: fact.answers[0]) for half in (FINETUNE, QUERY)
+        )
 
         def labelled(fact: Fact) -> Labelled:
             return fact.subject, classes.index(fact.answers[0])
 
         documents = [(s.text, labelled(facts.facts[s.facts[0]])[1]) for s in facts.sentences]
         sources = [facts.sources(fact.id) for fact in held_out]
-        halves = [[labelled(fact) for fact in half] for half in (finetuning, held_out)]
-        return Parts(classes, documents, *halves, sources=sources, data=facts)
+        asked = [labelled(fact) for fact in held_out]
+        return Parts(classes, documents, [labelled(fact) for fact in finetuning], asked, sources, facts)
 
 
 # A gentle fine-tuning: at ten times the learning rate fewer answers are right, and influence foretells less.
@@ -63,18 +67,6 @@ RECIPE = Recipe(
     pretraining=Schedule(epochs=16, learning_rate=3e-3, batch_size=32),
     finetuning=Schedule(epochs=30, learning_rate=3e-4, batch_size=16),
 )
-
-
-def _halves(data: FactData, classes: Sequence[str], seed: int) -> tuple[list[Fact], list[Fact]]:
-    """The facts to fine-tune on and those held out, drawn within each class."""
-    finetuning: list[Fact] = []
-    held_out: list[Fact] = []
-    for answer in classes:
-        facts = [fact for fact in data.facts.values() if fact.answers[0] == answer]
-        tuned = set(random.Random(f"{seed}:{answer}:half").sample(range(len(facts)), len(facts) // 2))
-        for number, fact in enumerate(facts):
-            (finetuning if number in tuned else held_out).append(fact)
-    return finetuning, held_out
 
 
 def _of_one_class(data: FactData) -> FactData:

@@ -114,7 +114,7 @@ class Fixed(LabelSetting):
     def predicted(self, members) -> np.ndarray:
         first = [[0.6, 0.4], [0.1, 0.9], [0.05, 0.95], [0.7, 0.3]]
         second = [[0.6, 0.4], [0.3, 0.7], [0.05, 0.95], [0.4, 0.6]]
-        return np.log([first, second])
+        return np.array([first, second])
 
 
 def test_queries_are_of_each_class_in_turn_and_explain_what_the_pairs_say(setting: LabelSetting) -> None:
