@@ -2,8 +2,9 @@
 
     H = (1/N) Σ_z J_zᵀ [∇² of the loss in the outputs] J_z
 
-over the tracked maps (``GGN``) or over any parameters (``ParameterGGN``). J v is a forward-mode derivative, Jᵀ u a
-backward pass: a product costs about two forward passes and one backward pass over the data for each vector.
+over the tracked maps (``GGN``) or over any parameters (``ParameterGGN``). J v is a forward-mode derivative
+(``msif.curvature.tangents``), Jᵀ u a backward pass: a product costs about two forward passes and one backward pass over
+the data for each vector. All of it runs in float32 or better, whatever the model's dtype.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-import torch.autograd.forward_ad as forward_mode
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msif.curvature.inputs import device_and_dtype
+from msif.curvature.tangents import AnyModel, Tangents
 from msif.curvature.vectors import Part, Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, input_of
-from msif.models.capture import Capture, FiniteGuard
+from msif.models.capture import Capture, FiniteGuard, widened
 from msif.models.objectives import Objective
 
 
@@ -70,7 +71,7 @@ class GaussNewton(ABC, Generic[P]):
         queries = next(iter(vectors.values())).shape[0]
         sums = {name: torch.zeros_like(vectors[name]) for name in names}
         supervised = 0
-        with self._linearised() as linearised:
+        with widened(self.model), self._linearised() as linearised:
             for batch in self.batches:
                 batch = batch.to(self.device)
                 supervised += int(self.objective.supervised_counts(batch).sum())
@@ -101,8 +102,8 @@ class _LinearisedMaps:
 
     def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule]) -> None:
         self.model, self.tracked = model, tracked
-        self._vectors: Vectors = {}
-        self._query = 0
+        self._any_model = AnyModel()
+        self._added: Callable[[TrackedModule, Tensor, Tensor], Tensor]
 
     def __enter__(self) -> _LinearisedMaps:
         self._consumer = _WeightGradients()
@@ -122,27 +123,28 @@ class _LinearisedMaps:
         self._stack.close()
 
     def add_product(self, objective: Objective, batch: Any, vectors: Vectors, sums: Vectors, query: int) -> None:
-        self._vectors, self._query = vectors, query
         self._consumer.sums, self._consumer.query = sums, query
 
-        def cotangent(outputs: Tensor, batch: Any) -> Tensor:
-            primal, tangent = forward_mode.unpack_dual(outputs)
-            if tangent is None:
-                raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
-            return objective.loss_hessian_product(primal.detach(), tangent.detach(), batch)
+        def run(tangents: Tangents) -> None:
+            def added(module: TrackedModule, x: Tensor, output: Tensor) -> Tensor:
+                V = vectors[module.name][query].to(x.dtype)
+                moved = x @ V[:, : module.d_in].T
+                return tangents.attach(output, moved + V[:, -1] if module.bias else moved)
 
-        with forward_mode.dual_level():
+            def cotangent(outputs: Tensor, batch: Any) -> Tensor:
+                tangent = tangents.read(outputs)
+                if tangent is None:
+                    raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
+                return objective.loss_hessian_product(outputs.detach(), tangent, batch)
+
+            self._added = added
             self._capture.run(objective, batch, [cotangent])
+
+        self._any_model.run(run)
 
     def _tangent_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
         def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            x = forward_mode.unpack_dual(input_of(inner, args, kwargs)).primal.detach()
-            V = self._vectors[module.name][self._query].to(x.dtype)
-            added = x @ V[:, : module.d_in].T
-            if module.bias:
-                added = added + V[:, -1]
-            primal, tangent = forward_mode.unpack_dual(output)
-            return forward_mode.make_dual(primal, added if tangent is None else tangent + added)
+            return self._added(module, input_of(inner, args, kwargs).detach(), output)
 
         return hook
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_mode
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from msif.curvature.tangents import AnyModel, Tangents
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import Block
@@ -85,6 +85,7 @@ class ParameterFunction:
     def __init__(self, model: nn.Module, parameters: Sequence[Parameter], objective: Objective) -> None:
         self.model, self.parameters, self.objective = model, parameters, objective
         self._outputs = _Outputs(model, objective)
+        self._any_model = AnyModel()
 
     def __enter__(self) -> ParameterFunction:
         with ExitStack() as stack:
@@ -106,9 +107,12 @@ class ParameterFunction:
 
     def along(self, batch: Any, vectors: Vectors, query: int) -> tuple[Tensor, Tensor]:
         """Outputs, and J v of one vector in their shape: one forward pass in forward mode."""
-        with torch.no_grad(), forward_mode.dual_level():
-            outputs, tangent = forward_mode.unpack_dual(self._run(batch, self._duals(self._values, vectors, query)))
-        return outputs, self._dependent(tangent)
+
+        def run(tangents: Tangents) -> tuple[Tensor, Tensor]:
+            outputs = self._run(batch, self._moving(tangents, self._values, vectors, query))
+            return outputs.detach(), self._dependent(tangents.read(outputs))
+
+        return self._any_model.run(run)
 
     def pull_back(self, batch: Any, cotangents: Callable[[Tensor], Iterable[Tensor]]) -> Iterator[dict[str, Tensor]]:
         """Jᵀ u by parameter, (rows, columns), for each u that ``cotangents`` makes of the outputs.
@@ -127,17 +131,23 @@ class ParameterFunction:
     ) -> dict[str, Tensor]:
         """Jᵀ curvature(outputs, J v) of one vector: one pass forward, in forward mode, and one backward."""
         leaves = self._leaves()
-        with torch.enable_grad(), forward_mode.dual_level():
-            outputs, tangent = forward_mode.unpack_dual(self._run(batch, self._duals(leaves, vectors, query)))
-            u = curvature(outputs.detach(), self._dependent(tangent).detach())
+
+        def run(tangents: Tangents) -> dict[str, Tensor]:
+            outputs = self._run(batch, self._moving(tangents, leaves, vectors, query))
+            u = curvature(outputs.detach(), self._dependent(tangents.read(outputs)))
             return self._gradient(outputs, u, leaves, keep=False)
+
+        with torch.enable_grad():
+            return self._any_model.run(run)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {name: value.detach().requires_grad_() for name, value in self._values.items()}
 
-    def _duals(self, values: Mapping[str, Tensor], vectors: Vectors, query: int) -> dict[str, Tensor]:
+    def _moving(
+        self, tangents: Tangents, values: Mapping[str, Tensor], vectors: Vectors, query: int
+    ) -> dict[str, Tensor]:
         return {
-            name: forward_mode.make_dual(value, vectors[name][query].reshape(value.shape).to(value.dtype))
+            name: tangents.attach(value, vectors[name][query].reshape(value.shape).to(value.dtype))
             for name, value in values.items()
         }
 

@@ -57,6 +57,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Parameters of 16 bits as float32 inside, of the same values; the very same tensors as before after."""
+    narrow = [(p, p.data) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for parameter, data in narrow:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in narrow:
+            parameter.data = data
+
+
 class Capture:
     """A context in which ``run`` sends batches through the model and their x and g through the consumer.
 
@@ -100,7 +113,7 @@ class Capture:
         with torch.enable_grad():
             self._phase = "forward"
             outputs = objective.outputs(self.model, batch)
-            self._phase = "backward"
+            self._phase = "between"
             if not outputs.requires_grad:
                 raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
             if not _all_finite(outputs.detach()):
@@ -110,7 +123,9 @@ class Capture:
                 gradient = cotangent(outputs, batch)
                 if self._scale != 1.0:
                     gradient = gradient * self._scale
+                self._phase = "backward"
                 outputs.backward(gradient, retain_graph=self._keep)
+                self._phase = "between"
         self._phase = "idle"
         self._saved.clear()
         self.consumer.end(batch)
@@ -122,7 +137,7 @@ class Capture:
                 if not _all_finite(output):
                     raise MsifError(_not_finite(f"the output of module '{module.name}'", self._batch))
                 return output
-            if self._phase == "backward" or not torch.is_grad_enabled():
+            if self._phase != "forward" or not torch.is_grad_enabled():
                 raise MsifError(
                     f"module '{module.name}' is recomputed during the backward pass: "
                     "switch gradient checkpointing off (model.gradient_checkpointing_disable())."
@@ -141,6 +156,8 @@ class Capture:
                 output = output.detach().requires_grad_().clone()
 
             def on_gradient(g: Tensor) -> None:
+                if self._phase != "backward":  # a cotangent is made by a backward pass of its own
+                    return
                 saved, version = self._saved[module.name]
                 if _version(saved) != version:
                     raise MsifError(
