@@ -33,7 +33,7 @@ class CovariancePass(RunningSums):
         dtype: torch.dtype = torch.float32,
         label_samples: int = 1,
     ) -> None:
-        super().__init__("the input or gradient", ["sequences", "positions", "draws"])
+        super().__init__("the input or gradient")
         self.modules = {module.name: module for module in tracked}
         self.groups = groups
         self._label_samples = label_samples
@@ -46,13 +46,11 @@ class CovariancePass(RunningSums):
             self._sums[f"G.{module.name}"] = torch.zeros(blocks, rows, rows, device=device, dtype=dtype)
 
     def begin(self, batch: Any, objective: Objective) -> None:
+        super().begin(batch, objective)
         live = objective.live(batch)
         self._live = live.flatten().nonzero().squeeze(1)
         self._all_live = len(self._live) == live.numel()
         self._shared.clear()
-        self.counts["sequences"] += len(batch)
-        self.counts["positions"] += len(self._live)
-        self.counts["draws"] += len(self._live) * self._label_samples
 
     def forward(self, module: TrackedModule, x: Tensor) -> None:
         self._shared.get(module, x, lambda x: self._add_inputs(self.groups[module.name], x))
@@ -84,7 +82,7 @@ class CovariancePass(RunningSums):
 
     def G(self, name: str) -> Tensor:
         """(nb, r, r)."""
-        return self._sums[f"G.{name}"] / max(self.counts["draws"], 1)
+        return self._sums[f"G.{name}"] / max(self.counts["positions"] * self._label_samples, 1)
 
     def estimates(self) -> Iterator[tuple[str, Tensor]]:
         """Every A and G as it stands, one after the other."""

@@ -37,7 +37,7 @@ class LambdaPass(RunningSums):
         dtype: torch.dtype = torch.float32,
         label_samples: int = 1,
     ) -> None:
-        super().__init__("the gradient", ["sequences", "supervised"])
+        super().__init__("the gradient")
         self.modules = {module.name: module for module in tracked}
         self.factors = factors
         self._label_samples = label_samples
@@ -54,9 +54,8 @@ class LambdaPass(RunningSums):
         return sum(self.modules[other].d_out for other, leader in groups.items() if leader == groups[name])
 
     def begin(self, batch: Any, objective: Objective) -> None:
+        super().begin(batch, objective)
         self._shared.clear()
-        self.counts["sequences"] += len(batch)
-        self.counts["supervised"] += int(objective.supervised_counts(batch).sum())
 
     def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
         factors = self.factors[module.name]

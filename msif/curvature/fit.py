@@ -35,6 +35,8 @@ from msif.models.objectives import Objective, generators_for
 
 log = logging.getLogger(__name__)
 
+NAMED = {"sequences": "sequences", "positions": "live positions", "supervised": "supervised tokens"}
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -168,13 +170,7 @@ class _Fit:
         second_moments = LambdaPass(
             self.tracked, self.store.groups, factors, device, dtype, self.settings.label_samples
         )
-        fitted = self.store.manifest["counts"]["sequences"]
         self._run("lambda", second_moments)
-        if second_moments.counts["sequences"] != fitted:
-            raise MsifError(
-                f"the data gave {fitted} sequences in the covariance pass and {second_moments.counts['sequences']} in "
-                "the Λ pass: give batches that are the same each time they are gone over."
-            )
         for file, names in files_of(self.store.groups).items():
             complete = {name: replace(factors[name], Lambda=second_moments.Lambda(name)) for name in names}
             self.store.save_layer(file, complete)
@@ -207,6 +203,8 @@ class _Fit:
                 if time.monotonic() - last >= self.checkpoint_every:
                     self._save_checkpoint(part, consumer, convergence, done)
                     last = time.monotonic()
+        if part == "lambda":
+            self._check_counts(consumer.counts)
         self._save_checkpoint(part, consumer, convergence, done)
         changes = convergence.changes(consumer.counts["sequences"], consumer.estimates())
         self.store.manifest["convergence"].update(changes)
@@ -214,6 +212,17 @@ class _Fit:
         if part == "covariance":
             self.store.manifest["parts"]["covariance"] = True
         self.store.save_manifest()
+
+    def _check_counts(self, counts: Mapping[str, int]) -> None:
+        """Before the Λ pass is believed: it must have read what the covariance pass read."""
+        first = self.store.manifest["counts"]
+        odd = [name for name in counts if name in first and first[name] != counts[name]]
+        if odd:
+            self.remove_checkpoint()  # its sums are over other data
+            raise MsifError(
+                f"the data gave {first[odd[0]]} {NAMED[odd[0]]} in the covariance pass and {counts[odd[0]]} in the Λ "
+                "pass: give batches that are the same each time they are gone over."
+            )
 
     def _total(self) -> int | None:
         return getattr(self.batches, "size", None)

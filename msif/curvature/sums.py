@@ -8,15 +8,25 @@ from typing import Any
 from torch import Tensor
 
 from msif.models.capture import FiniteGuard
+from msif.models.objectives import Objective
 
 
 class RunningSums:
-    """The part that fitting passes share: named sums, counts, and a look at the sums after every batch."""
+    """The part that fitting passes share: named sums, counts, and a look at the sums after every batch.
 
-    def __init__(self, what: str, counts: list[str]) -> None:
-        self.counts = dict.fromkeys(counts, 0)
+    Attributes:
+        counts: sequences, live positions and supervised tokens that went in; the same of every pass over one data.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.counts = dict.fromkeys(("sequences", "positions", "supervised"), 0)
         self._guard = FiniteGuard(what)
         self._sums: dict[str, Tensor] = {}
+
+    def begin(self, batch: Any, objective: Objective) -> None:
+        self.counts["sequences"] += len(batch)
+        self.counts["positions"] += int(objective.live(batch).sum())
+        self.counts["supervised"] += int(objective.supervised_counts(batch).sum())
 
     def end(self, batch: Any) -> None:
         self._guard.check(batch)

@@ -1,6 +1,7 @@
 """Fits into a folder: what is there afterwards, and that an interrupted one ends with the same result."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -207,17 +208,54 @@ def test_data_that_gives_nothing_or_something_else_the_second_time(problem, tmp_
         problem.fit(tmp_path / "f", batches=[])
     with pytest.raises(MsifError, match="not an iterator"):
         problem.fit(tmp_path / "f", batches=iter(problem.batches))
-
-    class Shrinking:
-        turn = 0
-
-        def __iter__(self):  # a test of being an iterator, a look, and the two passes
-            self.turn += 1
-            return iter(problem.batches[: 6 if self.turn < 4 else 5])
-
-    with pytest.raises(MsifError, match="12 sequences in the covariance pass and 10"):
-        problem.fit(tmp_path / "g", identity=data_identity(problem), batches=Shrinking())
     assert not (tmp_path / "f").exists()
+
+
+class Changing:
+    """Batches that are others from the Λ pass on: before it are a test of being an iterator, a look, and a pass."""
+
+    def __init__(self, batches, later, turn=0):
+        self.batches, self.later, self.turn = batches, later, turn
+
+    def __iter__(self):
+        self.turn += 1
+        return iter(self.batches if self.turn < 4 else self.later)
+
+
+def without_last_document(batch):
+    return replace(batch, **{name: value[:-1] for name, value in vars(batch).items() if value is not None})
+
+
+def shortened(batch):
+    return replace(batch, supervised=batch.supervised & (torch.arange(batch.supervised.shape[1]) < 3))
+
+
+def with_a_prompt(batch):
+    return replace(batch, supervised=batch.supervised & (torch.arange(batch.supervised.shape[1]) > 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batches: batches[:-1], "12 sequences in the covariance pass and 10"),
+        (lambda batches: [*batches[:-1], without_last_document(batches[-1])], "12 sequences .* and 11"),
+        (lambda batches: [*batches, batches[0]], "12 sequences .* and 14"),
+        (lambda batches: [*batches[:-1], shortened(batches[-1])], "live positions"),
+        (lambda batches: [*batches[:-1], with_a_prompt(batches[-1])], "supervised tokens"),
+    ],
+)
+def test_data_that_changed_between_the_passes_is_refused_each_time(problem, finished, tmp_path, change, message):
+    options, later = {"identity": data_identity(problem), "checkpoint_every": 0}, change(problem.batches)
+    with pytest.raises(MsifError, match=message):
+        problem.fit(tmp_path / "f", batches=Changing(problem.batches, later), **options)
+    for _ in range(2):
+        with pytest.raises(MsifError, match=message):
+            problem.fit(tmp_path / "f", batches=later, **options)
+        with pytest.raises(MsifError, match="incomplete"):
+            FactorStore.open(tmp_path / "f")
+    problem.fit(tmp_path / "f", **options)
+    layer = "layers.0.safetensors"
+    assert (tmp_path / "f" / layer).read_bytes() == (finished.path / layer).read_bytes()
 
 
 def test_settings_are_checked():
