@@ -1,0 +1,147 @@
+"""Numerical rules of the passes, each on input where breaking it shows."""
+
+import pytest
+import torch
+from helpers import documents, tiny_lm
+from test_factors_dense import fitted, run
+
+from msif.attribution.scoring import ScorePass, split_bias
+from msif.curvature.covariance import CovariancePass
+from msif.curvature.factors import eigendecompose
+from msif.curvature.fit import FitSettings
+from msif.curvature.inputs import find_input_groups
+from msif.data.documents import collate
+from msif.models.capture import Capture
+from msif.models.objectives import CausalLM
+from msif.models.select import track_modules
+
+# of one sequence longer than the maps are wide, too, so that rotations come before and after the contraction
+LENGTHS = ([5, 9, 3, 7], [30, 25])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("elements", [1, 300])
+def test_eigenvalues_do_not_depend_on_how_many_sequences_are_taken_at_a_time(monkeypatch, lengths, elements):
+    model, objective, data = tiny_lm(), CausalLM(), [collate(documents(lengths))]
+    tracked = track_modules(model)
+    _, _, whole = fitted(model, tracked, objective, data)
+    monkeypatch.setattr("msif.curvature.eigenvalues.CHUNK_ELEMENTS", elements)
+    _, _, chunks = fitted(model, tracked, objective, data)
+    for name, factors in whole.items():
+        torch.testing.assert_close(chunks[name].Lambda, factors.Lambda)
+
+
+@pytest.mark.parametrize("elements", [1, 300])
+@pytest.mark.parametrize("with_norms", [True, False])
+def test_scores_and_norms_do_not_depend_on_how_many_sequences_are_taken_at_a_time(monkeypatch, elements, with_norms):
+    model, objective, batch = tiny_lm(), CausalLM(), collate(documents([5, 9, 3, 7]))
+    tracked = track_modules(model)
+    biased = {module.name: module.bias for module in tracked}
+    vectors = {module.name: torch.randn(60, *module.shape).double() for module in tracked}
+    split = split_bias(vectors, biased)  # so many queries that gradients are formed
+
+    def scored():
+        consumer = ScorePass(split, with_norms)
+        with Capture(model, tracked, consumer) as capture:
+            capture.run(objective, batch, [objective.loss_gradient])
+        return consumer.scores, consumer.norms
+
+    whole = scored()
+    monkeypatch.setattr("msif.attribution.scoring.CHUNK_ELEMENTS", elements)
+    torch.testing.assert_close(scored(), whole)
+    assert (whole[0] != 0).all() and bool((whole[1] > 0).all()) == with_norms
+
+
+class Gradients:
+    def __init__(self):
+        self.g = {}
+
+    def begin(self, batch, objective): ...
+
+    def forward(self, module, x): ...
+
+    def backward(self, module, saved, g):
+        self.g[module.name] = g
+
+    def end(self, batch): ...
+
+
+def gradients(model, batch, scale=1.0):
+    consumer, objective = Gradients(), CausalLM()
+    with Capture(model, track_modules(model), consumer) as capture:
+        capture.run(objective, batch, [lambda outputs, batch: scale * objective.loss_gradient(outputs, batch)])
+    return consumer.g
+
+
+def test_gradients_of_a_float16_model_have_the_size_of_the_loss():
+    batch = collate(documents([5, 7]))
+    expected = gradients(tiny_lm(dtype=torch.float32), batch)
+    for name, g in gradients(tiny_lm(dtype=torch.float16), batch).items():
+        assert g.dtype == torch.float32
+        torch.testing.assert_close(g, expected[name], rtol=0.05, atol=0.02 * float(expected[name].abs().max()))
+
+
+def test_fewer_gradients_of_a_float16_model_vanish_than_float16_would_lose(monkeypatch):
+    batch, faint = collate(documents([5, 7])), 2.0**-18  # a loss as small as that of a model that is sure
+    there = {name: g != 0 for name, g in gradients(tiny_lm(dtype=torch.float32), batch).items()}
+
+    def lost():
+        found = gradients(tiny_lm(dtype=torch.float16), batch, scale=faint)
+        return sum(int((found[n][t] == 0).sum()) for n, t in there.items()) / sum(int(t.sum()) for t in there.values())
+
+    carried = lost()
+    monkeypatch.setattr("msif.models.capture.HALF_GRADIENT_SCALE", 1.0)
+    assert carried < 0.1 < 0.3 < lost()
+
+
+def spread_spectrum(size=120):
+    basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
+    return basis @ torch.diag(torch.logspace(0, -7, size, dtype=torch.float64)) @ basis.T
+
+
+def test_eigenvectors_are_those_of_float64():
+    matrix = spread_spectrum().float()
+    values, vectors = eigendecompose(matrix, "m")
+    wide = vectors.double()
+    assert vectors.dtype == values.dtype == torch.float32
+    # to the rounding of float32; decomposed in it, they are ten times as far from orthogonal
+    assert float((wide.T @ wide - torch.eye(len(wide)).double()).abs().max()) < 3e-7
+    kept = matrix.double() @ wide - wide * values.double()
+    assert float(kept.norm(dim=0).max()) < 2e-7
+
+
+def test_eigenvectors_are_those_of_the_symmetric_part():
+    """Sums of rounded products are symmetric to rounding only, and the decomposition reads one triangle."""
+    matrix = spread_spectrum()
+    skewed = matrix + 1e-2 * torch.triu(torch.randn_like(matrix), 1)
+    values, _ = eigendecompose(skewed, "m")
+    torch.testing.assert_close(values, torch.linalg.eigvalsh((skewed + skewed.T) / 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_covariances_of_a_16_bit_model_are_sums_in_float32_of_products_in_float32(dtype):
+    model, objective = tiny_lm(dtype=dtype), CausalLM()
+    tracked, batch = track_modules(model), collate(documents([30, 40, 35]))
+    groups = find_input_groups(model, tracked, objective, batch)
+    seen = {}
+
+    class Watched(CovariancePass):
+        def forward(self, module, x):
+            seen.setdefault(module.name, []).append((x, None))
+            super().forward(module, x)
+
+        def backward(self, module, saved, g):
+            seen[module.name].append((None, g))
+            super().backward(module, saved, g)
+
+    consumer = Watched(tracked, groups, torch.device("cpu"), torch.float32)
+    run(model, tracked, objective, [batch] * 40, consumer, FitSettings())
+    live = objective.live(batch).flatten()
+    for module in tracked:
+        x = torch.cat([x.reshape(-1, x.shape[-1])[live] for x, _ in seen[module.name] if x is not None]).double()
+        g = torch.cat([g.reshape(-1, g.shape[-1]) for _, g in seen[module.name] if g is not None]).double()
+        A, G = consumer.A(groups[module.name])[: module.d_in, : module.d_in], consumer.G(module.name)
+        assert A.dtype == G.dtype == torch.float32
+        for found, exact in ((A, x.T @ x), (G[0], g[:, : module.block_rows].T @ g[:, : module.block_rows])):
+            exact = exact / consumer.counts["positions"]
+            assert float((found.double() - exact).norm() / exact.norm()) < 1e-4
