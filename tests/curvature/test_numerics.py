@@ -8,7 +8,7 @@ from test_factors_dense import fitted, run
 from msif.attribution.scoring import ScorePass, split_bias
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.factors import eigendecompose
-from msif.curvature.fit import FitSettings
+from msif.curvature.fit import FitSettings, fit
 from msif.curvature.inputs import find_input_groups
 from msif.data.documents import collate
 from msif.models.capture import Capture
@@ -145,3 +145,12 @@ def test_covariances_of_a_16_bit_model_are_sums_in_float32_of_products_in_float3
         for found, exact in ((A, x.T @ x), (G[0], g[:, : module.block_rows].T @ g[:, : module.block_rows])):
             exact = exact / consumer.counts["positions"]
             assert float((found.double() - exact).norm() / exact.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_factors_are_float32_whatever_the_weights(tmp_path, dtype):
+    model = tiny_lm(dtype=dtype)
+    store = fit(model, track_modules(model, "mlp"), CausalLM(), [collate(documents([5, 7]))], tmp_path / "f")
+    assert store.manifest["run"]["compute_dtype"] == "float32"
+    for factors in store.load_all().values():
+        assert {tensor.dtype for tensor in vars(factors).values()} == {torch.float32}
