@@ -20,7 +20,9 @@ from experiments.demo.report import report
 
 METHODS = {
     "multi-stage": ("multi-stage influence", ["--method", "multi-stage"]),
-    "multi-stage-unit": ("multi-stage, unit norm", ["--method", "multi-stage", "--normalize", "unit"]),
+    "multi-stage-unit": ("multi-stage, `--normalize unit`", ["--method", "multi-stage", "--normalize", "unit"]),
+    "multi-stage-alpha-0": ("multi-stage, `--alpha 0`", ["--method", "multi-stage", "--alpha", "0"]),
+    "multi-stage-auto": ("multi-stage, `--damping auto`", ["--method", "multi-stage", "--damping", "auto"]),
     "gdp": ("gradient dot product", ["--method", "gdp"]),
     "cosine": ("gradient cosine", ["--method", "cosine"]),
 }

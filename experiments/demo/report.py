@@ -1,4 +1,4 @@
-"""What the demo prints: each question with its proponents, then a table of the methods."""
+"""What the demo prints and keeps: each question with its proponents, then a table of the methods."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import table as terminal
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from experiments.demo.ranks import at_random, first_source, mean, read_rankings, read_rows, summarise
+from msif.reporting.tables import Table, write_results
 
 MAIN = "multi-stage"  # the method whose proponents are printed
 
@@ -51,10 +52,13 @@ def report(console: Console, world: Path, asked: Path, results: Path, methods: M
     console.print()
     console.rule(style="dim")
     right = [question for question in questions if question.right]
-    if right:
-        print_comparison(console, world, right, len(questions), {methods[name]: rankings[name] for name in methods})
-    else:
+    if not right:
         console.print("The model answered no question right, so there are no true sources to look for.")
+        return
+    by_title = {methods[name]: rankings[name] for name in methods}
+    table = comparison(world, right, len(questions), by_title)
+    print_comparison(console, table, world, right, by_title[methods[MAIN]])
+    write_results(results.parent, "demo", table, {"questions": len(questions), "methods": dict(methods)})
 
 
 def answered(world: Path, asked: Path, shown: Sequence[dict]) -> list[Question]:
@@ -87,10 +91,10 @@ def print_question(
         console.print(Text(f"    first true source: {places}", style="dim"))
 
 
-def print_comparison(
-    console: Console, world: Path, right: Sequence[Question], asked: int, rankings: Mapping[str, dict[str, list[str]]]
-) -> None:
-    """The table of methods, over the questions that the model answers right, and how to read it."""
+def comparison(
+    world: Path, right: Sequence[Question], asked: int, rankings: Mapping[str, dict[str, list[str]]]
+) -> Table:
+    """How often a true source ranks first and within ten, by method, over the questions answered right."""
     some = next(iter(rankings.values()))  # each method has scored the same candidates
     corpus = read_rows(world / "corpus.jsonl")
     columns = {**rankings, "sentence embeddings alone": by_embedding(corpus, right, len(some[right[0].id]))}
@@ -98,17 +102,33 @@ def print_comparison(
         title: summarise([first_source(ranking[question.id], question.sources) for question in right])
         for title, ranking in columns.items()
     }
-    counts = [(len(some[question.id]), len(question.sources.intersection(some[question.id]))) for question in right]
-    rows["a random order of the candidates"] = mean([at_random(*count) for count in counts])
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title_justify="left", title_style="bold")
-    table.title = f"{len(right)} of {asked} questions, those that the model answers right"
-    table.add_column("a true source ranks")
-    for name in ("first", "within ten", "MRR"):
-        table.add_column(name, justify="right")
-    for title, summary in rows.items():
-        table.add_row(title, f"{summary.first:.0%}", f"{summary.within_ten:.0%}", f"{summary.mrr:.2f}")
+    rows["random order"] = mean([at_random(*found(question, some)) for question in right])
+    return Table(
+        ("a true source ranks", "first", "within ten", "MRR"),
+        [(title, summary.first, summary.within_ten, summary.mrr) for title, summary in rows.items()],
+        f"{len(right)} of {asked} questions, those that the model answers right",
+        {"first": ".0%", "within ten": ".0%", "MRR": ".2f"},
+    )
+
+
+def found(question: Question, ranking: Mapping[str, list[str]]) -> tuple[int, int]:
+    """Candidates of a question, and true sources among them."""
+    return len(ranking[question.id]), len(question.sources.intersection(ranking[question.id]))
+
+
+def print_comparison(
+    console: Console, table: Table, world: Path, right: Sequence[Question], ranking: Mapping[str, list[str]]
+) -> None:
+    """The table, and how to read it."""
+    shown = terminal.Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title_justify="left", title_style="bold")
+    shown.title = table.title
+    for number, name in enumerate(table.columns):
+        shown.add_column(name, justify="right" if number else "left")
+    for row in table.rows:
+        shown.add_row(row[0], *(format(v, table.formats[c]) for c, v in zip(table.columns[1:], row[1:], strict=True)))
     console.print()
-    console.print(table)
+    console.print(shown)
+    corpus, counts = read_rows(world / "corpus.jsonl"), [found(question, ranking) for question in right]
     stated, kept = sum(len(question.sources) for question in right), sum(count for _, count in counts)
     console.print(
         f"\nMRR is the mean of 1 / rank of the first true source. Each fact is stated by {stated // len(right)} of "

@@ -78,6 +78,9 @@ def test_the_report_counts_right_answers_only(results):
     rows = {line.split("  ")[0]: line.split()[-3:] for line in text.splitlines()}
     assert rows["multi-stage influence"] == ["100%", "100%", "1.00"]
     assert rows["sentence embeddings alone"] == ["0%", "0%", "0.00"]
+    (table,) = json.loads((results / "demo.json").read_text())["tables"]
+    assert table["rows"][0] == {"a true source ranks": "multi-stage influence", "first": 1, "within ten": 1, "MRR": 1}
+    assert "| multi-stage influence " in (results / "demo.md").read_text()
 
 
 def test_a_command_that_fails_ends_the_demo_with_its_status():

@@ -1,5 +1,6 @@
 """What README and docs/ say runs and is complete."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -79,6 +80,23 @@ def test_figures_in_a_pages_tables_are_those_of_the_run(page):
     assert len(table) > 5 and not [line for line in table if cells(line) not in found]
     for image in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
         assert (ROOT / "docs" / image).stat().st_size < 200_000
+
+
+def test_figures_of_the_demo_are_those_of_its_run():
+    """In the README all rows of the table, in the guide what it says of damping."""
+    (table,) = json.loads((ROOT / "docs" / "results" / "demo" / "demo.json").read_text(encoding="utf-8"))["tables"]
+    rows = [cells(line) for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    expected = [
+        (r["a true source ranks"], f"{r['first']:.0%}", f"{r['within ten']:.0%}", f"{r['MRR']:.2f}")
+        for r in table["rows"]
+    ]
+    spaced = [(title, first.replace("%", " %"), ten.replace("%", " %"), mrr) for title, first, ten, mrr in expected]
+    assert [row for row in rows if row in spaced] == spaced
+    assert table["title"].split(",")[0] in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    mrr = {title.rpartition(", ")[2]: value for title, _, _, value in expected}
+    said = f"MRR is {mrr['`--alpha 0`']} with `--alpha 0`, {mrr['multi-stage influence']} by default, and"
+    guide = " ".join((ROOT / "docs" / "user-guide.md").read_text(encoding="utf-8").split())
+    assert f"{said} {mrr['`--damping auto`']} with `--damping auto`" in guide
 
 
 @pytest.fixture
