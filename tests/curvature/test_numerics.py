@@ -5,11 +5,13 @@ import torch
 from helpers import documents, tiny_lm
 from test_factors_dense import fitted, run
 
+from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.scoring import ScorePass, split_bias
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.factors import eigendecompose
 from msif.curvature.fit import FitSettings, fit
 from msif.curvature.inputs import find_input_groups
+from msif.curvature.vectors import dot
 from msif.data.documents import collate
 from msif.models.capture import Capture
 from msif.models.objectives import CausalLM
@@ -154,3 +156,61 @@ def test_factors_are_float32_whatever_the_weights(tmp_path, dtype):
     assert store.manifest["run"]["compute_dtype"] == "float32"
     for factors in store.load_all().values():
         assert {tensor.dtype for tensor in vars(factors).values()} == {torch.float32}
+
+
+class Sure:
+    """A generator that draws what rounds to one in float32."""
+
+    def random(self, count):
+        return [1 - 1e-12] * count
+
+
+@pytest.mark.parametrize("classes", [3, 50, 1000])
+def test_no_label_is_drawn_that_cannot_be(classes):
+    logits = torch.full((1, 2, classes), float("-inf"))
+    logits[..., :2] = 0.0
+    batch = collate(documents([2]))
+    labels = CausalLM().sample(logits, batch, [Sure()])
+    assert bool((labels < 2).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_of_16_bit_outputs_are_those_of_their_values_in_float32(dtype):
+    batch, objective = collate(documents([9])), CausalLM()
+    logits = (4 * torch.randn(1, 9, 3000)).to(dtype)
+    exact = objective.losses(logits.double(), batch)
+    assert objective.losses(logits, batch).dtype == torch.float32
+    torch.testing.assert_close(objective.losses(logits, batch).double(), exact, rtol=1e-5, atol=0.0)
+    gradient, wide = objective.loss_gradient(logits, batch), objective.loss_gradient(logits.double(), batch)
+    assert gradient.dtype == dtype
+    # one rounding, of the result
+    assert bool(((gradient.double() - wide).abs() <= torch.finfo(dtype).eps * wide.abs() + 1e-7).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_query_gradients_of_a_16_bit_model_are_sums_in_float32(dtype):
+    model, objective, batch = tiny_lm(dtype=dtype), CausalLM(), collate(documents([40]))
+    side = Side(model, track_modules(model, "mlp"), objective)
+    seen = {}
+
+    class Watched(Gradients):
+        def forward(self, module, x):
+            return x
+
+        def backward(self, module, saved, g):
+            seen[module.name] = g[0].double().T @ saved[0].double()
+
+    with Capture(model, side.tracked, Watched()) as capture:
+        capture.run(objective, batch, [objective.loss_gradient])
+    for name, vectors in query_gradients(side, [batch]).items():
+        exact = seen[name]
+        assert vectors.dtype == torch.float32
+        assert float((vectors[0, :, : exact.shape[1]].double() - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_inner_products_of_float32_vectors_are_taken_in_float64():
+    large = torch.tensor([[[1e6, 1.0, -1e6]]])
+    one = {"m": large, "n": torch.full((1, 1, 3), 1e-3)}
+    other = {"m": torch.tensor([[[1e6, 1.0, 1e6]]]), "n": torch.full((1, 1, 3), 1e-3)}
+    assert dot(one, other).dtype == torch.float64
+    assert float(dot(one, other)) == pytest.approx(1.000003, rel=1e-9)
