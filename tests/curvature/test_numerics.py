@@ -1,5 +1,7 @@
 """Numerical rules of the passes, each on input where breaking it shows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import documents, tiny_lm
@@ -214,3 +216,11 @@ def test_inner_products_of_float32_vectors_are_taken_in_float64():
     other = {"m": torch.tensor([[[1e6, 1.0, 1e6]]]), "n": torch.full((1, 1, 3), 1e-3)}
     assert dot(one, other).dtype == torch.float64
     assert float(dot(one, other)) == pytest.approx(1.000003, rel=1e-9)
+
+
+def test_a_first_token_that_is_marked_is_predicted_by_nothing():
+    batch = collate(documents([4, 6]))
+    marked = replace(batch, supervised=torch.ones_like(batch.supervised))
+    objective = CausalLM()
+    assert objective.supervised_counts(marked).tolist() == [5, 5]
+    assert not objective.predicting(marked)[:, -1].any() and not objective.live(marked)[:, -1].any()
