@@ -255,11 +255,12 @@ def test_rates_that_were_set_by_hand(tmp_path):
     rates = list(np.random.default_rng(0).uniform(1e-5, 1e-3, 30))
     leave(tmp_path, None, dict(enumerate(rates, 1)), 30)
     assert summed(tmp_path, group(rates[-1], None)) == pytest.approx(sum(rates))
-    leave(tmp_path, None, {}, 30)
-    assert summed(tmp_path, group(1e-3, None)) == pytest.approx(0.03, rel=0.5)
     leave(tmp_path, None, {500: 1e-3}, 1000)
-    with pytest.raises(MsifError, match="logs 1 learning rates in 1000 steps"):
-        summed(tmp_path, group(1.0, None))
+    assert summed(tmp_path, group(1e-3, None)) == pytest.approx(1.0)
+    for logged, final in (({}, 1e-3), ({500: 1e-3}, 1e-5), ({3: 1e-3, 500: 2e-3}, 1.0)):
+        leave(tmp_path, None, logged, 1000)
+        with pytest.raises(MsifError, match="too little of its schedule"):
+            summed(tmp_path, group(final, None))
 
 
 def test_lines_bound_what_lies_between_them():

@@ -177,14 +177,12 @@ def _fits(rates: Rates, parameters: int, tolerance: float) -> Iterator[_Fit]:
     """The schedules with so many parameters, the warm-up among them, that pass through all rates."""
     for late in (False, True) if rates.logged else (False,):
         k, rate = (np.array(column) for column in zip(*_some(list(rates.points(late).items())), strict=True))
-        logged = rates.logged.get(rates.steps)
-        if (
-            late
-            and logged is not None
-            and rates.final is not None
-            and abs(logged - rates.final) > tolerance * max(rate)
+        if late and abs(rates.logged.get(rates.steps, rate[-1]) - rate[-1]) > tolerance * max(
+            rate.max(), rates.peak or 0
         ):
-            continue  # the next rate, logged late, is the final one
+            continue  # what is logged late after the last step is the final rate
+        if not rates.peak and len(rate) < (2 if rate.min() == rate.max() else 3 + parameters):
+            continue  # nearly anything would do
         for family, floored in itertools.product(FAMILIES, (False, True)):
             free = parameters - family.parameters - floored
             if free in (family.flat, 1) and (not floored or (family.floored and rates.peak)):

@@ -128,6 +128,8 @@ class _Optimizer:
         alike = len(set(zip(self.shares, rules, strict=True))) == 1
         if self.rule.stateless and alike and count in (0, len(self.names)):
             return dict.fromkeys(names, Numbered(0, None, None))  # all are trained, and all in the same way
+        if not self.rule.stateless and not any(one.shape for group in groups for one in group):
+            raise self._misfit("no second moment for any parameter")
         try:
             return match_parameters(groups, self.model, names)
         except Misfit as error:
