@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.attribution.methods import IHVPS
-from msif.cli.checks import check_arguments, check_options
+from msif.cli.checks import check_arguments, check_options, check_output
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
 from msif.cli.parsing import (
     Parser,
@@ -19,7 +19,6 @@ from msif.cli.parsing import (
     set_up_logging,
     write_configuration,
 )
-from msif.cli.pull import warn_of_no_pull, with_alpha
 
 EXAMPLE = """example:
   python -m msif.influence --pretrained base --finetuned tuned --pretrained-factors factors/base
@@ -184,16 +183,17 @@ def _add_method_flags(group: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser()
-    given = command.parse(arguments)
-    set_up_logging(given.quiet)
-    args = with_alpha(given)
+    args = command.parse(arguments)
+    set_up_logging(args.quiet)
     check_arguments(args)
     check_options(args.method, command.given(arguments))
     from msif.cli.explain import explain, prepare
     from msif.cli.output import new_or_unchanged, report, write
 
     job = prepare(args)
-    warn_of_no_pull(given, args)
+    args.alpha = job.args.alpha
+    if args.output:
+        check_output(Path(args.output), args)
     if args.dry_run:
         print(job.describe())
         return

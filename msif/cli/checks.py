@@ -90,7 +90,8 @@ def check_output(path: Path, args: argparse.Namespace) -> None:
     if not isinstance(then, dict):
         raise MsifError(f"{config} is damaged: choose another --output or remove that folder.")
     now = configuration(args)
-    changed = [key for key in now if key != "output" and then.get(key) != now[key]]
+    left_open = {"output"} | ({"alpha"} if args.alpha is None else set())  # α is chosen with the models at hand
+    changed = [key for key in now if key not in left_open and then.get(key) != now[key]]
     if changed:
         key = min(changed, key=lambda key: key != "method")  # another method brings other defaults with it
         raise MsifError(

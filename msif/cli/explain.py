@@ -14,6 +14,7 @@ from msif.cli.flags import field_arguments
 from msif.cli.job import Job
 from msif.cli.method import index_batches, scorer_options
 from msif.cli.models import label2id, longest
+from msif.cli.pull import with_alpha
 from msif.cli.showing import shown_documents
 from msif.cli.stage import ihvp_of, stage_of
 from msif.curvature.store import FactorStore
@@ -71,6 +72,8 @@ def prepare(args: argparse.Namespace) -> Job:
         elif last_stage is not None:
             index = index_batches("finetuned", first, finetuned_store, of_corpus, read, args)
             last_stage = replace(last_stage, batches=index)
+    args, last_stage, warning = with_alpha(args, finetuned, last_stage)
+    damping = Damping(args.damping, args.damping_scale, args.alpha)
     scorer = build_scorer(args.method, first_stage, last_stage, damping, ihvp_of(args), **scorer_options(args))
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
@@ -78,6 +81,8 @@ def prepare(args: argparse.Namespace) -> Job:
     measured = first if args.method == "single-stage" else last
     job = Job(args, corpus, format, queries, first, measured, last, scorer, weights, index)
     job.encoded([query for query in queries if query.completion is not None or query.label is not None])
+    if warning:
+        log.warning("%s", warning)
     return job
 
 

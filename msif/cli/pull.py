@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import logging
-from typing import Literal
+from dataclasses import replace
 
-log = logging.getLogger(__name__)
+from msif.attribution.stages import Stage
+from msif.models.loading import LoadedModel
+from msif.models.training import TrainingUnknown, natural_tau
 
 
-def with_alpha(args: argparse.Namespace) -> argparse.Namespace:
-    """The flags, with the α that the run takes in the place of none, so that its configuration repeats it.
+def with_alpha(
+    args: argparse.Namespace, finetuned: LoadedModel | None, stage: Stage | None
+) -> tuple[argparse.Namespace, Stage | None, str | None]:
+    """The flags with the α that the run takes in the place of none, so that its configuration repeats it.
 
-    "auto", 1/τ, beside ``--damping auto`` and where the fine-tuning is known; else 0. Only multi-stage influence has an
-    α.
+    "auto", 1/τ, beside ``--damping auto`` and where the fine-tuning tells τ; else 0. Nobody asked for it, so nothing
+    that lies beside the model is an error. Only multi-stage influence has an α.
+
+    Returns:
+        Also the fine-tuned stage with its τ, and a warning where α is 0.
     """
-    if args.alpha is not None or args.method != "multi-stage" or not args.finetuned:
-        return args
-    return argparse.Namespace(**{**vars(args), "alpha": _default(args)})
-
-
-def _default(args: argparse.Namespace) -> float | Literal["auto"]:
-    from msif.models.training import training_is_known  # slow to import
-
-    known = args.damping == "auto" or args.learning_rate_sum or training_is_known(args.finetuned)
-    return "auto" if known else 0.0
-
-
-def warn_of_no_pull(given: argparse.Namespace, args: argparse.Namespace) -> None:
-    """Says that α is 0 where nobody asked for that.
-
-    Args:
-        given: the flags before ``with_alpha``.
-    """
-    if given.alpha is None and args.alpha == 0:
-        log.warning(
-            "--alpha is 0, since no trainer_state.json and optimizer.pt beside %s tell how it was fine-tuned: "
-            "save them there, or give --alpha X (1/τ of fine-tuning), or for SGD --learning-rate-sum.",
-            args.finetuned,
-        )
+    if args.alpha is not None or args.method != "multi-stage" or finetuned is None or stage is None:
+        return args, stage, None
+    warning = None
+    if args.damping != "auto":  # with it, τ is there
+        try:
+            rates = args.learning_rate_sum or [None]
+            tau = natural_tau(finetuned.name, finetuned.model, stage.side.tracked, rates[-1])
+            stage = replace(stage, tau=tau)
+        except TrainingUnknown as error:
+            warning = (
+                f"--alpha is 0, since no trainer_state.json and optimizer.pt beside {finetuned.name} tell the scale of "
+                f"its fine-tuning ({error.reason}): give --alpha X (1/τ of fine-tuning), or if only its learning rates "
+                "are missing --learning-rate-sum."
+            )
+    return argparse.Namespace(**{**vars(args), "alpha": 0.0 if warning else "auto"}), stage, warning

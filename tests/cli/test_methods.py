@@ -159,12 +159,3 @@ def test_alpha_by_default_where_fine_tuning_is_not_known(world, tmp_path, caplog
     assert influence(*repeated, "--output", tmp_path / "again") == 0
     assert by_candidate(tmp_path / "again") == by_candidate(tmp_path / "out")
     assert warnings_of_alpha(caplog) == [warning]  # the first run's
-
-
-def test_training_that_cannot_be_used_is_not_passed_over(world, explain, tmp_path):
-    """By default as with --alpha auto; --alpha 0 does without it."""
-    strange = {"state": {}, "param_groups": [{"lr": 0.002, "alpha": 0.99, "params": []}]}
-    tuned = copied(world.tuned, tmp_path / "tuned", strange)
-    explain("neither SGD nor Adam.*give numbers for --damping and --alpha", finetuned=tuned)
-    flags = [*world.pair, "--finetuned", tuned, *world.factors, *QUERY, *ALL]
-    assert influence(*flags, "--alpha", 0, "--output", tmp_path / "zero") == 0
