@@ -76,9 +76,7 @@ def prepare(args: argparse.Namespace) -> Job:
         log.info("left out: %s (%s)", name, reason)
     weights = [model.weights for model in (pretrained, finetuned) if model]
     measured = first if args.method == "single-stage" else last
-    job = Job(args, corpus, format, queries, first, measured, last, scorer, weights, index)
-    job.encoded([query for query in queries if query.completion is not None or query.label is not None])
-    return job
+    return Job(args, corpus, format, queries, first, measured, last, scorer, weights, index).checked()
 
 
 def _rows(source: str, args: argparse.Namespace) -> Corpus:
