@@ -47,6 +47,20 @@ def pair_tokens(tokenizer: Any, prompts: Sequence[str], completions: Sequence[st
     return located(tokenizer, texts, [[len(prompt)] for prompt in prompts], beginning=True)
 
 
+def said_after(tokenizer: Any, before: Sequence[int], ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    """What some tokens say after others: decoded with them, because some tokenizers drop the first space of a text."""
+    options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+    known = tokenizer.decode(list(before), **options)
+    whole = tokenizer.decode([*before, *ids], **options)
+    pairs = enumerate(zip(known, whole, strict=False))
+    return whole[next((place for place, (one, other) in pairs if one != other), len(known)) :]
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token of a text says."""
+    return [said_after(tokenizer, ids[max(place - 1, 0) : place], [token]) for place, token in enumerate(ids)]
+
+
 def located(tokenizer: Any, texts: Sequence[str], places: Sequence[Sequence[int]], *, beginning: bool) -> list[Tokens]:
     """Tokens of texts, with the number of them before each place (a number of characters).
 

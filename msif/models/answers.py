@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from msif.data.tokens import plain
+from msif.data.tokens import plain, said_after
 from msif.errors import UnusableError
 
 
@@ -58,15 +58,8 @@ def greedy_completion(
 
 
 def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:
-    """What an answer's tokens say after their prompt.
-
-    They are decoded with it, because some tokenizers drop the first space of a text.
-    """
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before = tokenizer.decode(list(prompt_ids), **options)
-    whole = tokenizer.decode([*prompt_ids, *answer_ids], **options)
-    pairs = enumerate(zip(before, whole, strict=False))
-    text = whole[next((place for place, (one, other) in pairs if one != other), len(before)) :]
+    """What an answer's tokens say, without control tokens."""
+    text = said_after(tokenizer, prompt_ids, answer_ids, skip_special_tokens=True)
     # the limit of tokens can fall within a character
     return text.rstrip("\ufffd") or text
 

@@ -8,7 +8,7 @@ from zoo import BEGINS, BOTH, ZOO, bert, bytes_bpe, folded, llama2, metaspace_bp
 
 from msif.data.encoding import Encoder
 from msif.data.format import Format
-from msif.data.tokens import pair_tokens, prompt_tokens
+from msif.data.tokens import pair_tokens, pieces, prompt_tokens
 
 PAIRS = [
     ("At?", " London"),
@@ -107,3 +107,12 @@ def test_a_control_token_that_takes_the_blanks_after_it_is_the_prompts():
     tokenizer.add_tokens([AddedToken("<|assistant|>", rstrip=True, special=True)], special_tokens=True)
     assert supervised(tokenizer, "At?<|assistant|>\n", " London") == ["London"]
     assert supervised(tokenizer, "At?<|assistant|>", "\nLondon") == ["London"]
+
+
+@pytest.mark.parametrize("make", ZOO.values(), ids=ZOO)
+def test_the_pieces_of_a_text_make_it_up(make):
+    tokenizer = make()
+    ids = bare(tokenizer, "the cat At London don")
+    parts = pieces(tokenizer, ids)
+    assert len(parts) == len(ids)
+    assert "".join(parts).lower() == tokenizer.decode(ids, clean_up_tokenization_spaces=False).lower()
