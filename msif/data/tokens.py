@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any
-
-import numpy as np
 
 # Asked not to truncate or pad: a tokenizer file can carry such settings, and they would be obeyed.
 WHOLE = {"truncation": False, "padding": False, "verbose": False}
@@ -97,9 +96,8 @@ def _by_offsets(tokenizer: Any, texts: Sequence[str], places: Sequence[Sequence[
             start + len(text[start:end].rstrip()) if id in swallowing else end
             for id, (start, end) in zip(own, offsets[first:last], strict=True)
         ]
-        # the furthest end so far: some tokens stand for no character and say (0, 0)
-        reached = np.maximum.accumulate(np.asarray(ends, dtype=np.int64))
-        before = [int(np.searchsorted(reached, place, side="right")) if place else 0 for place in there]
+        reached = list(accumulate(ends, max))  # some tokens stand for no character, and say (0, 0)
+        before = [bisect_right(reached, place) if place else 0 for place in there]
         result.append(_begun(ids[:first], own, before))
     return result
 
@@ -117,7 +115,7 @@ def _by_beginnings(tokenizer: Any, text: str, places: Sequence[int], beginning: 
     before = []
     for place in places:
         same = takewhile(lambda pair: pair[0] == pair[1], zip(own, _bare(tokenizer, text[:place]), strict=False))
-        before.append(len(own) if place >= len(text) else sum(1 for _ in same) if place else 0)
+        before.append(len(own) if place >= len(text) else sum(1 for _ in same))
     prefix: list[int] = []
     if beginning and own:
         wrapped = plain(tokenizer, [text])[0]

@@ -178,6 +178,31 @@ def test_a_tokenizer_that_ends_texts_does_not_end_prompts(chatty, tmp_path):
     assert by_candidate(tmp_path / "given") == pytest.approx(by_candidate(tmp_path / "own", "own"), rel=1e-4, abs=1e-6)
 
 
+def test_an_answer_is_tokenised_again_for_a_model_with_other_tokens(world, tmp_path, caplog):
+    """Measured on the pre-trained model, whose tokenizer knows no "xx"."""
+    shutil.copytree(world.tuned, tmp_path / "tuned")
+    file = tmp_path / "tuned" / "tokenizer.json"
+    description = json.loads(file.read_text())
+    vocabulary = description["model"]["vocab"]
+    vocabulary["xx"] = vocabulary.pop("ÿ")
+    description["model"]["merges"] = [["x", "x"]]
+    file.write_text(json.dumps(description))
+    rows = [
+        {"id": name, "prompt": prompt} for name, prompt in (("short", "Axx?"), ("long", "x" * 30), ("same", "Who?"))
+    ]
+    queries = write_rows(tmp_path / "q.jsonl", rows)
+    flags = ["--pretrained", world.base, "--finetuned", tmp_path / "tuned", "--corpus", world.folder / "corpus.jsonl"]
+    flags += [*ALL, "--method", "single-stage", "--pretrained-factors", world.base_factors, "--max-length", 20]
+    assert influence(*flags, "--queries", queries, "--max-new-tokens", 3, "--output", tmp_path / "out") == 0
+    assert "1 answers are tokenised again, by the tokenizer of the model they are measured on" in caplog.messages
+    assert sum("query 'long' is left out: Truncation to 20 tokens" in line for line in caplog.messages) == 1
+    answer = next(document["completion"] for document in shown(tmp_path / "out") if document["query_id"] == "short")
+    assert influence(*flags, "--query", "Axx?", "--completion", answer, "--output", tmp_path / "given") == 0
+    again = by_candidate(tmp_path / "given")
+    assert by_candidate(tmp_path / "out", "short") == pytest.approx(again, rel=1e-4, abs=1e-6)
+    assert set(by_candidate(tmp_path / "out", "same")) == set(again)
+
+
 def test_messages_that_the_template_does_not_take_are_refused_before_work(chatty, world, tmp_path, refused):
     tokenizer = AutoTokenizer.from_pretrained(chatty[3])
     tokenizer.chat_template = "{{ raise_exception('no system here') }}"

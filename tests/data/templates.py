@@ -198,6 +198,14 @@ IN_PARTS = [
     {"role": "user", "content": [{"type": "text", "text": "Where?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "Here."}]},
 ]
+# two rounds of thinking, of which a template keeps the second only, since no question came after it
+ROUNDS = [*THINKING[1:3], *RESPONSES]
+OPENED = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+QUOTING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}U: {% if not loop.first %}"
+    "> {{ messages[loop.index0 - 1].content }}\n{% endif %}{{ m['content'] }}\n"
+    "{% else %}A: {{ m['content'] }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+)
 CALLED = '<tool_call>\n{"name": "weather", "arguments": {"town": "Linz"}}\n</tool_call>'
 
 
@@ -232,6 +240,17 @@ CASES = {
     "qwen3, tool responses of the user": Case(
         QWEN3, RESPONSES, [f"<think>\nAsk.\n</think>\n\nWeather of Linz?{E}", f"<think>\n\n</think>\n\nNo.{E}"]
     ),
+    "qwen3, rounds": Case(
+        QWEN3,
+        ROUNDS,
+        [f"Two.{E}", f"<think>\nAsk.\n</think>\n\nWeather of Linz?{E}", f"<think>\n\n</think>\n\nNo.{E}"],
+    ),
+    "a thought that the generation prompt begins": Case(
+        OPENED,
+        turns(("Who?", "<think>\nHm.\n</think>She is."), ("So?", "Yes.")),
+        [f"<think>\nHm.\n</think>She is.{E}", f"Yes.{E}"],
+    ),
+    "earlier answers are quoted": Case(QUOTING, ALTERNATING, ["She is.\n", "Who?\n"]),
     "mistral, system in the last user turn": Case(
         MISTRAL.replace("SYSTEM_IS_HERE", "message == user_messages[-1]"), PLAIN, [" She is.</s>", " Who?</s>"], "<s>"
     ),

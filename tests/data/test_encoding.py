@@ -5,6 +5,7 @@ from templates import CHATML, MARKED
 from msif.data.corpus import corpus_from_rows
 from msif.data.encoding import Encoder
 from msif.data.format import Format, check_rows, choose_format, label_index
+from msif.data.messages import check_messages
 from msif.errors import MsifError
 
 PAIR = Format(prompt="prompt", completion="completion")
@@ -238,4 +239,11 @@ def test_what_a_row_says():
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}, {"type": "text", "text": "And who?"}]
     assert Format(messages="m").text_of({"m": [{"role": "user", "content": parts}]}, "") == "What?\nAnd who?"
     assert Format(messages="m").text_of({"m": None}, "") == ""
+
+
+def test_keys_that_a_table_adds_to_turns_are_gone():
+    part, call = {"type": "image", "text": None}, {"name": "f", "arguments": {"x": 1, "y": None}}
+    turn = {"role": "user", "content": [part], "tool_calls": [call], "name": None}
+    expected = {"role": "user", "content": [{"type": "image"}], "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
+    assert check_messages([turn, {"role": "tool", "content": None}], "") == [expected, {"role": "tool"}]
     assert TEXT.texts(corpus_from_rows([{"text": "a"}, {"text": "b"}])) == ["a", "b"]

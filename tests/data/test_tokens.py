@@ -1,6 +1,7 @@
 """Prompt and completion are tokenised together, whatever the tokenizer does to spaces and at the ends of a text."""
 
 from itertools import takewhile
+from typing import ClassVar
 
 import pytest
 from tokenizers import AddedToken
@@ -98,6 +99,10 @@ def test_what_the_completion_is():
         assert supervised(bytes_bpe(trim=trim, post=BEGINS), "", " London") == ["ĠLondon"]
         assert supervised(bytes_bpe(trim=trim, post=BEGINS), "", " \n") == ["Ġ", "Ċ"]
         assert supervised(bytes_bpe(trim=trim), "At", "  ") == ["Ġ", "Ġ"]
+    assert supervised(bytes_bpe(post=BEGINS, leads=True), "", " \n") == [
+        "Ġ",
+        "Ċ",
+    ]  # of the first the offsets are (0, 0)
     assert supervised(bert(), "At?", " London") == ["london"]
     assert supervised(folded(), "ﬁ ﬁ ½ AT?", " ﬁ LONDON ") == ["▁", "f", "i", "▁london"]
 
@@ -107,6 +112,20 @@ def test_a_control_token_that_takes_the_blanks_after_it_is_the_prompts():
     tokenizer.add_tokens([AddedToken("<|assistant|>", rstrip=True, special=True)], special_tokens=True)
     assert supervised(tokenizer, "At?<|assistant|>\n", " London") == ["London"]
     assert supervised(tokenizer, "At?<|assistant|>", "\nLondon") == ["London"]
+
+
+def test_tokens_that_stand_for_no_character():
+    class Odd:
+        """Says (0, 0) of a token amidst the others."""
+
+        is_fast = True
+        added_tokens_decoder: ClassVar = {}
+
+        def __call__(self, texts, **_):
+            offsets = [(0, 3), (3, 7), (0, 0), (7, 9)]
+            return {"input_ids": [[1, 2, 3, 4]], "offset_mapping": [offsets], "special_tokens_mask": [[0] * 4]}
+
+    assert [pair_tokens(Odd(), ["x" * place], ["y"])[0].before for place in (3, 4, 7)] == [[1], [1], [3]]
 
 
 @pytest.mark.parametrize("make", ZOO.values(), ids=ZOO)

@@ -45,9 +45,10 @@ def merged(words, space):
     return {token: number for number, token in enumerate(vocabulary)}, list(merges)
 
 
-def bytes_bpe(*, prefix=False, trim=True, post=None):
-    """GPT-2 and its kin."""
-    steps = [processors.ByteLevel(add_prefix_space=prefix, trim_offsets=trim), *([post] if post else [])]
+def bytes_bpe(*, prefix=False, trim=True, post=None, leads=False):
+    """GPT-2 and its kin; with `leads` offsets are made as if a text began with a space of its own."""
+    offsets = processors.ByteLevel(add_prefix_space=prefix or leads, trim_offsets=trim)
+    steps = [offsets, *([post] if post else [])]
     return fast(
         models.BPE(*merged(WORDS, "Ġ")),
         pre=pre_tokenizers.ByteLevel(add_prefix_space=prefix),
