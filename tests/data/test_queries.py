@@ -87,25 +87,25 @@ def test_encoding(tokenizer):
 
 def test_conversations_as_queries(tmp_path):
     empty = {"role": "assistant", "content": ""}
-    parts = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
     calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
     rows = [
         {"id": "asked", "messages": [WHO]},
         {"id": "answered", "messages": [WHO, SHE]},
         {"id": "asked again", "messages": [WHO, SHE, SURE]},
         {"id": "to fill", "messages": [WHO, empty]},
-        {"id": "parts", "messages": [parts]},
         {"id": "a call", "messages": [WHO, {"role": "assistant", "tool_calls": calls}]},
         {"id": "text", "prompt": "Who?", "completion": " She."},
     ]
-    asked, answered, again, fill, of_parts, call, text = load_queries(write(tmp_path / "q.jsonl", rows))
+    asked, answered, again, fill, call, text = load_queries(write(tmp_path / "q.jsonl", rows))
     assert asked == Query("asked", "Who?", messages=[WHO])
     assert answered == Query("answered", "Who?", "She is.", messages=[WHO, SHE]) and answered.text == "Who? She is."
     assert again == Query("asked again", "Who?\nShe is.\nSure?", messages=[WHO, SHE, SURE])
     assert fill == Query("to fill", "Who?", messages=[WHO])
-    assert of_parts.prompt == "What?" and of_parts.messages[0]["content"][0] == {"type": "image"}
     assert json.loads(call.completion) == calls and call.messages[1]["tool_calls"] == calls
     assert text == Query("text", "Who?", " She.")
+    parts = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    (of_parts,) = load_queries(write(tmp_path / "parts.jsonl", [{"messages": [parts]}]))
+    assert of_parts == Query("0", "What?", messages=[parts])
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, QWEN3])
