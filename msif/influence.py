@@ -67,7 +67,9 @@ def _add_query_flags(group: Any) -> None:
         "--completion", metavar="TEXT", help="answer to explain, with its leading space (default: the model's own)"
     )
     group.add_argument(
-        "--queries", metavar="FILE", help="many: fields prompt and completion (classification: text and label), id"
+        "--queries",
+        metavar="FILE",
+        help="many: fields prompt and completion, or messages (classification: text and label), id",
     )
     tasks = ["lm", "classification"]
     group.add_argument(

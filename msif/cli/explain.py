@@ -79,8 +79,7 @@ def prepare(args: argparse.Namespace) -> Job:
         log.info("left out: %s (%s)", name, reason)
     weights = [model.weights for model in (pretrained, finetuned) if model]
     measured = first if args.method == "single-stage" else last
-    job = Job(args, corpus, format, queries, first, measured, last, scorer, weights, index)
-    job.encoded([query for query in queries if query.completion is not None or query.label is not None])
+    job = Job(args, corpus, format, queries, first, measured, last, scorer, weights, index).checked()
     if warning:
         log.warning("%s", warning)
     return job

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ from msif.curvature.store import read_manifest
 from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import Corpus
 from msif.data.documents import Batch
+from msif.data.encoding import fingerprint_tokenizer
 from msif.data.format import Format
-from msif.data.queries import Query, encode_queries
+from msif.data.queries import Query, ask, encode_queries
+from msif.errors import MsifError, UnusableError
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.loading import LoadedModel
 from msif.models.objectives import SequenceClassification
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,60 @@ class Job:
         """What --query-rank left out of the query vectors; None where all of them was kept."""
         return getattr(self.scorer, "rank_errors", None)
 
+    def checked(self) -> Job:
+        """Without the queries that are seen, before any work, to be impossible to explain; they are named.
+
+        Raises:
+            MsifError: a query's label or messages are wrong, or no query is left.
+        """
+        return replace(self, queries=_usable(self.queries, self._check))
+
     def answered(self) -> list[Query]:
-        """The queries, with the model's own answers where they have none."""
-        model, args = self.answering_model, self.args
-        return [_answered(query, model, args) for query in tqdm(self.queries, desc="answers", disable=None)]
+        """The queries, with the model's own answers where they have none; those that get none are left out, and named.
+
+        Raises:
+            MsifError: no query is left.
+        """
+        queries = _usable(self.queries, self._answer, desc="answers")
+        given = {query.id for query in self.queries if query.answered}
+        again = [query for query in queries if query.id not in given and query.completion and not query.completion_ids]
+        if again:
+            log.warning(
+                "%d answers are tokenised again, by the tokenizer of the model they are measured on", len(again)
+            )
+        return queries
+
+    def _check(self, query: Query) -> Query:
+        if query.answered:
+            self.encoded([query])
+        elif self.args.task == "lm":
+            count, limit = len(ask(query, self.answering_model.tokenizer)), self.args.max_length
+            if count >= limit:
+                raise UnusableError(
+                    f"the prompt has {count} tokens, and --max-length {limit} leaves no room for an answer: raise it, "
+                    "or shorten the query."
+                )
+        return query
+
+    def _answer(self, query: Query) -> Query:
+        """A query without an answer gets the model's own."""
+        if query.answered:
+            return query
+        answered = self._ask(query)
+        self.encoded([answered])
+        return answered
+
+    def _ask(self, query: Query) -> Query:
+        last, args = self.answering_model, self.args
+        if args.task == "classification":
+            return replace(query, label=predicted_label(last.model, last.tokenizer, query.prompt, args.max_length))
+        given = tuple(ask(query, last.tokenizer))
+        answer = greedy_completion(last.model, last.tokenizer, given, args.max_new_tokens, positions(last))
+        if _same_tokens(last.tokenizer, self.query_model.tokenizer, [*given, *answer.ids]):
+            return replace(query, completion=answer.text, prompt_ids=given, completion_ids=answer.ids)
+        turn = {"role": "assistant", "content": answer.text}
+        messages = query.messages and [*query.messages, turn]
+        return replace(query, completion=answer.text, messages=messages)
 
     def encoded(self, queries: Sequence[Query]) -> list[Batch]:
         """Queries with answers as batches, numbered as in the list."""
@@ -78,12 +133,19 @@ class Job:
         return batches_of(encode_queries(queries, self.query_model.tokenizer, **limits), self.args.batch_tokens)
 
     def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
-        """Each query's candidates, row numbers."""
+        """Each query's candidates, row numbers; rows without a text are no candidates."""
         spec = parse_candidates(self.args.candidates)
         if spec.all:
             return [np.arange(len(self.corpus))] * len(queries)
+        texts = self.format.texts(self.corpus)
+        rows = np.flatnonzero([bool(text.strip()) for text in texts])
+        if len(rows) < len(texts):
+            first = next(row for row, text in enumerate(texts) if not text.strip())
+            count, name = len(texts) - len(rows), self.corpus.name
+            log.warning("%d empty rows of '%s' are no candidates; the first is row %d", count, name, first)
         selector = build_selector(spec, embedding_model=self.args.embedding_model, progress=not self.args.quiet)
-        return selector.select([query.text for query in queries], self.format.texts(self.corpus))
+        chosen = selector.select([query.text for query in queries], [texts[row] for row in rows])
+        return [rows[places] for places in chosen]
 
     def partial_scores(self, rows: Sequence[int], queries: Sequence[Query]) -> PartialScores:
         """What an interrupted run of the same job has scored; in memory only without an output folder."""
@@ -97,6 +159,9 @@ class Job:
         return {
             "config": configuration(self.args),
             "weights": self.weights,
+            "tokenizers": [
+                fingerprint_tokenizer(model.tokenizer) for model in (self.candidate_model, self.query_model)
+            ],
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
             "corpus": self.corpus.fingerprint(self.format.columns),
             "index": self.index and self.index.identity(),
@@ -115,11 +180,25 @@ class Job:
         return describe_scoring(self.scorer, batch, len(self.queries), candidates, factors, index)
 
 
-def _answered(query: Query, last: LoadedModel, args: argparse.Namespace) -> Query:
-    """A query without an answer gets the model's own."""
-    if args.task == "classification" and query.label is None:
-        return replace(query, label=predicted_label(last.model, last.tokenizer, query.prompt, args.max_length))
-    if args.task == "lm" and query.completion is None:
-        answer = greedy_completion(last.model, last.tokenizer, query.prompt, args.max_new_tokens, positions(last))
-        return replace(query, completion=answer)
-    return query
+def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:
+    """What becomes of the queries, without those that cannot be explained; these are named, if any other is left."""
+    kept: list[Query] = []
+    reasons: list[tuple[str, UnusableError]] = []
+    for query in tqdm(queries, desc=desc, disable=None if desc else True):
+        try:
+            kept.append(take(query))
+        except UnusableError as reason:
+            reasons.append((query.id, reason))
+    if not kept:
+        first, why = reasons[0]
+        if len(reasons) == 1:
+            raise why
+        raise MsifError(f"None of the {len(reasons)} queries can be explained; of the first, '{first}': {why}")
+    for id, why in reasons:
+        log.warning("query '%s' is left out: %s", id, why)
+    return kept
+
+
+def _same_tokens(one: Any, other: Any, ids: list[int]) -> bool:
+    """Whether two tokenizers mean the same by some ids."""
+    return one is other or one.convert_ids_to_tokens(ids) == other.convert_ids_to_tokens(ids)

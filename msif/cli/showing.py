@@ -11,6 +11,7 @@ from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown
 from msif.attribution.scorers import Explainer
 from msif.cli.job import Job
+from msif.data.tokens import pieces
 
 
 def shown_documents(job: Job, vectors: Any, rankings: Sequence[Ranking]) -> list[Shown]:
@@ -63,7 +64,7 @@ def _by_token(job: Job, parts: Mapping[int, Contributions]) -> dict[int, list[tu
     documents = job.documents(list(parts)).documents() if parts else ()
     result = {}
     for document in documents:
-        words = [str(job.candidate_model.tokenizer.decode([int(token)])) for token in document.input_ids]
+        words = pieces(job.candidate_model.tokenizer, document.input_ids.tolist())
         result[document.index] = list(zip(words, parts[document.index].tokens[0].tolist(), strict=True))
     return result
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,9 +15,14 @@ from msif.data.corpus import Corpus
 from msif.data.documents import Batch, Document, collate
 from msif.data.encoding import Encoder, fingerprint_tokenizer
 from msif.data.format import Format
+from msif.data.tally import Tally
 from msif.errors import MsifError
 
+log = logging.getLogger(__name__)
+
 WINDOW = 8192
+# of which corpora it was said what is skipped and cut, and with which limits: once, however many passes go over them
+_said: WeakKeyDictionary[Corpus, set[Any]] = WeakKeyDictionary()
 
 
 def plan_batches(
@@ -61,8 +68,9 @@ def batches_of(documents: Sequence[Document], batch_tokens: int, *, pad_id: int 
 class TokenBatches:
     """A corpus as batches; each iteration reads and tokenises it anew, so that it need not fit in memory.
 
-    Batches come sorted by length; `Batch.indices` are the documents' row numbers, by which results are put back into
-    the original order.
+    Rows with nothing to predict are skipped. How many they are, and how many documents are cut, is said at the end of
+    the first iteration. Batches come sorted by length; `Batch.indices` are the documents' row numbers, by which results
+    are put back into the original order.
 
     Attributes:
         corpus, format, tokenizer: what is read, and how.
@@ -84,7 +92,7 @@ class TokenBatches:
 
     @property
     def size(self) -> int | None:
-        """Number of documents; None for all of a stream."""
+        """Number of rows, of which some may be skipped: for progress and estimates. None for all of a stream."""
         return self.corpus.size if self.indices is None else len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -107,11 +115,28 @@ class TokenBatches:
             "indices": None if self.indices is None else [int(index) for index in self.indices],
             "fields": {role: getattr(self.format, role) for role in roles},
             "tokenizer": fingerprint_tokenizer(self.tokenizer),
+            **self._rule(),
             **{name: getattr(self, name) for name in names},
         }
 
+    def _rule(self) -> dict[str, Any]:
+        """How rows become tokens where that is more than the tokenizer's affair."""
+        if self.format.kind == "messages":
+            return {"tokens": {"chat template": self.tokenizer.chat_template}}
+        return {"tokens": "prompt and completion together"} if self.format.kind == "pair" else {}
+
     def documents(self) -> Iterator[Document]:
-        """The documents one by one, in the order of the corpus."""
-        name = self.corpus.name
+        """The documents one by one, in the order of the corpus.
+
+        Raises:
+            MsifError: no row has anything to predict; as of `Encoder.documents`.
+        """
+        name, tally = self.corpus.name, Tally()
         encoder = Encoder(self.format, self.tokenizer, self.max_length, lambda index: f"row {index} of '{name}'")
-        return encoder.documents(self.corpus.rows(self.indices, columns=self.format.columns))
+        yield from encoder.documents(self.corpus.rows(self.indices, columns=self.format.columns), tally)
+        tally.check(name, self.max_length)
+        said, limits = _said.setdefault(self.corpus, set()), (self.format.columns, self.max_length)
+        if limits not in said:
+            said.add(limits)
+            for line in tally.lines(name, self.max_length):
+                log.warning(line)

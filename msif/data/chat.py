@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Any
 
-from msif.errors import MsifError
+from msif.data.spans import assistant_spans, render
+from msif.data.tokens import located
 
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Messages = Sequence[dict[str, Any]]
 
 
-def encode_chat(tokenizer: Any, messages: list[dict[str, Any]], where: str) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation, and for each whether it belongs to an assistant turn.
+def encode_chat(
+    tokenizer: Any, messages: Messages, where: str, last_only: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Tokens of a conversation, and for each whether it belongs to an assistant turn: to what it says, or its end mark.
 
-    A template with a `{% generation %}` mark says itself what the assistant writes. For any other, the conversation
-    is rendered up to and including each assistant turn, and again up to its header: what the second rendering
-    lacks is the turn. The tokens are those of the whole rendering, so that no token is split at a turn's edge.
+    The tokens are those of the whole rendering, so that no token is split at a turn's edge. One that spans the
+    beginning of a turn is the turn's, one that spans its end is not. The template writes the beginning token, if it
+    wants one.
+
+    Args:
+        last_only: only the last assistant turn counts.
 
     Returns:
         ids and mask, two lists of length T.
 
     Raises:
-        MsifError: no chat template, a slow tokenizer, a template that refuses the conversation or rewrites turns.
+        MsifError: no chat template, one that does not take the conversation, or in which the turns cannot be told.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    if not template:
-        raise MsifError("The tokenizer has no chat template for --messages-field; set tokenizer.chat_template.")
-    if isinstance(template, dict):
-        template = template.get("default", "")
-    if not tokenizer.is_fast:  # a slow one cannot say which characters a token stands for
-        raise MsifError("--messages-field needs a fast tokenizer; give prompt and completion fields instead.")
-    if GENERATION.search(template):
-        encoded = _apply(tokenizer, messages, where, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        return list(encoded["input_ids"]), [bool(token) for token in encoded["assistant_masks"]]
-    whole = _apply(tokenizer, messages, where, tokenize=False)
-    spans = [
-        _span(tokenizer, messages, turn, whole, where)
-        for turn, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    # A token is the assistant's when its last character is.
-    mask = [any(start < end <= stop for start, stop in spans) for _, end in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), mask
+    text, spans = assistant_spans(tokenizer, messages, where, last_only)
+    (tokens,) = located(tokenizer, [text], [[place for span in spans for place in span]], beginning=False)
+    mask = [False] * len(tokens.ids)
+    for start, stop in zip(tokens.before[::2], tokens.before[1::2], strict=True):
+        mask[start:stop] = [True] * (stop - start)
+    return tokens.ids, mask
 
 
-def _span(tokenizer: Any, messages: list[dict[str, Any]], turn: int, whole: str, where: str) -> tuple[int, int]:
-    """Where in the rendering an assistant turn begins (after its header) and ends (after its end mark)."""
-    done = _apply(tokenizer, messages[: turn + 1], where, tokenize=False)
-    before = _apply(tokenizer, messages[:turn], where, tokenize=False) if turn else ""
-    header = _apply(tokenizer, messages[:turn], where, tokenize=False, add_generation_prompt=True) if turn else ""
-    if not (whole.startswith(done) and done.startswith(before)):
-        raise MsifError(
-            f"The chat template rewrites earlier turns of {where}, so that the assistant's tokens cannot be told; "
-            "put {% generation %} marks into the template, or give prompt and completion fields."
-        )
-    pairs = zip(header, done, strict=False)
-    shared = next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(header), len(done)))
-    return shared, len(done)
-
-
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], where: str, **options: Any) -> Any:
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except Exception as error:  # templates raise what they like
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise MsifError(f"The chat template does not take the messages of {where} ({reason}); mend the row.") from error
+def chat_prompt(tokenizer: Any, messages: Messages, where: str) -> list[int]:
+    """The ids that a model is given to answer a conversation: its rendering with the generation prompt."""
+    text = render(tokenizer, messages, where, add_generation_prompt=True)
+    return located(tokenizer, [text], [[]], beginning=False)[0].ids

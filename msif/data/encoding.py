@@ -13,7 +13,10 @@ import numpy as np
 
 from msif.data.chat import encode_chat
 from msif.data.documents import Document
-from msif.data.format import Format, check_messages
+from msif.data.format import Format
+from msif.data.messages import check_messages
+from msif.data.tally import Strict, Tally
+from msif.data.tokens import pair_tokens, plain
 from msif.errors import MsifError
 
 CHUNK = 512  # rows tokenised in one call, so that a fast tokenizer can use its threads
@@ -25,9 +28,10 @@ Row = tuple[int, Mapping[str, Any]]
 class Encoder:
     """Turns rows into Documents.
 
-    Plain text is `tokenizer(text)` and supervises every token but the first. A pair is `tokenizer(prompt)` followed
-    by `tokenizer(completion, add_special_tokens=False)` and supervises the completion. A conversation supervises
-    the assistant's turns. A classifier's text supervises no token: its label is what is predicted. Nothing else is
+    Plain text is `tokenizer(text)` and supervises every token but the first. A pair is prompt + completion tokenised
+    together, with a beginning token where the tokenizer has one and nothing at the end; it supervises the completion,
+    to which a token that spans both belongs. A conversation is rendered by the chat template and supervises the
+    assistant's turns. A classifier's text supervises no token: its label is what is predicted. Nothing else is
     added, and what exceeds `max_length` is cut off on the right.
 
     Attributes:
@@ -46,64 +50,88 @@ class Encoder:
         if self.max_length is not None and self.max_length < 1:
             raise MsifError(f"A length of {self.max_length} tokens holds nothing; give --max-length of at least 1.")
 
-    def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
-        """Encode rows as they come, in order."""
-        iterator = iter(rows)
-        while chunk := list(islice(iterator, CHUNK)):
-            yield from self.encode(chunk)
-
-    def encode(self, rows: Sequence[Row]) -> list[Document]:
-        """Encode rows that are at hand.
+    def documents(self, rows: Iterable[Row], tally: Tally | None = None) -> Iterator[Document]:
+        """Encode rows as they come, in order; those with nothing to predict are skipped, and counted in `tally`.
 
         Raises:
-            MsifError: names the row with an empty field, an unknown label, too few tokens, or a completion that
-                truncation cut off entirely.
+            MsifError: names the row with a field of a wrong type, an unknown label, or messages that the chat template
+                does not take or in which the assistant's turns cannot be told.
         """
-        format = self.format
-        if not rows:  # a tokenizer cannot encode nothing
-            return []
-        if format.kind == "messages":
-            return [self._conversation(index, row) for index, row in rows]
-        if format.kind == "pair":
-            prompts = self._ids(rows, format.prompt, special=True)
-            completions = self._ids(rows, format.completion, special=False)
-            return [
-                self._document(index, prompt + completion, [False] * len(prompt) + [True] * len(completion))
-                for (index, _), prompt, completion in zip(rows, prompts, completions, strict=True)
-            ]
-        texts = self._ids(rows, format.text, special=True)
-        if format.kind == "text":
-            return [self._document(index, ids, [True] * len(ids)) for (index, _), ids in zip(rows, texts, strict=True)]
-        return [self._labelled(index, row, ids) for (index, row), ids in zip(rows, texts, strict=True)]
+        tally = Tally() if tally is None else tally
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, CHUNK)):
+            tally.read += len(chunk)
+            yield from self._encode(chunk, tally)
 
-    def _ids(self, rows: Sequence[Row], field: str | None, *, special: bool) -> list[list[int]]:
+    def encode(self, rows: Sequence[Row]) -> list[Document]:
+        """Encode rows that are at hand, all of them.
+
+        Raises:
+            UnusableError: names the row with an empty field or too few tokens, or whose completion truncation cut off.
+            MsifError: as of `documents`.
+        """
+        return list(self._encode(rows, Strict()))
+
+    def masked(self, index: int, ids: Sequence[int], supervised: Sequence[bool]) -> Document:
+        """A document of tokens that are known already; raises UnusableError if nothing is left to predict."""
+        (document,) = self._truncated(index, ids, supervised, Strict())
+        return document
+
+    def _encode(self, rows: Sequence[Row], tally: Tally) -> Iterator[Document]:
+        """Documents of the rows that have something to predict."""
+        rows = [(index, row) for index, row in rows if self._is_filled(index, row, tally)]
+        kind, tokenizer = self.format.kind, self.tokenizer
+        if kind == "messages":
+            for index, row in rows:
+                messages = check_messages(row.get(str(self.format.messages)), self.describe(index))
+                yield from self._truncated(index, *encode_chat(tokenizer, messages, self.describe(index)), tally)
+        elif kind == "pair":
+            pairs = pair_tokens(
+                tokenizer, self._texts(rows, self.format.prompt), self._texts(rows, self.format.completion)
+            )
+            for (index, _), pair in zip(rows, pairs, strict=True):
+                supervised = np.arange(len(pair.ids)) >= pair.before[0]
+                yield from self._truncated(index, pair.ids, supervised, tally)
+        else:
+            texts = plain(tokenizer, self._texts(rows, self.format.text))
+            for (index, row), ids in zip(rows, texts, strict=True):
+                if kind == "text":
+                    yield from self._truncated(index, ids, np.ones(len(ids), dtype=bool), tally)
+                else:
+                    yield from self._labelled(index, row, ids, tally)
+
+    def _is_filled(self, index: int, row: Mapping[str, Any], tally: Tally) -> bool:
+        reason = self.format.lacks(row, self.describe(index))
+        if reason is not None:
+            tally.skip(index, reason)
+        return reason is None
+
+    def _texts(self, rows: Sequence[Row], field: str | None) -> list[str]:
         assert field is not None
-        texts = [self.format.read(row, field, self.describe(index)) for index, row in rows]
-        # Asked not to truncate or pad: a tokenizer file can carry such settings, and they would be obeyed.
-        return self.tokenizer(texts, add_special_tokens=special, truncation=False, padding=False, verbose=False)[
-            "input_ids"
-        ]
+        return [self.format.read(row, field, self.describe(index)) for index, row in rows]
 
-    def _conversation(self, index: int, row: Mapping[str, Any]) -> Document:
+    def _labelled(self, index: int, row: Mapping[str, Any], ids: list[int], tally: Tally) -> Iterator[Document]:
         where = self.describe(index)
-        messages = check_messages(row.get(str(self.format.messages)), where)
-        return self._document(index, *encode_chat(self.tokenizer, messages, where))
-
-    def _labelled(self, index: int, row: Mapping[str, Any], ids: list[int]) -> Document:
-        where = self.describe(index)
+        label = self.format.label_of(row, where)
         if not ids:
-            raise MsifError(f"The text of {where} has no tokens; leave the row out.")
+            tally.skip(index, f"The text of {where} has no tokens; leave the row out.")
+            return
         kept = np.asarray(ids[: self.max_length], dtype=np.int32)
-        return Document(index, kept, np.zeros(len(kept), dtype=bool), self.format.label_of(row, where))
+        tally.cut += len(kept) < len(ids)
+        yield Document(index, kept, np.zeros(len(kept), dtype=bool), label)
 
-    def _document(self, index: int, ids: list[int], supervised: list[bool]) -> Document:
-        """Truncate, and make sure that something is left to predict."""
-        mask = np.asarray(supervised, dtype=bool)
+    def _truncated(
+        self, index: int, ids: Sequence[int], supervised: Sequence[bool] | np.ndarray, tally: Tally
+    ) -> Iterator[Document]:
+        """The document, if truncation leaves something to predict."""
+        mask = np.array(supervised, dtype=bool)
         mask[:1] = False  # nothing predicts the first token
         kept = mask[: self.max_length]
         if not kept.any():
-            raise MsifError(self._nothing_left(self.describe(index), len(ids), mask))
-        return Document(index, np.asarray(ids[: self.max_length], dtype=np.int32), kept)
+            tally.skip(index, self._nothing_left(self.describe(index), len(ids), mask), cut_off=bool(mask.any()))
+            return
+        tally.cut += len(kept) < len(mask)
+        yield Document(index, np.asarray(ids[: self.max_length], dtype=np.int32), kept)
 
     def _nothing_left(self, where: str, length: int, mask: np.ndarray) -> str:
         if mask.any():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from msif.data.corpus import Corpus
+from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
 
 Kind = Literal["text", "pair", "messages", "classification"]
@@ -52,23 +53,43 @@ class Format:
         return tuple(field for field in fields if field is not None)
 
     def read(self, row: Mapping[str, Any], field: str, where: str) -> str:
-        """The text in a field of a row; only a prompt may be empty, only a completion may be blank."""
+        """The text in a field of a row; a missing one is empty."""
         value = row.get(field)
-        if field == self.prompt and (value is None or value == ""):
+        if value is None:
             return ""
-        if value is None or value == "" or (field == self.text and isinstance(value, str) and not value.strip()):
-            raise MsifError(f"Field '{field}' of {where} is empty; fill it in or leave the row out.")
         if not isinstance(value, str):
             raise MsifError(f"Field '{field}' of {where} is not text but {type(value).__name__}; write it as a string.")
         return value
 
+    def lacks(self, row: Mapping[str, Any], where: str) -> str | None:
+        """Why a row has nothing to predict, as a sentence: no text, completion or assistant's turn; None if it has.
+
+        A prompt may be empty, and a completion blank.
+
+        Raises:
+            MsifError: a field holds something of another type.
+        """
+        if self.messages is not None:
+            messages = check_messages(row.get(self.messages), where)
+            if messages and not any(turn["role"] == "assistant" for turn in messages):
+                return f"The messages of {where} hold no assistant turn to explain; leave the row out."
+            field, filled = self.messages, bool(messages)
+        elif self.text is not None:
+            field = self.text
+            filled = bool(self.read(row, field, where).strip())
+        else:
+            assert self.prompt is not None and self.completion is not None
+            self.read(row, self.prompt, where)
+            field = self.completion
+            filled = bool(self.read(row, field, where))
+        return None if filled else f"Field '{field}' of {where} is empty; fill it in or leave the row out."
+
     def text_of(self, row: Mapping[str, Any], where: str) -> str:
-        """What a row says, as one text, for search and display."""
+        """What a row says, as one text, for search and display; "" of an empty one."""
         if self.text is not None:
             return self.read(row, self.text, where)
         if self.messages is not None:
-            turns = [message.get("content") for message in row.get(self.messages) or ()]
-            return "\n".join(turn for turn in turns if isinstance(turn, str))
+            return say_messages(check_messages(row.get(self.messages), where))
         assert self.prompt is not None and self.completion is not None
         return join_texts(self.read(row, self.prompt, where), self.read(row, self.completion, where))
 
@@ -170,29 +191,22 @@ def choose_format(
 
 
 def check_rows(corpus: Corpus, format: Format) -> None:
-    """Before expensive work: every row has the texts, turns and labels that it needs.
+    """Before expensive work: every row's fields are of their types, and its label is known.
 
-    Of a stream only the first row is looked at; later ones are checked as they arrive.
+    Rows that are empty are left to be skipped. Of a stream only the first row is looked at; later ones are checked as
+    they arrive.
 
     Raises:
-        MsifError: names the first row that lacks something.
+        MsifError: names the first row with a field of a wrong type or an unknown label; all rows are empty.
     """
+    filled = False
     for index, row in corpus.rows(None if corpus.size is not None else [0], columns=format.columns):
         where = f"row {index} of '{corpus.name}'"
-        for field in (format.text, format.prompt, format.completion):
-            if field is not None:
-                format.read(row, field, where)
+        if format.lacks(row, where) is not None:
+            continue
+        filled = True
         if format.label is not None:
             format.label_of(row, where)
-        if format.messages is not None:
-            check_messages(row[format.messages], where)
-
-
-def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
-    """The turns of a conversation, without the empty keys that a columnar table adds."""
-    turns = isinstance(messages, Sequence) and not isinstance(messages, str)
-    if not turns or not all(isinstance(turn, Mapping) and "role" in turn for turn in messages):
-        raise MsifError(f'The messages of {where} must be a list of {{"role": ..., "content": ...}}; rewrite them.')
-    if not any(turn["role"] == "assistant" for turn in messages):
-        raise MsifError(f"The messages of {where} hold no assistant turn to explain; leave the row out.")
-    return [{key: value for key, value in turn.items() if value is not None} for turn in messages]
+    if corpus.size is not None and not filled:
+        fields = " and ".join(f"'{field}'" for field in format.columns)
+        raise MsifError(f"Every row of '{corpus.name}' is empty in its field {fields}; choose other fields or data.")

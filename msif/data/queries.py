@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
 from msif.data.format import Format, join_texts
+from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
 
 if TYPE_CHECKING:
     from msif.data.documents import Document
+    from msif.data.encoding import Encoder
 
 
 @dataclass(frozen=True)
@@ -20,48 +23,55 @@ class Query:
 
     Attributes:
         id: what results call it.
-        prompt: what the model read; for a classifier the whole text.
+        prompt: what the model read; for a classifier the whole text; of a conversation what was said so far.
         completion: what it said; None has it answered by the model first.
         label: the class, by name or index; None has it predicted by the model first.
+        messages: the conversation, which the chat template renders; its last turn is the completion, if there is one.
+        prompt_ids, completion_ids: the tokens that the model was given and those that it answered, of its own answer.
     """
 
     id: str
     prompt: str
     completion: str | None = None
     label: int | str | None = None
+    messages: Sequence[dict[str, Any]] | None = None
+    prompt_ids: Sequence[int] | None = None
+    completion_ids: Sequence[int] | None = None
 
     @property
     def text(self) -> str:
         """Prompt and completion, for search."""
         return join_texts(self.prompt, self.completion)
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is something to explain already."""
+        return self.completion is not None or self.label is not None
+
 
 def load_queries(path: str, task: str = "lm") -> list[Query]:
     """Queries from a file (JSON Lines, JSON, CSV, Parquet).
 
-    A language model's have fields `prompt` and, optionally, `completion`; a classifier's `text` or `prompt` and,
-    optionally, `label`. An `id` is optional; without it a query is called by its row number.
+    A language model's have fields `prompt` and, optionally, `completion`, or else `messages`, a conversation; a
+    classifier's `text` or `prompt` and, optionally, `label`. An `id` is optional; without it a query is called by its
+    row number.
 
     Raises:
         MsifError: no file, a field that is not there, an empty prompt, two queries of one id.
     """
     corpus = load_corpus(path)
-    field = "text" if task == "classification" and "text" in corpus.columns else "prompt"
-    if field not in corpus.columns:
-        needed = "'text' or 'prompt'" if task == "classification" else "'prompt'"
-        raise MsifError(f"Queries in '{path}' need a field {needed}; their fields are {', '.join(corpus.columns)}.")
-    reader = Format(text=field)
+    classify = task == "classification"
+    present = [
+        field for field in (("text", "prompt") if classify else ("prompt", "messages")) if field in corpus.columns
+    ]
+    if not present:
+        needed, there = "'text' or 'prompt'" if classify else "'prompt'", ", ".join(corpus.columns)
+        hint = "" if classify else " (a conversation goes into 'messages')"
+        raise MsifError(f"Queries in '{path}' need a field {needed}; their fields are {there}{hint}.")
+    read = _labelled if classify else _asked
     queries = []
     for (index, row), id in zip(corpus.rows(), corpus.ids(), strict=True):
-        where = f"row {index} of '{path}'"
-        prompt = reader.read(row, field, where)
-        if task == "classification":
-            queries.append(Query(str(id), prompt, label=_given(row.get("label"))))
-            continue
-        completion = _given(row.get("completion"))
-        if completion is not None:
-            completion = Format(prompt="prompt", completion="completion").read(row, "completion", where)
-        queries.append(Query(str(id), prompt, completion))
+        queries.append(read(str(id), row, present[0], f"row {index} of '{path}'"))
     seen: set[str] = set()
     for query in queries:
         if query.id in seen:
@@ -70,8 +80,47 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
     return queries
 
 
+def _labelled(id: str, row: Mapping[str, Any], field: str, where: str) -> Query:
+    return Query(id, _filled(row, field, where), label=_given(row.get("label")))
+
+
+def _asked(id: str, row: Mapping[str, Any], field: str, where: str) -> Query:
+    if row.get("messages") is None:
+        completion = Format(text="completion").read(row, "completion", where)
+        return Query(id, _filled(row, field, where), _given(completion))
+    for other in ("prompt", "completion"):
+        if _given(row.get(other)) is not None:
+            raise MsifError(f"The query in {where} has both messages and a {other}; leave one out.")
+    messages = check_messages(row["messages"], where)
+    said, answer = messages, ""
+    if messages and messages[-1]["role"] == "assistant":
+        *said, last = messages
+        answer = say_messages([last]) or (json.dumps(last["tool_calls"]) if last.get("tool_calls") else "")
+    if not said:
+        raise MsifError(f"The messages of {where} ask nothing; give a turn that is to be answered.")
+    # an empty last turn is for the model to fill
+    return Query(id, say_messages(said), _given(answer), messages=messages if answer else said)
+
+
+def _filled(row: Mapping[str, Any], field: str, where: str) -> str:
+    text = Format(text=field).read(row, field, where)
+    if not text.strip():
+        raise MsifError(f"Field '{field}' of {where} is empty; fill it in or leave the row out.")
+    return text
+
+
 def _given(value: Any) -> Any:
     return None if value is None or value == "" else value
+
+
+def ask(query: Query, tokenizer: Any) -> list[int]:
+    """The tokens that a model is given to answer a query."""
+    from msif.data.chat import chat_prompt
+    from msif.data.tokens import prompt_tokens
+
+    if query.messages is not None:
+        return chat_prompt(tokenizer, query.messages, f"query '{query.id}'")
+    return prompt_tokens(tokenizer, query.prompt)
 
 
 def encode_queries(
@@ -84,8 +133,12 @@ def encode_queries(
 ) -> list[Document]:
     """Queries as documents; a document's index is the query's place in the list.
 
+    The model's own answer keeps its tokens. Otherwise prompt and completion are encoded as a corpus's pairs are, and a
+    conversation as messages are, of which the last turn alone is supervised.
+
     Raises:
-        MsifError: names the query that lacks its completion or label, or whose completion truncation cut off.
+        MsifError: names the query that lacks its completion or label, or (UnusableError) whose completion truncation
+            cut off.
     """
     from msif.data.encoding import Encoder
 
@@ -100,4 +153,16 @@ def encode_queries(
         else Format(prompt="prompt", completion="completion")
     )
     encoder = Encoder(format, tokenizer, max_length, lambda place: f"query '{queries[place].id}'")
-    return encoder.encode([(place, vars(query)) for place, query in enumerate(queries)])
+    return [_encode(place, query, encoder) for place, query in enumerate(queries)]
+
+
+def _encode(place: int, query: Query, encoder: Encoder) -> Document:
+    from msif.data.chat import encode_chat
+
+    if query.prompt_ids is not None and query.completion_ids is not None:
+        given, said = list(query.prompt_ids), list(query.completion_ids)
+        return encoder.masked(place, given + said, [False] * len(given) + [True] * len(said))
+    if query.messages is not None:
+        return encoder.masked(place, *encode_chat(encoder.tokenizer, query.messages, encoder.describe(place), True))
+    (document,) = encoder.encode([(place, vars(query))])
+    return document

@@ -2,64 +2,121 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from msif.errors import MsifError
+from msif.data.tokens import plain, said_after
+from msif.errors import UnusableError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's own answer.
+
+    Attributes:
+        ids: the tokens that it generated, without the one that ends the text.
+        text: what they say, for display and search.
+    """
+
+    ids: tuple[int, ...]
+    text: str
 
 
 @torch.no_grad()
 def greedy_completion(
-    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 32, positions: int | None = None
-) -> str:
-    """The text with which the model greedily continues a prompt, without its end-of-text token.
+    model: Any, tokenizer: Any, prompt_ids: Sequence[int], max_new_tokens: int = 32, positions: int | None = None
+) -> Answer:
+    """How the model greedily goes on from a prompt's tokens: always the likeliest token, whatever else its
+    generation_config asks for (beams, penalties, stop strings, ...); of that only the tokens that end a text are taken.
 
     Args:
         positions: the model's longest sequence; the answer ends there at the latest.
 
     Raises:
-        MsifError: the prompt leaves no room for an answer, or the model ends the text at once.
+        UnusableError: the prompt leaves no room for an answer, or the model ends the text at once.
     """
-    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=next(model.parameters()).device)
-    if ids.shape[1] == 0:
-        raise MsifError("the prompt has no tokens: give a longer --query.")
+    if not prompt_ids:
+        raise UnusableError("the prompt has no tokens: give a longer one.")
     if positions is not None:
-        max_new_tokens = min(max_new_tokens, positions - ids.shape[1])
+        max_new_tokens = min(max_new_tokens, positions - len(prompt_ids))
         if max_new_tokens < 1:
-            raise MsifError(
-                f"the prompt has {ids.shape[1]} tokens and the model {positions} positions: shorten --query."
+            raise UnusableError(
+                f"the prompt has {len(prompt_ids)} tokens and the model {positions} positions: shorten the query."
             )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ends = _end_tokens(model, tokenizer)
+    said = _generate(model, prompt_ids, max_new_tokens, ends)
+    ids = said[: next((place for place, token in enumerate(said) if token in ends), len(said))]
+    text = answer_text(tokenizer, prompt_ids, ids)
+    if not text.strip():
+        asked = tokenizer.decode(list(prompt_ids), skip_special_tokens=True)
+        raise UnusableError(f"the model answers nothing to {asked!r}: give a completion.")
+    return Answer(tuple(ids), text)
+
+
+def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:
+    """What an answer's tokens say, without control tokens."""
+    text = said_after(tokenizer, prompt_ids, answer_ids, skip_special_tokens=True)
+    # the limit of tokens can fall within a character
+    return text.rstrip("\ufffd") or text
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text, by the model's generation_config and by the tokenizer."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    tokens = [tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])]
+    return {int(token) for token in tokens if token is not None}
+
+
+def _generate(model: Any, prompt_ids: Sequence[int], count: int, ends: set[int]) -> list[int]:
+    """At most so many likeliest tokens in turn, up to and including one that ends the text."""
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=count,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),  # nothing is padded
+    )
+    ids = torch.tensor([list(prompt_ids)], device=next(model.parameters()).device)
+    with _evaluated(model), _without_configuration(model):
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    return out[0, ids.shape[1] :].tolist()
+
+
+@contextmanager
+def _without_configuration(model: Any) -> Iterator[None]:
+    """The model's own generation_config is away: `generate` fills from it what the one that it is given leaves open."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _evaluated(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad if pad is not None else 0,
-        )
+        yield
     finally:
         model.train(was_training)
-    # decoded with its prompt, because some tokenizers drop the first space of a text
-    before = tokenizer.decode(ids[0], skip_special_tokens=True)
-    # the limit of tokens can fall within a character
-    answer = str(tokenizer.decode(out[0], skip_special_tokens=True)[len(before) :]).rstrip("\ufffd")
-    if not answer.strip():
-        raise MsifError(f"the model answers nothing to {prompt!r}: give a --completion.")
-    return answer
 
 
 @torch.no_grad()
 def predicted_label(model: Any, tokenizer: Any, text: str, max_length: int) -> int:
-    """The class index that a classifier predicts for a text."""
-    ids = torch.tensor([tokenizer(text)["input_ids"][:max_length]], device=next(model.parameters()).device)
-    was_training = model.training
-    model.eval()
-    try:
+    """The class index that a classifier predicts for a text; raises UnusableError if the text has no tokens."""
+    (tokens,) = plain(tokenizer, [text])
+    if not tokens:
+        raise UnusableError(f"the text {text!r} has no tokens: give a longer one.")
+    ids = torch.tensor([tokens[:max_length]], device=next(model.parameters()).device)
+    with _evaluated(model):
         return int(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].argmax())
-    finally:
-        model.train(was_training)

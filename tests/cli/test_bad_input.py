@@ -39,16 +39,20 @@ def test_fields_that_are_not_there(fit, explain, data):
 
 
 @pytest.mark.parametrize("empty", ["", None, "  "])
-def test_a_row_with_empty_text(fit, explain, data, empty):
-    rows = data("rows.jsonl", [{"text": "fine here"}, {"text": empty}, {"text": "and here"}])
-    fit(r"Field 'text' of row 1 of '.*rows\.jsonl' is empty", data=rows)
-    explain(r"Field 'text' of row 1 of '.*rows\.jsonl' is empty", corpus=rows)
+def test_a_query_that_asks_nothing(explain, data, empty):
     queries = data("q.jsonl", [{"prompt": "Who?", "completion": " Ada"}, {"prompt": empty, "completion": " Ada"}])
     explain(r"row 1 of '.*q\.jsonl' is empty", query=None, completion=None, queries=queries)
 
 
-def test_a_row_of_one_token_has_nothing_to_predict(fit, data):
-    fit(r"Nothing can be predicted in row 1 of", data=data("rows.jsonl", [{"text": "fine"}, {"text": "x"}]))
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_rows_that_all_have_nothing_to_predict(fit, explain, data, streaming):
+    empty = data("empty.jsonl", [{"text": ""}, {"text": " "}])
+    fit(r"Every row of '.*' is empty|Nothing can be predicted in any of the 2 rows", *streaming, data=empty)
+    single = data("single.jsonl", [{"text": "x"}, {"text": ""}])
+    fit("Nothing can be predicted in any of the 2 rows", *streaming, data=single)
+    if not streaming:
+        explain(r"Every row of '.*empty\.jsonl' is empty", corpus=empty)
+        explain(r"Nothing can be predicted in any of the 2 rows that were read of '.*single\.jsonl'", corpus=single)
 
 
 def test_a_line_that_does_not_parse_is_named_by_its_number(fit, explain, data):
@@ -60,11 +64,17 @@ def test_a_line_that_does_not_parse_is_named_by_its_number(fit, explain, data):
 
 
 def test_a_completion_that_truncation_cut_off(fit, explain, data):
-    pairs = data("pairs.jsonl", [{"prompt": "Who?", "completion": " Ada"}, {"prompt": "x" * 40, "completion": " y"}])
-    fit("Truncation to 16 tokens cuts off the whole completion of row 1", "--max-length", 16, data=pairs)
+    pairs = data("pairs.jsonl", [{"prompt": "x" * 40, "completion": " y"}, {"prompt": "x" * 30, "completion": " y"}])
+    fit("Truncation to 16 tokens leaves nothing to predict in any of the 2 rows", "--max-length", 16, data=pairs)
     explain("Truncation to 5 tokens cuts off the whole completion of query '0'", "--max-length", 5)
     queries = data("q.jsonl", [{"id": "long", "prompt": "x" * 40, "completion": " y"}])
     explain("completion of query 'long'", "--max-length", 16, query=None, completion=None, queries=queries)
+    long = [
+        {"id": name, "prompt": "x" * 40, "completion": completion} for name, completion in (("a", " y"), ("b", None))
+    ]
+    queries = data("q2.jsonl", long)
+    message = "None of the 2 queries can be explained; of the first, 'a': Truncation to 16 tokens"
+    explain(message, "--max-length", 16, query=None, completion=None, queries=queries)
 
 
 def test_more_positions_than_a_model_has(fit, explain):

@@ -45,11 +45,12 @@ def config(**changes):
 def save_lm(folder, seed=0, **changes):
     torch.manual_seed(seed)
     model = GPTNeoXForCausalLM(config(**changes))
-    # so that what a random model answers is text
+    # so that what a random model answers is text: the likeliest of the letters has a logit above 0
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     unsaid = [number for number, letter in enumerate(letters, start=2) if letter not in string.ascii_letters]
-    model.generation_config.suppress_tokens = [0, 1, *unsaid]
-    spread(model).save_pretrained(folder)
+    with torch.no_grad():
+        spread(model).get_output_embeddings().weight[[0, 1, *unsaid]] = 0
+    model.save_pretrained(folder)
     save_tokenizer(folder)
     return model
 

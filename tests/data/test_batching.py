@@ -1,8 +1,10 @@
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from templates import CHATML, MARKED
 
 from msif.data.batching import TokenBatches, batches_of, plan_batches
 from msif.data.corpus import corpus_from_rows, load_corpus
@@ -119,7 +121,102 @@ def test_labels_reach_the_batch(tokenizer):
         assert not batch.supervised.any()
 
 
+UNUSABLE = {
+    "text": (TEXT, [{"text": "fine"}, {"text": ""}, {"text": " \n"}, {"text": None}, {"text": "x"}, {"text": "well"}]),
+    "pair": (
+        Format(prompt="p", completion="c"),
+        [
+            {"p": "a", "c": "b"},
+            {"p": "a", "c": ""},
+            {"p": None, "c": None},
+            {"p": "a", "c": None},
+            {"p": "", "c": "x"},
+            {"p": None, "c": "xy"},
+        ],
+    ),
+    "classification": (
+        Format(text="text", label="label"),
+        [{"text": text, "label": None if text == "" else 1} for text in ("fine", "", "", " ", "\t", "x")],
+    ),
+}
+CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "She."}]
+MESSAGES = [
+    {"m": CHAT},
+    {"m": []},
+    {"m": None},
+    {"m": CHAT[:1]},
+    {"m": [{"role": "system", "content": ""}]},
+    {"m": CHAT},
+]
+
+
+def corpora(rows, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [load_corpus(str(path), streaming=streaming) for streaming in (False, True)]
+
+
+@pytest.mark.parametrize("kind", [*UNUSABLE, "messages"])
+def test_rows_with_nothing_to_predict_are_skipped_and_counted_once(tokenizer_of, tmp_path, caplog, kind):
+    tokenizer = tokenizer_of(chat_template=CHATML)
+    format, rows = UNUSABLE.get(kind, (Format(messages="m"), MESSAGES))
+    for corpus in corpora(rows, tmp_path):
+        caplog.clear()
+        batches = TokenBatches(corpus, format, tokenizer, batch_tokens=64)
+        first = list(batches)
+        assert sorted(torch.cat([batch.indices for batch in first]).tolist()) == [0, 5]
+        assert equal(first, list(batches)) and equal(first[1:], list(batches.iterate(skip=1)))
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert re.search(r"4 rows of '.*rows\.jsonl' are skipped, .*; the first is row 1$", caplog.messages[0])
+
+
+def test_what_truncation_takes_is_counted_once(tokenizer, tmp_path, caplog):
+    rows = [{"p": "a" * count, "c": "b" * 3} for count in (1, 9, 2, 8, 3, 7, 4)]
+    for corpus in corpora(rows, tmp_path):
+        caplog.clear()
+        batches = TokenBatches(corpus, Format(prompt="p", completion="c"), tokenizer, max_length=6)
+        for _ in range(2):
+            assert sorted(torch.cat([batch.indices for batch in batches]).tolist()) == [0, 2, 4, 6]
+        skipped, cut = caplog.messages
+        assert re.search("3 rows of .* are skipped, since --max-length 6 cuts off .*; the first is row 1$", skipped)
+        assert re.search("1 document of .* is cut at --max-length 6$", cut)
+
+
+def test_a_pass_that_is_not_finished_says_nothing(tokenizer, caplog):
+    batches = TokenBatches(corpus_from_rows([{"text": "x"}, *ROWS]), TEXT, tokenizer, window=10)
+    next(iter(batches))
+    assert not caplog.messages
+    list(batches)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "message"),
+    [
+        ([{"text": "x"}, {"text": ""}], None, "Nothing can be predicted in any of the 2 rows that were read of 'D'"),
+        (
+            [{"text": "xy"}, {"text": ""}],
+            1,
+            "Truncation to 1 tokens leaves nothing .* of the 2 rows .* raise --max-length",
+        ),
+    ],
+)
+def test_rows_that_are_all_unusable_are_an_error(tokenizer, rows, length, message):
+    with pytest.raises(MsifError, match=message):
+        list(TokenBatches(corpus_from_rows(rows, "D"), TEXT, tokenizer, max_length=length))
+
+
 def test_bad_row_is_named_with_its_corpus(tokenizer):
-    corpus = corpus_from_rows([{"text": "fine"}, {"text": ""}], "odd {name}")
-    with pytest.raises(MsifError, match=r"row 1 of 'odd \{name\}' is empty"):
+    corpus = corpus_from_rows([{"text": 3}, {"text": 4}], "odd {name}")
+    with pytest.raises(MsifError, match=r"row 0 of 'odd \{name\}' is not text"):
         list(TokenBatches(corpus, TEXT, tokenizer))
+
+
+@pytest.mark.parametrize("change", ["fields", "chat template"])
+def test_the_rule_by_which_rows_become_tokens_is_part_of_what_batches_are(tokenizer_of, change):
+    corpus = corpus_from_rows([{"m": CHAT, "p": "a", "c": "b", "text": "a"}])
+    of_chat = TokenBatches(corpus, Format(messages="m"), tokenizer_of(chat_template=CHATML)).identity()
+    if change == "chat template":
+        assert of_chat != TokenBatches(corpus, Format(messages="m"), tokenizer_of(chat_template=MARKED)).identity()
+    pair = TokenBatches(corpus, Format(prompt="p", completion="c"), tokenizer_of()).identity()
+    assert "tokens" in pair and "tokens" not in TokenBatches(corpus, TEXT, tokenizer_of()).identity()

@@ -1,23 +1,15 @@
 import numpy as np
 import pytest
+from templates import CHATML, MARKED
 
 from msif.data.corpus import corpus_from_rows
 from msif.data.encoding import Encoder
 from msif.data.format import Format, check_rows, choose_format, label_index
+from msif.data.messages import check_messages
 from msif.errors import MsifError
 
 PAIR = Format(prompt="prompt", completion="completion")
 TEXT = Format(text="text")
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MARKED = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'] }}<|im_end|>\n{% endgeneration %}"
-    "{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CHAT = [
     {"role": "system", "content": "Be the best."},
     {"role": "user", "content": "Who?"},
@@ -45,14 +37,13 @@ def test_text_is_what_the_tokenizer_makes_of_it(tokenizer_of, bos):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_pair_is_two_tokenisations_side_by_side(tokenizer_of, bos):
+def test_pair_is_one_text_of_which_the_completion_is_supervised(tokenizer_of, bos):
     tokenizer = tokenizer_of(bos)
     document = encode(PAIR, tokenizer, {"prompt": "a t", "completion": "he x"})
-    prompt = tokenizer("a t")["input_ids"]
-    completion = tokenizer("he x", add_special_tokens=False)["input_ids"]
-    assert document.input_ids.tolist() == prompt + completion  # "the" would be one token, were they joined first
-    assert document.supervised.tolist() == [False] * len(prompt) + [True] * len(completion)
-    cut = encode(PAIR, tokenizer, {"prompt": "a t", "completion": "he x"}, len(prompt) + 1)
+    assert document.input_ids.tolist() == tokenizer("a the x")["input_ids"]
+    assert supervised_text(tokenizer, document) == "the x"  # the token that spans the boundary, and all that follow
+    first = int(document.supervised.argmax())
+    cut = encode(PAIR, tokenizer, {"prompt": "a t", "completion": "he x"}, first + 1)
     assert cut.supervised.sum() == 1
 
 
@@ -198,18 +189,61 @@ def test_class_names_of_the_dataset_are_carried():
 
 def test_rows_are_checked_before_work():
     check_rows(corpus_from_rows([{"text": "a"}, {"text": "b"}]), TEXT)
-    with pytest.raises(MsifError, match="Field 'text' of row 1 of 'D' is empty"):
-        check_rows(corpus_from_rows([{"text": "a"}, {"text": " "}], "D"), TEXT)
-    with pytest.raises(MsifError, match="Field 'completion' of row 0"):
-        check_rows(corpus_from_rows([{"prompt": "a", "completion": None}]), PAIR)
+    # what is empty will be skipped
+    check_rows(corpus_from_rows([{"text": ""}, {"text": " "}, {"text": "a"}, {"text": None}]), TEXT)
+    check_rows(corpus_from_rows([{"prompt": "a", "completion": None}, {"prompt": None, "completion": "b"}]), PAIR)
+    chats = [{"messages": CHAT[:2]}, {"messages": []}, {"messages": None}, {"messages": CHAT}]
+    check_rows(corpus_from_rows(chats), Format(messages="messages"))
+    labelled = corpus_from_rows([{"text": "a", "label": "neg"}, {"text": "", "label": None}])
+    check_rows(labelled, choose_format(labelled, task="classification", label2id={"neg": 0}))
     labelled = corpus_from_rows([{"text": "a", "label": "neg"}, {"text": "b", "label": "odd"}])
     with pytest.raises(MsifError, match="The label of row 1"):
         check_rows(labelled, choose_format(labelled, task="classification", label2id={"neg": 0}))
-    with pytest.raises(MsifError, match="no assistant turn"):
-        check_rows(corpus_from_rows([{"messages": CHAT[:2]}]), Format(messages="messages"))
+
+
+@pytest.mark.parametrize(
+    ("format", "rows"),
+    [
+        (TEXT, [{"text": ""}, {"text": None}, {"text": " \n"}]),
+        (PAIR, [{"prompt": "a", "completion": ""}, {"prompt": "", "completion": None}]),
+        (Format(messages="m"), [{"m": []}, {"m": CHAT[:2]}]),
+        (Format(text="text", label="label"), [{"text": "", "label": 0}]),
+    ],
+)
+def test_a_corpus_of_empty_rows_is_refused(format, rows):
+    with pytest.raises(MsifError, match="Every row of 'D' is empty in its field"):
+        check_rows(corpus_from_rows(rows, "D"), format)
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "message"),
+    [
+        (TEXT, {"text": 3}, "Field 'text' of row 0 of 'D' is not text but int"),
+        (PAIR, {"prompt": 1.5, "completion": "a"}, "Field 'prompt' of row 0 of 'D' is not text"),
+        (PAIR, {"prompt": "a", "completion": ["b"]}, "Field 'completion' of row 0 of 'D' is not text"),
+        (Format(messages="m"), {"m": "text"}, "messages of row 0 of 'D' must be a list"),
+        (Format(messages="m"), {"m": [{"content": "x"}]}, "messages of row 0 of 'D' must be a list"),
+        (Format(messages="m"), {"m": [{"role": "user", "content": 3}]}, "messages of row 0 of 'D' must be a list"),
+        (Format(messages="m"), {"m": [{"role": "user", "content": ["x"]}]}, "messages of row 0 of 'D' must be a list"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(format, row, message):
+    with pytest.raises(MsifError, match=message):
+        check_rows(corpus_from_rows([row], "D"), format)
 
 
 def test_what_a_row_says():
     assert PAIR.text_of({"prompt": "Who? ", "completion": " She."}, "") == "Who? She."
+    assert PAIR.text_of({"prompt": None, "completion": ""}, "") == TEXT.text_of({"text": None}, "") == ""
     assert Format(messages="m").text_of({"m": CHAT[:2]}, "") == "Be the best.\nWho?"
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}, {"type": "text", "text": "And who?"}]
+    assert Format(messages="m").text_of({"m": [{"role": "user", "content": parts}]}, "") == "What?\nAnd who?"
+    assert Format(messages="m").text_of({"m": None}, "") == ""
+
+
+def test_keys_that_a_table_adds_to_turns_are_gone():
+    part, call = {"type": "image", "text": None}, {"name": "f", "arguments": {"x": 1, "y": None}}
+    turn = {"role": "user", "content": [part], "tool_calls": [call], "name": None}
+    expected = {"role": "user", "content": [{"type": "image"}], "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
+    assert check_messages([turn, {"role": "tool", "content": None}], "") == [expected, {"role": "tool"}]
     assert TEXT.texts(corpus_from_rows([{"text": "a"}, {"text": "b"}])) == ["a", "b"]

@@ -3,9 +3,18 @@ import subprocess
 import sys
 
 import pytest
+from templates import CHATML, MARKED, QWEN3
+from zoo import ZOO, bert, folded, words
 
-from msif.data.queries import Query, encode_queries, load_queries
-from msif.errors import MsifError
+from msif.data.encoding import Encoder
+from msif.data.format import Format
+from msif.data.queries import Query, ask, encode_queries, load_queries
+from msif.errors import MsifError, UnusableError
+from msif.models.answers import answer_text
+
+WHO = {"role": "user", "content": "Who?"}
+SHE = {"role": "assistant", "content": "She is."}
+SURE = {"role": "user", "content": "Sure?"}
 
 
 def write(path, rows):
@@ -36,10 +45,20 @@ def test_text_for_search_has_one_space():
 @pytest.mark.parametrize(
     ("row", "task", "message"),
     [
-        ({"text": "x"}, "lm", "need a field 'prompt'; their fields are text"),
+        ({"text": "x"}, "lm", r"need a field 'prompt'; their fields are text \(a conversation goes into 'messages'\)"),
         ({"body": "x"}, "classification", "need a field 'text' or 'prompt'"),
         ({"prompt": ""}, "lm", "Field 'prompt' of row 0 .* is empty"),
+        ({"prompt": None, "completion": "x"}, "lm", "Field 'prompt' of row 0 .* is empty"),
+        ({"prompt": ["x"]}, "lm", "Field 'prompt' of row 0 .* is not text"),
         ({"prompt": "x", "completion": 3}, "lm", "Field 'completion' of row 0 .* is not text"),
+        ({"messages": None}, "lm", "Field 'messages' of row 0 .* is empty"),
+        ({"messages": "Who?"}, "lm", "messages of row 0 .* must be a list"),
+        ({"messages": [{"role": "user", "content": 3}]}, "lm", "messages of row 0 .* must be a list"),
+        ({"messages": []}, "lm", "messages of row 0 .* ask nothing"),
+        ({"messages": [SHE]}, "lm", "messages of row 0 .* ask nothing"),
+        ({"messages": [WHO], "prompt": "Who?"}, "lm", "row 0 .* has both messages and a prompt; leave one out"),
+        ({"messages": [WHO], "completion": "She."}, "lm", "row 0 .* has both messages and a completion; leave one out"),
+        ({"messages": [WHO]}, "classification", "need a field 'text' or 'prompt'; their fields are messages"),
     ],
 )
 def test_bad_queries(tmp_path, row, task, message):
@@ -64,6 +83,81 @@ def test_encoding(tokenizer):
         encode_queries([Query("a", "abcd", "e")], tokenizer, max_length=4)
     with pytest.raises(MsifError, match="The label of query 'a' is 'odd'"):
         encode_queries([Query("a", "x", label="odd")], tokenizer, task="classification", label2id={"pos": 0})
+
+
+def test_conversations_as_queries(tmp_path):
+    empty = {"role": "assistant", "content": ""}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+    rows = [
+        {"id": "asked", "messages": [WHO]},
+        {"id": "answered", "messages": [WHO, SHE]},
+        {"id": "asked again", "messages": [WHO, SHE, SURE]},
+        {"id": "to fill", "messages": [WHO, empty]},
+        {"id": "a call", "messages": [WHO, {"role": "assistant", "tool_calls": calls}]},
+        {"id": "text", "prompt": "Who?", "completion": " She."},
+    ]
+    asked, answered, again, fill, call, text = load_queries(write(tmp_path / "q.jsonl", rows))
+    assert asked == Query("asked", "Who?", messages=[WHO])
+    assert answered == Query("answered", "Who?", "She is.", messages=[WHO, SHE]) and answered.text == "Who? She is."
+    assert again == Query("asked again", "Who?\nShe is.\nSure?", messages=[WHO, SHE, SURE])
+    assert fill == Query("to fill", "Who?", messages=[WHO])
+    assert json.loads(call.completion) == calls and call.messages[1]["tool_calls"] == calls
+    assert text == Query("text", "Who?", " She.")
+    parts = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    (of_parts,) = load_queries(write(tmp_path / "parts.jsonl", [{"messages": [parts]}]))
+    assert of_parts == Query("0", "What?", messages=[parts])
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, QWEN3])
+def test_of_a_conversation_the_last_turn_is_explained_as_it_is_trained_on(tokenizer_of, template):
+    tokenizer = tokenizer_of(bos=True, chat_template=template)
+    messages = [WHO, SHE, SURE, {"role": "assistant", "content": "Yes."}]
+    (document,) = encode_queries([Query("a", "", "Yes.", messages=messages)], tokenizer)
+    (trained,) = Encoder(Format(messages="m"), tokenizer).encode([(0, {"m": messages})])
+    assert document.input_ids.tolist() == trained.input_ids.tolist()
+    said = tokenizer.decode(document.input_ids[document.supervised])
+    assert said == ("<think>\n\n</think>\n\n" if template == QWEN3 else "") + "Yes.<|im_end|>\n"
+    assert tokenizer.decode(trained.input_ids[trained.supervised]).endswith(said)
+    # it goes on where the model would
+    given = ask(Query("a", "", messages=messages[:-1]), tokenizer)
+    assert document.input_ids[: len(given)].tolist() == given
+    assert document.supervised.tolist() == [False] * len(given) + [True] * (len(document) - len(given))
+
+
+def test_the_models_own_answer_keeps_its_tokens(tokenizer_of):
+    """Tokenised together they would be "the", and apart "t" and "he", and what ends within a character is no text."""
+    tokenizer = tokenizer_of(bos=True)
+    given = tuple(ask(Query("a", "a t"), tokenizer))
+    assert given == tuple(tokenizer("a t")["input_ids"])
+    letters = tokenizer.convert_tokens_to_ids(["h", "e", "Ã"])
+    query = Query("a", "a t", "he", prompt_ids=given, completion_ids=letters)
+    (document,) = encode_queries([query], tokenizer, max_length=20)
+    assert document.input_ids.tolist() == [*given, *letters]
+    assert document.supervised.tolist() == [False] * len(given) + [True] * 3
+    assert encode_queries([query], tokenizer, max_length=len(given) + 1)[0].supervised.sum() == 1
+    with pytest.raises(UnusableError, match="the whole completion of query 'a'"):
+        encode_queries([query], tokenizer, max_length=len(given))
+
+
+@pytest.mark.parametrize("make", ZOO.values(), ids=ZOO)
+def test_what_an_answer_says(make):
+    tokenizer = make()
+    for prompt, said in (("At?", " London"), ("the cat", " the"), ("At?\n", "London the"), ("", "London")):
+        ids = tokenizer(prompt + said, add_special_tokens=False)["input_ids"]
+        given = ask(Query("a", prompt), tokenizer)
+        begun = len(given) - len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        text = answer_text(tokenizer, given, ids[len(given) - begun :])
+        assert "".join(text.lower().split()) == "".join(said.lower().split())  # some tokenizers have no spaces
+        assert not prompt or text[0] == said[0] or make in (bert, folded, words)
+
+
+def test_an_answer_that_ends_within_a_character(tokenizer):
+    e, acute = tokenizer("é")["input_ids"]
+    letters = tokenizer("ab")["input_ids"]
+    assert answer_text(tokenizer, letters, [*letters, e]) == "ab"
+    assert answer_text(tokenizer, letters, [*letters, e, acute]) == "abé"
+    assert answer_text(tokenizer, [*letters, e], [acute, *letters]) == "éab"
+    assert answer_text(tokenizer, letters, [e]) == "\ufffd"  # not nothing
 
 
 def test_importing_is_cheap():
