@@ -62,7 +62,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
     set_up_logging(args.quiet)
-    from msif.cli.models import label2id, longest, objective_for
+    from msif.cli.models import label_arguments, longest, objective_for
     from msif.curvature.fit import FitSettings, fit
     from msif.data.corpus import load_corpus
     from msif.data.format import check_rows, choose_format
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choose_format(corpus, task=args.task, **field_arguments(args))  # wrong fields are told before the model is loaded
     loaded = load_model(args.model, args.task, args.dtype, args.device)
     args.max_length = longest(args.max_length, [loaded])
-    format = choose_format(corpus, task=args.task, label2id=label2id(loaded, args.task), **field_arguments(args))
+    labels = label_arguments(loaded, args.task)
+    format = choose_format(corpus, task=args.task, **labels, **field_arguments(args))
     check_rows(corpus, format)
     tracked = track_modules(loaded.model, args.modules, args.split_heads)
     batches = batches_for(args, corpus, format, loaded)

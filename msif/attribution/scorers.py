@@ -57,11 +57,13 @@ class PairScorer(Scorer, Protocol):
 
     Attributes:
         query_side, candidate_side: restricted to the modules that take part.
+        measurement: of a query, by name or as a callable.
         left_out: module name -> why it does not.
     """
 
     query_side: Side
     candidate_side: Side
+    measurement: str | Measurement
     left_out: dict[str, str]
 
     def query_vectors(self, queries: Iterable[Any]) -> Any: ...

@@ -16,7 +16,7 @@ from msif.attribution.partial import PARTIAL, PartialScores
 from msif.attribution.scorers import PairScorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
-from msif.cli.models import label2id, positions
+from msif.cli.models import label_arguments, positions
 from msif.cli.parsing import configuration
 from msif.curvature.store import read_manifest
 from msif.data.batching import TokenBatches, batches_of
@@ -26,7 +26,7 @@ from msif.data.format import Format
 from msif.data.queries import Query, encode_queries
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.loading import LoadedModel
-from msif.models.objectives import SequenceClassification
+from msif.models.objectives import DocumentHead
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Job:
 
     def encoded(self, queries: Sequence[Query]) -> list[Batch]:
         """Queries with answers as batches, numbered as in the list."""
-        classifies = isinstance(self.scorer.query_side.objective, SequenceClassification)
+        classifies = isinstance(self.scorer.query_side.objective, DocumentHead)
         task = "classification" if classifies else "lm"
-        names = label2id(self.query_model, task)
-        limits = {"max_length": self.args.max_length, "task": task, "label2id": names}
+        labels = label_arguments(self.query_model, task)
+        limits = {"max_length": self.args.max_length, "task": task, **labels}
         return batches_of(encode_queries(queries, self.query_model.tokenizer, **limits), self.args.batch_tokens)
 
     def select(self, queries: Sequence[Query]) -> list[np.ndarray]:

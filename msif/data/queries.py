@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
 from msif.data.format import Format, join_texts
+from msif.data.labels import Problem
 from msif.errors import MsifError
 
 if TYPE_CHECKING:
@@ -22,13 +24,14 @@ class Query:
         id: what results call it.
         prompt: what the model read; for a classifier the whole text.
         completion: what it said; None has it answered by the model first.
-        label: the class, by name or index; None has it predicted by the model first.
+        label: what a row of data may have as one (a class's name or index, a number, a list); None has it predicted by
+            the model first.
     """
 
     id: str
     prompt: str
     completion: str | None = None
-    label: int | str | None = None
+    label: Any = None
 
     @property
     def text(self) -> str:
@@ -71,7 +74,8 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
 
 
 def _given(value: Any) -> Any:
-    return None if value is None or value == "" else value
+    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return None if missing else value
 
 
 def encode_queries(
@@ -81,6 +85,7 @@ def encode_queries(
     max_length: int | None = None,
     task: str = "lm",
     label2id: Mapping[str, int] | None = None,
+    problem: Problem = "single_label_classification",
 ) -> list[Document]:
     """Queries as documents; a document's index is the query's place in the list.
 
@@ -95,7 +100,7 @@ def encode_queries(
             missing = "label" if classify else "completion"
             raise MsifError(f"Query '{query.id}' has no {missing}; give one, or have the model answer first.")
     format = (
-        Format(text="prompt", label="label", label2id=label2id)
+        Format(text="prompt", label="label", label2id=label2id, problem=problem)
         if classify
         else Format(prompt="prompt", completion="completion")
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from msif.errors import MsifError
+from msif.models.heads import problem_of
 
 
 @torch.no_grad()
@@ -54,12 +55,20 @@ def greedy_completion(
 
 
 @torch.no_grad()
-def predicted_label(model: Any, tokenizer: Any, text: str, max_length: int) -> int:
-    """The class index that a classifier predicts for a text."""
+def predicted_label(model: Any, tokenizer: Any, text: str, max_length: int) -> int | float | list[float] | list[str]:
+    """What a classification head predicts for a text: a class's index, the names of all that are likelier than not, or
+    a regression's number or numbers."""
     ids = torch.tensor([tokenizer(text)["input_ids"][:max_length]], device=next(model.parameters()).device)
     was_training = model.training
     model.eval()
     try:
-        return int(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].argmax())
+        outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
     finally:
         model.train(was_training)
+    problem = problem_of(model.config)
+    if problem == "multi_label_classification":
+        return [str(model.config.id2label[index]) for index in (outputs > 0).nonzero().flatten().tolist()]
+    if problem == "regression":
+        numbers: list[float] = outputs.tolist()
+        return numbers if len(numbers) > 1 else numbers[0]
+    return int(outputs.argmax())

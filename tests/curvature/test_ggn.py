@@ -10,6 +10,7 @@ from helpers import (
     dense_gradients,
     documents,
     examples,
+    labelled,
     tiny_classifier,
     tiny_lm,
     track_plain,
@@ -18,7 +19,7 @@ from helpers import (
 from msif.curvature.ggn import GGN
 from msif.data.documents import collate
 from msif.errors import MsifError
-from msif.models.objectives import CausalLM, SequenceClassification
+from msif.models.objectives import CausalLM, MultiLabelClassification, Regression, SequenceClassification
 from msif.models.select import track_modules
 
 
@@ -75,6 +76,20 @@ def test_a_sequence_classifier():
     model = tiny_classifier()
     data = [collate(documents([5, 7, 4], labels=True))]
     compare(model, track_modules(model, "attention"), SequenceClassification(pad_token_id=0), data)
+
+
+@pytest.mark.parametrize(
+    ("objective", "labels"),
+    [
+        (Regression(0, 1), [[0.5], [-1.0], [2.0]]),
+        (Regression(0, 3), [[0.5, 1, 2], [-1.0, 0, 0], [2.0, 1, 1]]),
+        (MultiLabelClassification(0, 3), [[1, 0, 1], [0, 0, 0], [1, 1, 0]]),
+    ],
+)
+def test_heads_with_numbers_for_labels(objective, labels):
+    model = tiny_classifier(num_labels=objective.count)
+    texts = labelled([5, 7, 4], labels)
+    compare(model, track_modules(model, "mlp"), objective, [collate(texts[:2]), collate(texts[2:])])
 
 
 def test_the_model_comes_back_untouched_and_iterators_are_refused():
