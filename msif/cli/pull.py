@@ -21,8 +21,11 @@ def with_alpha(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _default(args: argparse.Namespace) -> float | Literal["auto"]:
+    from msif.models.adapters import is_adapter
     from msif.models.training import training_is_known  # slow to import
 
+    if is_adapter(args.finetuned):
+        return 0.0  # its optimizer knows the adapter's own parameters, and none of the weights that it is merged into
     known = args.damping == "auto" or args.learning_rate_sum or training_is_known(args.finetuned)
     return "auto" if known else 0.0
 
@@ -33,7 +36,17 @@ def warn_of_no_pull(given: argparse.Namespace, args: argparse.Namespace) -> None
     Args:
         given: the flags before ``with_alpha``.
     """
-    if given.alpha is None and args.alpha == 0:
+    if given.alpha is not None or args.alpha != 0:
+        return
+    from msif.models.adapters import is_adapter
+
+    if is_adapter(args.finetuned):
+        log.warning(
+            "--alpha is 0, since %s is an adapter: how its own parameters were trained says nothing of a pull of the "
+            "weights that it is merged into; give --alpha X.",
+            args.finetuned,
+        )
+    else:
         log.warning(
             "--alpha is 0, since no trainer_state.json and optimizer.pt beside %s tell how it was fine-tuned: "
             "save them there, or give --alpha X (1/τ of fine-tuning), or for SGD --learning-rate-sum.",

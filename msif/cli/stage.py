@@ -52,6 +52,11 @@ def stage_of(
     side = Side(loaded.model, tracked, objective_for(task, loaded))
     if store is None or args.method not in STAGED:
         return Stage(side, store)
+    if needs_tau and loaded.adapter:
+        raise MsifError(
+            f"'auto' takes 1/τ from how the weights were trained, and in {loaded.name} only an adapter was: give "
+            "numbers for --alpha and --damping."
+        )
     tau = natural_tau(loaded.name, loaded.model, tracked, learning_rate_sum) if needs_tau else None
     if args.ihvp not in SOLVERS:
         return Stage(side, store, tau)

@@ -10,13 +10,12 @@ import torch
 from architectures import tiny_config, tiny_model
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from saved import save_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
-    PreTrainedTokenizerFast,
     T5Config,
     ViTConfig,
 )
@@ -25,14 +24,6 @@ from transformers.utils import logging as transformers_logging
 from msif.errors import MsifError
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.loading import load_model, resolve_device
-
-
-def save_tokenizer(folder: Path, pad: str | None = "<pad>") -> None:
-    words = {word: i for i, word in enumerate(["<pad>", "<unk>", *"abcdefg"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>"} | ({"pad_token": pad} if pad else {})
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 @pytest.fixture
