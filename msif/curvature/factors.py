@@ -72,15 +72,15 @@ def held(factors: Factors, device: torch.device, dtype: torch.dtype) -> dict[str
 def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """(eigenvalues ascending (..., d), eigenvectors (..., d, d)) of a covariance, computed in float64.
 
-    On the matrix's own device, or on the CPU where that has no float64 or fails. LAPACK's divide and conquer does not
-    converge for a few matrices; its QR iteration then does the work, which takes several times as long.
+    On the matrix's own device, or on the CPU where that fails. LAPACK's divide and conquer does not converge for a few
+    matrices; its QR iteration then does the work, which takes several times as long.
 
     Raises:
         MsifError: the matrix holds NaN or infinity, or neither algorithm converges.
     """
     if not bool(torch.isfinite(matrix).all()):
         raise MsifError(f"a covariance of module '{name}' holds NaN or infinity: fit again with --dtype float32.")
-    wide = (matrix if matrix.device.type in ("cpu", "cuda") else matrix.cpu()).double()
+    wide = matrix.double()
     wide = (wide + wide.transpose(-1, -2)) / 2
     found = _by_division(wide)
     if found is None and wide.device.type != "cpu":

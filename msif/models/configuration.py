@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _NOT_CAUSAL = ("xlnet", "xlm", "reformer")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SHORT = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 
 
@@ -45,9 +46,10 @@ def load_config(source: Source) -> Any:
         changes: dict[str, Any] = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
         changes["attn_implementation"] = "eager" if "eager" in map(stored.get, _ATTENTION) else None
         for key in {"dtype", "torch_dtype"} & stored.keys():
-            if stored[key] is not None and _dtype(stored[key]) is None:
-                log.info("%s: its config.json names dtype %r; weights are read as stored", name, stored[key])
-            changes[key] = _dtype(stored[key])
+            changes[key] = None if stored[key] is None else _dtype(stored[key])
+            if stored[key] is not None and changes[key] is None:
+                changes[key] = torch.float32  # which holds whatever smaller numbers are stored
+                log.info("%s: its config.json names dtype %r; float32 is taken", name, stored[key])
         config = AutoConfig.from_pretrained(source.path, **source.options, **changes)
     except Exception as error:
         raise MsifError(f"The configuration of {name!r} cannot be used ({one_line(error)}).") from error
@@ -107,5 +109,6 @@ def _check_readable(name: str, path: Path) -> None:
 
 def _dtype(stored: Any) -> torch.dtype | None:
     """A dtype to compute in; None for what is none, such as float8 or a misspelt one."""
-    found = stored if isinstance(stored, torch.dtype) else getattr(torch, str(stored).removeprefix("torch."), None)
+    name = str(stored).removeprefix("torch.")
+    found = _SHORT.get(name, getattr(torch, name, None))
     return found if found in _DTYPES else None

@@ -90,7 +90,7 @@ def load_model(name_or_path: str | Path, task: str = "lm", dtype: str = "auto", 
 def _load_whole(source: Source, task: str, dtype: str) -> LoadedModel:
     name, config = source.name, load_config(source)
     check_architecture(name, config, task)
-    tokenizer = _load_tokenizer(source)
+    tokenizer = _load_tokenizer(source, config)
     text = config.get_text_config()
     text.pad_token_id = padding_token(name, config, tokenizer, task, text.vocab_size)
     if task == "classification":
@@ -116,7 +116,7 @@ def _load_adapted(source: Source, adapter: Adapter, task: str, dtype: str) -> Lo
     name, base = source.name, base_source(adapter)
     config = load_config(base)
     check_architecture(base.name, config, task)
-    tokenizer = _load_tokenizer(source, config) if _has_tokenizer(Path(source.path)) else _load_tokenizer(base)
+    tokenizer = _load_tokenizer(source if _has_tokenizer(Path(source.path)) else base, config)
     text = config.get_text_config()
     pad = padding_token(name, config, tokenizer, task, adapter.tokens or text.vocab_size)
     text.pad_token_id = pad if pad is not None and pad < text.vocab_size else None
@@ -144,15 +144,11 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
 
 
-def _load_tokenizer(source: Source, config: Any = None) -> PreTrainedTokenizerBase:
-    """
-    Args:
-        config: of the model that an adapter's tokenizer is for, where it has no config.json of its own.
-    """
+def _load_tokenizer(source: Source, config: Any) -> PreTrainedTokenizerBase:
     mend = "save one there with tokenizer.save_pretrained"
-    options = source.options if config is None else {**source.options, "config": config}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+        # with the configuration as it was read: an adapter's folder has none, and some cannot be read again as they are
+        tokenizer = AutoTokenizer.from_pretrained(source.path, config=config, **source.options)
     except Exception as error:
         raise MsifError(f"{source.name!r} has no tokenizer that can be loaded ({one_line(error)}): {mend}.") from error
     # for some model types transformers makes up an empty tokenizer where there are no files
