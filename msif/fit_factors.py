@@ -62,7 +62,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
     set_up_logging(args.quiet)
-    from msif.cli.models import label_arguments, longest, objective_for
+    from msif.cli.models import check_vocabulary, label_arguments, longest, objective_for
     from msif.curvature.fit import FitSettings, fit
     from msif.data.corpus import load_corpus
     from msif.data.format import check_rows, choose_format
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_rows(corpus, format)
     tracked = track_modules(loaded.model, args.modules, args.split_heads)
     batches = batches_for(args, corpus, format, loaded)
+    check_vocabulary(batches, loaded)
     objective = objective_for(args.task, loaded)
     if args.dry_run:
         print(dry_run(loaded, tracked, objective, batches, settings))

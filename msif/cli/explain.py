@@ -13,7 +13,7 @@ from msif.attribution.stages import Damping, build_scorer
 from msif.cli.flags import field_arguments
 from msif.cli.job import Job
 from msif.cli.method import check_measurement, index_batches, scorer_options, with_measurement
-from msif.cli.models import label_arguments, longest, with_numbers
+from msif.cli.models import check_vocabulary, label_arguments, longest, with_numbers
 from msif.cli.showing import shown_documents
 from msif.cli.stage import ihvp_of, stage_of
 from msif.curvature.store import FactorStore
@@ -114,6 +114,7 @@ def explain(job: Job) -> Explanation:
     candidates = job.select(queries)
     rows = sorted({int(row) for selected in candidates for row in selected})
     log.info("scoring %d of %d documents for %d queries", len(rows), len(job.corpus), len(queries))
+    check_vocabulary(job.documents(rows), job.candidate_model)
     vectors = job.scorer.query_vectors(query_batches)
     if job.rank_errors is not None:
         worst = float(job.rank_errors.max())

@@ -27,6 +27,7 @@ from msif.data.queries import Query, encode_queries
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.loading import LoadedModel
 from msif.models.objectives import DocumentHead
+from msif.models.vocabulary import embedding_rows, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,11 @@ class Job:
         task = "classification" if classifies else "lm"
         labels = label_arguments(self.query_model, task)
         limits = {"max_length": self.args.max_length, "task": task, **labels}
-        return batches_of(encode_queries(queries, self.query_model.tokenizer, **limits), self.args.batch_tokens)
+        tokenizer, rows = self.query_model.tokenizer, embedding_rows(self.query_model.model)
+        documents = encode_queries(queries, tokenizer, **limits)
+        for document in documents:
+            refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
+        return batches_of(documents, self.args.batch_tokens)
 
     def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Each query's candidates, row numbers."""

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from msif.data.batching import TokenBatches
 from msif.data.labels import read_label
 from msif.data.queries import Query
 from msif.errors import MsifError
 from msif.models.heads import head_objective, label2id, problem_of
 from msif.models.loading import LoadedModel
 from msif.models.objectives import CausalLM, Objective, Regression
+from msif.models.vocabulary import embedding_rows, outgrown, refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,21 @@ def with_numbers(queries: Sequence[Query], labels: Mapping[str, Any]) -> list[Qu
         return replace(query, label=list(numbers) if len(numbers) > 1 else numbers[0])
 
     return [numbered(query) for query in queries]
+
+
+def check_vocabulary(batches: TokenBatches, loaded: LoadedModel) -> None:
+    """Before long work: where a tokenizer has outgrown its model, no row has a token beyond the embedding.
+
+    Rows of a stream are looked at as they come.
+
+    Raises:
+        MsifError: names row and token.
+    """
+    if batches.size is None or not outgrown(loaded.model, loaded.tokenizer):
+        return
+    rows, name = embedding_rows(loaded.model), batches.corpus.name
+    for document in batches.documents():
+        refuse_unknown(document.input_ids, rows, loaded.tokenizer, f"row {document.index} of '{name}'")
 
 
 def versions() -> dict[str, str]:

@@ -48,19 +48,20 @@ def label2id(config: Any) -> Mapping[str, int]:
 
 
 def padding_token(name: str, config: Any, tokenizer: PreTrainedTokenizerBase, task: str, embeddings: int) -> int | None:
-    """A padding token that can be looked up: the configuration's, else a classifier's tokenizer's, else none.
+    """A padding token that the model can be made with: the configuration's, else a classifier's tokenizer's, else none.
 
-    A language model needs none, for padding is never read. A classifier finds the last real token of a padded document
-    by it.
+    A language model needs none, for padding is never read; a negative one names an embedding from the end, which was
+    never trained. A classifier finds the last real token of a padded document by it.
 
     Raises:
         MsifError: a classifier has none.
     """
-    for token in (config.get_text_config().pad_token_id, tokenizer.pad_token_id if task == "classification" else None):
+    stored = config.get_text_config().pad_token_id
+    if task != "classification":
+        return stored if stored is not None and -embeddings <= stored < embeddings else None
+    for token in (stored, tokenizer.pad_token_id):
         if token is not None and 0 <= token < embeddings:
             return int(token)
-    if task != "classification":
-        return None
     if tokenizer.pad_token_id is None:
         raise MsifError(
             f"The tokenizer of {name!r} has no padding token, which a classifier needs: set tokenizer.pad_token (the "

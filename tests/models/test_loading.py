@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from msif.errors import MsifError
+from msif.models.blocks import input_of
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.loading import load_model, resolve_device
 
@@ -309,6 +310,18 @@ def test_settings_of_how_a_model_was_run_elsewhere(
         loaded.model(**batch).logits, before.model(**batch).logits, atol=0.1 if low else 0, rtol=0
     )
     assert loaded.config == before.config or "auto_map" in settings or "torchscript" in settings
+
+
+def test_a_negative_padding_token_is_an_embedding_that_was_never_trained(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    model = load_model(changed(tmp_path, pad_token_id=-1), device="cpu").model
+    embedding = model.get_input_embeddings()
+    assert embedding.padding_idx == 49
+    tokens = torch.tensor([[2, 49]])
+    assert input_of(embedding, (tokens,), {}).sum(-1).tolist() == [[1, 0]]
+    (gradient,) = torch.autograd.grad(model(tokens).logits.sum(), embedding.weight)
+    assert not gradient[49].any() and gradient[2].any()
 
 
 def test_weights_in_float8(lm: Path) -> None:

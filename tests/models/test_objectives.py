@@ -174,7 +174,7 @@ def test_a_classifiers_padding_token(stored, tokenizers, taken):
     config = tiny_classifier().config
     config.pad_token_id = stored
     assert padding_token("m", config, Pads(tokenizers), "classification", 11) == taken
-    assert padding_token("m", config, Pads(tokenizers), "lm", 11) == (stored if stored in range(11) else None)
+    assert padding_token("m", config, Pads(tokenizers), "lm", 11) == (stored if stored in range(-11, 11) else None)
 
 
 @pytest.mark.parametrize(("tokenizers", "why"), [(None, "no padding token"), (11, r"'<p>', 11\) is beyond its 11")])
