@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
+from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
     set_up_logging(args.quiet)
+    with memory_advice(of_fit, args):
+        _fit(args)
+
+
+def _fit(args: argparse.Namespace) -> None:
     from msif.cli.models import check_vocabulary, label_arguments, longest, objective_for
     from msif.curvature.fit import FitSettings, fit
     from msif.data.corpus import load_corpus

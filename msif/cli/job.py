@@ -17,7 +17,7 @@ from msif.attribution.scorers import PairScorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
 from msif.cli.models import label_arguments, positions
-from msif.cli.parsing import configuration
+from msif.cli.parsing import NOT_RESULTS, configuration
 from msif.curvature.store import read_manifest
 from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import Corpus
@@ -100,11 +100,11 @@ class Job:
         """All that scores depend on."""
         folders = (self.args.pretrained_factors, self.args.finetuned_factors)
         return {
-            "config": configuration(self.args),
+            "config": {key: value for key, value in configuration(self.args).items() if key not in NOT_RESULTS},
             "weights": self.weights,
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
             "corpus": self.corpus.fingerprint(self.format.columns),
-            "index": self.index and self.index.identity(),
+            "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
