@@ -14,12 +14,15 @@ _HOME = {
     "choose_format": "msif.data.format",
     "TokenBatches": "msif.data.batching",
     "load_model": "msif.models.loading",
+    "merge_adapter": "msif.models.merging",
     "track_modules": "msif.models.select",
     "register_layout": "msif.models.layouts",
     "Objective": "msif.models.objectives",
     "Categorical": "msif.models.objectives",
     "CausalLM": "msif.models.objectives",
     "SequenceClassification": "msif.models.objectives",
+    "MultiLabelClassification": "msif.models.objectives",
+    "Regression": "msif.models.objectives",
     "natural_tau": "msif.models.training",
     "FitSettings": "msif.curvature.fit",
     "FactorStore": "msif.curvature.store",
@@ -79,7 +82,15 @@ if TYPE_CHECKING:
     from msif.errors import MsifError
     from msif.models.layouts import register_layout
     from msif.models.loading import load_model
-    from msif.models.objectives import Categorical, CausalLM, Objective, SequenceClassification
+    from msif.models.merging import merge_adapter
+    from msif.models.objectives import (
+        Categorical,
+        CausalLM,
+        MultiLabelClassification,
+        Objective,
+        Regression,
+        SequenceClassification,
+    )
     from msif.models.select import track_modules
     from msif.models.training import natural_tau
 

@@ -11,3 +11,20 @@ class MsifError(Exception):
 
 class UnusableError(MsifError):
     """One row or query cannot take part, which says nothing of the others."""
+
+
+def one_line(error: BaseException) -> str:
+    """Another library's message on one line, short enough to stand within a sentence."""
+    text = " ".join(str(error).split()).rstrip(".:") or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+# what PyTorch, CUDA, its libraries, C++ and the operating system say; MemoryError is Python's and NumPy's own
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whichever device."""
+    said = str(error).lower()
+    foreign = isinstance(error, (RuntimeError, OSError)) and any(sign in said for sign in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or foreign or "_alloc_failed" in said

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
+from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
     set_up_logging(args.quiet)
-    from msif.cli.models import label2id, longest, objective_for
+    with memory_advice(of_fit, args):
+        _fit(args)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from msif.cli.models import check_vocabulary, label_arguments, longest, objective_for
     from msif.curvature.fit import FitSettings, fit
     from msif.data.corpus import load_corpus
     from msif.data.format import check_rows, choose_format
@@ -75,10 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choose_format(corpus, task=args.task, **field_arguments(args))  # wrong fields are told before the model is loaded
     loaded = load_model(args.model, args.task, args.dtype, args.device)
     args.max_length = longest(args.max_length, [loaded])
-    format = choose_format(corpus, task=args.task, label2id=label2id(loaded, args.task), **field_arguments(args))
+    labels = label_arguments(loaded, args.task)
+    format = choose_format(corpus, task=args.task, **labels, **field_arguments(args))
     check_rows(corpus, format)
     tracked = track_modules(loaded.model, args.modules, args.split_heads)
     batches = batches_for(args, corpus, format, loaded)
+    check_vocabulary(batches, loaded)
     objective = objective_for(args.task, loaded)
     if args.dry_run:
         print(dry_run(loaded, tracked, objective, batches, settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from msif.attribution.methods import IHVPS
 from msif.cli.checks import check_arguments, check_options, check_output
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
+from msif.cli.memory import memory_advice, of_influence
 from msif.cli.parsing import (
     Parser,
     not_negative,
@@ -189,6 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_logging(args.quiet)
     check_arguments(args)
     check_options(args.method, command.given(arguments))
+    with memory_advice(of_influence, args):
+        _explain(args)
+
+
+def _explain(args: argparse.Namespace) -> None:
     from msif.cli.explain import explain, prepare
     from msif.cli.output import new_or_unchanged, report, write
 

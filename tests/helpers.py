@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def tiny_lm(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> nn.
 
 def tiny_classifier(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> nn.Module:
     torch.manual_seed(seed)
-    return spread(GPTNeoXForSequenceClassification(neox_config(num_labels=3, **changes))).to(dtype)
+    return spread(GPTNeoXForSequenceClassification(neox_config(**{"num_labels": 3, **changes}))).to(dtype)
 
 
 def spread(model: nn.Module) -> nn.Module:
@@ -63,6 +63,14 @@ def documents(
         label = int(generator.integers(0, 3)) if labels else None
         result.append(Document(first_index + number, ids, supervised & (not labels), label))
     return result
+
+
+def labelled(lengths: Sequence[int], labels: Sequence[Sequence[float]], seed: int = 0) -> list[Document]:
+    """Documents with a number for each output of a head."""
+    return [
+        replace(document, label=tuple(map(float, label)))
+        for document, label in zip(documents(lengths, seed, labels=True), labels, strict=True)
+    ]
 
 
 def alone(batch_documents: list[Document]) -> list[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -15,15 +16,19 @@ import torch
 
 from msif.curvature.store import load_tensors, save_tensors
 
+log = logging.getLogger(__name__)
+
 PARTIAL = "partial.safetensors"
 
 
 class PartialScores:
-    """The scores of the first batches of a pass over candidates.
+    """The scores of some batches of a pass over candidates.
+
+    A pass goes on by rows, so also with batches of another size.
 
     Attributes:
         batches: how many batches are in.
-        rows, scores: for each of them int64 (B,) row numbers and (B, Q) scores.
+        rows, scores: for each of them int64 (B,) row numbers and (B, Q) scores; those of an interrupted run are one.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class PartialScores:
         self.batches = 0
         self.rows: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
+        self._held = np.zeros(0, dtype=np.int64)
         self._last = time.monotonic()
         if path is not None and path.is_file():
             self._load(path)
@@ -55,6 +61,16 @@ class PartialScores:
         if metadata.get("identity") == self.identity:
             self.batches = int(metadata["batches"])
             self.rows, self.scores = [tensors["rows"].numpy()], [tensors["scores"].numpy()]
+            self._held = self.rows[0]
+            log.info("going on after %d scored documents", len(self._held))
+
+    def has(self, rows: np.ndarray) -> bool:
+        """Whether an interrupted run scored all of a batch; what it scored of a part is forgotten, to be done again."""
+        known = np.isin(rows, self._held)
+        if known.any() and not known.all():
+            kept = ~np.isin(self._held, rows)
+            self.rows[0], self.scores[0], self._held = self._held[kept], self.scores[0][kept], self._held[kept]
+        return len(self._held) > 0 and bool(known.all())
 
     def add(self, rows: np.ndarray, scores: np.ndarray) -> None:
         """Takes a batch in; writes all of them when it is time."""
@@ -65,8 +81,9 @@ class PartialScores:
             self.save()
 
     def save(self) -> None:
-        """Writes what there is, whole or not at all."""
-        assert self.path is not None
+        """Writes what there is, whole or not at all; nothing without a path or scores."""
+        if self.path is None or not self.rows:
+            return
         tensors = {"rows": torch.from_numpy(np.concatenate(self.rows))}
         tensors["scores"] = torch.from_numpy(np.concatenate(self.scores))
         save_tensors(self.path, tensors, {"identity": self.identity, "batches": str(self.batches)})

@@ -48,7 +48,7 @@ class Shown:
     text: str
     prompt: str
     completion: str | None
-    label: int | str | None = None
+    label: Any = None
     tokens: list[tuple[str, float]] = field(default_factory=list)
     blocks: dict[str, float] = field(default_factory=dict)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,7 +19,6 @@ from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bi
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
 from msif.curvature.vectors import Vectors
-from msif.data.documents import batches_after
 from msif.errors import MsifError
 from msif.models.capture import Capture
 from msif.models.objectives import Measurement
@@ -57,11 +57,13 @@ class PairScorer(Scorer, Protocol):
 
     Attributes:
         query_side, candidate_side: restricted to the modules that take part.
+        measurement: of a query, by name or as a callable.
         left_out: module name -> why it does not.
     """
 
     query_side: Side
     candidate_side: Side
+    measurement: str | Measurement
     left_out: dict[str, str]
 
     def query_vectors(self, queries: Iterable[Any]) -> Any: ...
@@ -91,17 +93,34 @@ def score_batches(
         MsifError: there is no candidate.
     """
     partial = partial or PartialScores()
-    done = sum(len(rows) for rows in partial.rows)
     size = getattr(candidates, "size", None)
-    with tqdm(desc="scoring", unit="doc", initial=done, total=size, disable=None) as progress:
-        for batch in batches_after(candidates, partial.batches):
-            partial.add(batch.indices.cpu().numpy(), score(batch).cpu().numpy())
+    with tqdm(desc="scoring", unit="doc", total=size, disable=None) as progress, _kept(partial):
+        for batch in candidates:
+            rows = batch.indices.cpu().numpy()
+            if not partial.has(rows):
+                partial.add(rows, score(batch).cpu().numpy())
             progress.update(len(batch))
     if not partial.rows:
         raise MsifError("there is no candidate to score.")
     indices = np.concatenate(partial.rows)
     order = np.argsort(indices, kind="stable")
     return Scores(np.concatenate(partial.scores)[order].T.copy(), indices[order])
+
+
+@contextmanager
+def _kept(partial: PartialScores) -> Iterator[None]:
+    """Whatever stops a pass, memory that runs out or the keyboard, leaves what it has scored on disk.
+
+    A mistake does not: it has to be mended first, which changes the scores.
+    """
+    try:
+        yield
+    except MsifError:
+        raise
+    except BaseException:
+        with suppress(MsifError):  # a full disk is not what stopped it
+            partial.save()
+        raise
 
 
 class InfluenceScorer:

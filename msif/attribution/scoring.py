@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from msif.curvature.vectors import Vectors
+from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import FiniteGuard
 from msif.models.objectives import Objective
@@ -178,6 +179,9 @@ def compress(vectors: dict[str, QueryVectors], rank: int) -> tuple[dict[str, Que
     Returns:
         The factored vectors (a module whose rank is r or less stays dense), and for each query ‖v − v_r‖ / ‖v‖ over
         all modules, (Q,).
+
+    Raises:
+        MsifError: singular vectors that do not converge.
     """
     result, lost, whole = {}, [], []
     for name, v in vectors.items():
@@ -186,7 +190,12 @@ def compress(vectors: dict[str, QueryVectors], rank: int) -> tuple[dict[str, Que
         if rank >= min(weight.shape[1:]):
             result[name] = v
             continue
-        U, S, V = _top_singular(weight, rank)
+        try:
+            U, S, V = _top_singular(weight, rank)
+        except torch.linalg.LinAlgError as failure:
+            raise MsifError(
+                f"the singular vectors of a query in module '{name}' do not converge: leave --query-rank out."
+            ) from failure
         lost.append((weight.square().sum((1, 2)) - S.square().sum(1)).clamp(min=0))
         result[name] = QueryVectors(None, v.bias, (U * S[:, None]).contiguous(), V.contiguous())
     total = torch.stack(whole).sum(0)

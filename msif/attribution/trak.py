@@ -94,7 +94,7 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
         kernel_data: batches of the sequences of Φ; None takes the candidates. Their kernel is formed once.
 
     Raises:
-        MsifError: the two sides share no block.
+        MsifError: the two sides share no block, or one Q for each example of an objective without probabilities.
     """
 
     def __init__(
@@ -111,6 +111,9 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
             query_side, candidate_side, projection or DEFAULT_PROJECTION, options.output, *shift, kernel_data
         )
         self.weighting = options.weighting
+        objective = candidate_side.objective
+        if self.weighting == "example" and not isinstance(objective, Categorical):
+            raise MsifError(f"{type(objective).__name__} has no probability of a label: choose the weighting 'token'.")
 
     def score_vectors(self, vectors: Tensor, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
         products, doubts = self.score_parts(vectors, candidates, partial)

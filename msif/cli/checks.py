@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from msif.attribution.methods import METHODS, PROJECTED, READ_BY
-from msif.cli.parsing import configuration
+from msif.cli.parsing import NOT_RESULTS, configuration
 from msif.errors import MsifError
 
 
@@ -90,7 +90,7 @@ def check_output(path: Path, args: argparse.Namespace) -> None:
     if not isinstance(then, dict):
         raise MsifError(f"{config} is damaged: choose another --output or remove that folder.")
     now = configuration(args)
-    left_open = {"output"} | ({"alpha"} if args.alpha is None else set())  # α is chosen with the models at hand
+    left_open = {*NOT_RESULTS} | ({"alpha"} if args.alpha is None else set())  # α is chosen with the models at hand
     changed = [key for key in now if key not in left_open and then.get(key) != now[key]]
     if changed:
         key = min(changed, key=lambda key: key != "method")  # another method brings other defaults with it

@@ -12,8 +12,8 @@ from msif.attribution.results import Ranking, Shown, rank
 from msif.attribution.stages import Damping, build_scorer
 from msif.cli.flags import field_arguments
 from msif.cli.job import Job
-from msif.cli.method import index_batches, scorer_options
-from msif.cli.models import label2id, longest
+from msif.cli.method import check_measurement, index_batches, scorer_options, with_measurement
+from msif.cli.models import check_vocabulary, label_arguments, longest, with_numbers
 from msif.cli.pull import with_alpha
 from msif.cli.showing import shown_documents
 from msif.cli.stage import ihvp_of, stage_of
@@ -55,7 +55,8 @@ def prepare(args: argparse.Namespace) -> Job:
     assert first is not None and last is not None
     length = longest(args.max_length, [model for model in (pretrained, finetuned) if model])
     args = argparse.Namespace(**{**vars(args), "max_length": length})  # a copy: the given one is written down
-    format = choose_format(corpus, task=corpus_task, label2id=label2id(first, corpus_task), **field_arguments(args))
+    labels = label_arguments(first, corpus_task)
+    format = choose_format(corpus, task=corpus_task, **labels, **field_arguments(args))
     check_rows(corpus, format)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
     rates = list(args.learning_rate_sum or [None, None])
@@ -74,7 +75,12 @@ def prepare(args: argparse.Namespace) -> Job:
             last_stage = replace(last_stage, batches=index)
     args, last_stage, warning = with_alpha(args, finetuned, last_stage)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
+    asked = last_stage or first_stage
+    assert asked is not None
+    queries = with_numbers(queries, label_arguments(last, args.task))
+    args = with_measurement(args, queries, asked.side.objective)
     scorer = build_scorer(args.method, first_stage, last_stage, damping, ihvp_of(args), **scorer_options(args))
+    check_measurement(scorer)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
     weights = [model.weights for model in (pretrained, finetuned) if model]
@@ -92,7 +98,7 @@ def _rows(source: str, args: argparse.Namespace) -> Corpus:
 def _read(source: str, task: str, model: LoadedModel, args: argparse.Namespace) -> tuple[Corpus, Format]:
     """Other data, read and checked as the corpus is."""
     rows = _rows(source, args)
-    format = choose_format(rows, task=task, label2id=label2id(model, task), **field_arguments(args))
+    format = choose_format(rows, task=task, **label_arguments(model, task), **field_arguments(args))
     check_rows(rows, format)
     return rows, format
 
@@ -112,6 +118,7 @@ def explain(job: Job) -> Explanation:
     candidates = job.select(queries)
     rows = sorted({int(row) for selected in candidates for row in selected})
     log.info("scoring %d of %d documents for %d queries", len(rows), len(job.corpus), len(queries))
+    check_vocabulary(job.documents(rows), job.candidate_model)
     vectors = job.scorer.query_vectors(query_batches)
     if job.rank_errors is not None:
         worst = float(job.rank_errors.max())

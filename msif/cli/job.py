@@ -17,8 +17,8 @@ from msif.attribution.partial import PARTIAL, PartialScores
 from msif.attribution.scorers import PairScorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
-from msif.cli.models import label2id, positions
-from msif.cli.parsing import configuration
+from msif.cli.models import label_arguments, positions
+from msif.cli.parsing import NOT_RESULTS, configuration
 from msif.curvature.store import read_manifest
 from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import Corpus
@@ -29,7 +29,8 @@ from msif.data.queries import Query, ask, encode_queries
 from msif.errors import MsifError, UnusableError
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.loading import LoadedModel
-from msif.models.objectives import SequenceClassification
+from msif.models.objectives import DocumentHead
+from msif.models.vocabulary import embedding_rows, refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +127,15 @@ class Job:
 
     def encoded(self, queries: Sequence[Query]) -> list[Batch]:
         """Queries with answers as batches, numbered as in the list."""
-        classifies = isinstance(self.scorer.query_side.objective, SequenceClassification)
+        classifies = isinstance(self.scorer.query_side.objective, DocumentHead)
         task = "classification" if classifies else "lm"
-        names = label2id(self.query_model, task)
-        limits = {"max_length": self.args.max_length, "task": task, "label2id": names}
-        return batches_of(encode_queries(queries, self.query_model.tokenizer, **limits), self.args.batch_tokens)
+        labels = label_arguments(self.query_model, task)
+        limits = {"max_length": self.args.max_length, "task": task, **labels}
+        tokenizer, rows = self.query_model.tokenizer, embedding_rows(self.query_model.model)
+        documents = encode_queries(queries, tokenizer, **limits)
+        for document in documents:
+            refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
+        return batches_of(documents, self.args.batch_tokens)
 
     def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Each query's candidates, row numbers; rows without a text are no candidates."""
@@ -157,14 +162,14 @@ class Job:
         """All that scores depend on."""
         folders = (self.args.pretrained_factors, self.args.finetuned_factors)
         return {
-            "config": configuration(self.args),
+            "config": {key: value for key, value in configuration(self.args).items() if key not in NOT_RESULTS},
             "weights": self.weights,
             "tokenizers": [
                 fingerprint_tokenizer(model.tokenizer) for model in (self.candidate_model, self.query_model)
             ],
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
             "corpus": self.corpus.fingerprint(self.format.columns),
-            "index": self.index and self.index.identity(),
+            "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
+from msif.data.batching import TokenBatches
+from msif.data.labels import read_label
+from msif.data.queries import Query
 from msif.errors import MsifError
+from msif.models.heads import head_objective, label2id, problem_of
 from msif.models.loading import LoadedModel
-from msif.models.objectives import CausalLM, Objective, SequenceClassification
+from msif.models.objectives import CausalLM, Objective, Regression
+from msif.models.vocabulary import embedding_rows, outgrown, refuse_unknown
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LENGTH = 512
 
@@ -18,14 +28,52 @@ def objective_for(task: str, loaded: LoadedModel) -> Objective:
     """The training objective of a language model or of a classifier."""
     if task == "lm":
         return CausalLM()
-    return SequenceClassification(loaded.model.config.get_text_config().pad_token_id)
+    objective, config = head_objective(loaded.model.config, loaded.name), loaded.model.config
+    if isinstance(objective, Regression) and config.problem_type is None:
+        log.info("%s: one output and no problem_type in its config.json: taken for a regression", loaded.name)
+    return objective
 
 
-def label2id(loaded: LoadedModel, task: str) -> Mapping[str, int] | None:
-    """A classifier's class names."""
+def label_arguments(loaded: LoadedModel, task: str) -> dict[str, Any]:
+    """How a classifier's labels are read, as arguments of ``choose_format`` and ``encode_queries``."""
     if task != "classification":
-        return None
-    return {str(name): int(index) for name, index in (loaded.model.config.label2id or {}).items()}
+        return {}
+    config = loaded.model.config
+    return {"label2id": label2id(config), "problem": problem_of(config, loaded.name)}
+
+
+def with_numbers(queries: Sequence[Query], labels: Mapping[str, Any]) -> list[Query]:
+    """A regression's labels as numbers, however they are written.
+
+    Args:
+        labels: ``label_arguments`` of the model that is asked.
+    """
+    if labels.get("problem") != "regression":
+        return list(queries)
+
+    def numbered(query: Query) -> Query:
+        if query.label is None:
+            return query
+        numbers = read_label(query.label, f"query '{query.id}'", **labels)
+        assert isinstance(numbers, tuple)
+        return replace(query, label=list(numbers) if len(numbers) > 1 else numbers[0])
+
+    return [numbered(query) for query in queries]
+
+
+def check_vocabulary(batches: TokenBatches, loaded: LoadedModel) -> None:
+    """Before long work: where a tokenizer has outgrown its model, no row has a token beyond the embedding.
+
+    Rows of a stream are looked at as they come.
+
+    Raises:
+        MsifError: names row and token.
+    """
+    if batches.size is None or not outgrown(loaded.model, loaded.tokenizer):
+        return
+    rows, name = embedding_rows(loaded.model), batches.corpus.name
+    for document in batches.documents():
+        refuse_unknown(document.input_ids, rows, loaded.tokenizer, f"row {document.index} of '{name}'")
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from msif.cli.explain import Explanation
 from msif.cli.job import Job
 from msif.cli.models import versions
 from msif.cli.parsing import configuration
+from msif.data.labels import describe_label
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 
@@ -62,7 +63,7 @@ def report(result: Explanation) -> None:
     """A table of proponents and one of opponents for each query."""
     for ranking in result.rankings[:PRINTED_QUERIES]:
         query = ranking.query
-        answer = query.completion or "" if query.label is None else f"class {query.label}"
+        answer = query.completion or "" if query.label is None else describe_label(query.label)
         print_query(query.prompt, answer, [document for document in result.shown if document.query_id == query.id])
     if len(result.rankings) > PRINTED_QUERIES:
         print(f"\n... and {len(result.rankings) - PRINTED_QUERIES} more queries, in the files of --output")

@@ -102,6 +102,8 @@ def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
 
 
 NOT_CONFIGURATION = ("config", "dry_run", "quiet")
+# how a run is carried out and where its results go: other values of these make no other run
+NOT_RESULTS = ("output", "batch_tokens")
 
 
 def configuration(values: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.methods import SOLVERS, STAGED
 from msif.attribution.stages import Stage, check_factors
 from msif.cli.flags import field_arguments
-from msif.cli.models import label2id, objective_for
+from msif.cli.models import label_arguments, objective_for
 from msif.curvature.store import FactorStore
 from msif.data.batching import TokenBatches
 from msif.data.corpus import load_corpus
@@ -91,8 +91,8 @@ def stage_batches(
     flags = _fit_flags(store)
     source = moved_to or flags.data
     corpus = load_corpus(source, split=flags.split, streaming=flags.streaming, max_examples=flags.max_examples)
-    names = label2id(loaded, flags.task)
-    format = choose_format(corpus, task=flags.task, label2id=names, **field_arguments(flags))
+    labels = label_arguments(loaded, flags.task)
+    format = choose_format(corpus, task=flags.task, **labels, **field_arguments(flags))
     fitted: dict[str, Any] = store.manifest["run"]["data"]
     if corpus.fingerprint(format.columns) != fitted["content"]:
         raise MsifError(

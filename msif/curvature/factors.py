@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from msif.errors import MsifError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,50 @@ def held(factors: Factors, device: torch.device, dtype: torch.dtype) -> dict[str
 def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """(eigenvalues ascending (..., d), eigenvectors (..., d, d)) of a covariance, computed in float64.
 
+    On the matrix's own device, or on the CPU where that fails. LAPACK's divide and conquer does not converge for a few
+    matrices; its QR iteration then does the work, which takes several times as long.
+
     Raises:
-        MsifError: the matrix holds NaN or infinity.
+        MsifError: the matrix holds NaN or infinity, or neither algorithm converges.
     """
     if not bool(torch.isfinite(matrix).all()):
         raise MsifError(f"a covariance of module '{name}' holds NaN or infinity: fit again with --dtype float32.")
     wide = matrix.double()
     wide = (wide + wide.transpose(-1, -2)) / 2
-    values, vectors = torch.linalg.eigh(wide)
-    return values.to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
+    found = _by_division(wide)
+    if found is None and wide.device.type != "cpu":
+        log.info("the eigenvectors of module '%s' are not found on %s; they are computed on the CPU", name, wide.device)
+        found = _by_division(wide.cpu())
+    if found is None:
+        log.info("the eigenvectors of module '%s' do not converge; they are computed by QR iteration", name)
+        found = _by_qr_iteration(wide.cpu(), name)
+    values, vectors = (part.to(matrix.device, matrix.dtype) for part in found)
+    return values, vectors.contiguous()
+
+
+def _by_division(wide: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Eigenvalues and eigenvectors by divide and conquer; None where it fails."""
+    try:
+        values, vectors = torch.linalg.eigh(wide)
+    except RuntimeError as error:
+        # a GPU's library fails in many ways, and for want of memory; the CPU's in one
+        if wide.device.type == "cpu" and not isinstance(error, torch.linalg.LinAlgError):
+            raise
+        return None
+    finite = bool(torch.isfinite(values).all() and torch.isfinite(vectors).all())
+    return (values, vectors) if finite else None
+
+
+def _by_qr_iteration(wide: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The same of (..., d, d) on the CPU, one matrix at a time."""
+    from scipy.linalg import eigh
+
+    try:
+        parts = [eigh(one.numpy(), driver="ev") for one in wide.reshape(-1, *wide.shape[-2:])]
+    except np.linalg.LinAlgError as error:
+        raise MsifError(
+            f"the eigenvectors of a covariance of module '{name}' do not converge: leave it out with --modules, or fit "
+            "on more data."
+        ) from error
+    values, vectors = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
+    return values.view(wide.shape[:-1]), vectors.view(wide.shape)

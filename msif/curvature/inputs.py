@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture
+from msif.models.devices import check_float64
 from msif.models.objectives import Objective
 
 
@@ -93,10 +94,11 @@ def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where the model lives, and the dtype to compute in: float32, or float64 for a float64 model.
 
     Raises:
-        MsifError: the model is spread over several devices.
+        MsifError: the model is spread over several devices, or on one that has no float64.
     """
     parameter = next(model.parameters())
     devices = {str(other.device) for other in model.parameters()}
     if len(devices) > 1:
         raise MsifError(f"the model is spread over {', '.join(sorted(devices))}: load it onto one device.")
+    check_float64(parameter.device)
     return parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32

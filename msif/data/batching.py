@@ -100,10 +100,9 @@ class TokenBatches:
 
     def iterate(self, skip: int = 0) -> Iterator[Batch]:
         """Batches from number `skip` on; those before it are planned, which takes their tokens, but not built."""
-        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0  # never read; no padding token is needed
         plan = plan_batches(self.documents(), batch_tokens=self.batch_tokens, window=self.window, seed=self.seed)
         for group in islice(plan, skip, None):
-            yield collate(group, pad_id)
+            yield collate(group)  # padding is never read, and a tokenizer's own may be beyond the model's embedding
 
     def identity(self) -> dict[str, Any]:
         """What tells these batches from others, as JSON; it reads the corpus once."""

@@ -127,9 +127,10 @@ class Corpus:
         return ids
 
     def label_names(self, field: str) -> tuple[str, ...] | None:
-        """The class names that the dataset itself declares for an integer field, in the order of the integers."""
+        """The class names that the dataset itself declares for a field of integers, or of lists of them, in their
+        order."""
         feature = (self.dataset.features or {}).get(field)
-        names = getattr(feature, "names", None)
+        names = getattr(getattr(feature, "feature", feature), "names", None)
         return tuple(names) if names else None
 
     def fingerprint(self, columns: Sequence[str] | None = None) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msif.data.labels import Label
+
 
 @dataclass(frozen=True)
 class Document:
@@ -21,13 +23,13 @@ class Document:
         index: row number in its corpus, counted from 0; it seeds the labels that are sampled for this document.
         input_ids: int32, shape (T,).
         supervised: bool, shape (T,): token t is one of the tokens whose loss counts (never the first one).
-        label: class index for classification, else None.
+        label: class index of a classifier's document, or numbers for the K outputs of its head; else None.
     """
 
     index: int
     input_ids: np.ndarray
     supervised: np.ndarray
-    label: int | None = None
+    label: Label | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -42,7 +44,7 @@ class Batch:
         input_ids: int64, (B, T); the id at padded positions is never read.
         attention_mask: int64, (B, T), 1 at real tokens.
         supervised: bool, (B, T).
-        labels: int64, (B,) for classification, else None.
+        labels: int64, (B,), or float64, (B, K), for classification, else None.
     """
 
     indices: Tensor
@@ -71,7 +73,8 @@ def collate(documents: list[Document], pad_id: int = 0) -> Batch:
         supervised[row, : len(document)] = document.supervised
     labels = None
     if documents[0].label is not None:
-        labels = torch.tensor([document.label for document in documents], dtype=torch.int64)
+        dtype = torch.float64 if isinstance(documents[0].label, tuple) else torch.int64
+        labels = torch.tensor([document.label for document in documents], dtype=dtype)
     return Batch(
         indices=torch.tensor([document.index for document in documents], dtype=torch.int64),
         input_ids=torch.from_numpy(input_ids),

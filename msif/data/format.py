@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from msif.data.corpus import Corpus
+from msif.data.labels import Label, Problem, read_label
+from msif.data.labels import label_index as label_index  # where it was looked for
 from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
 
@@ -28,6 +30,7 @@ class Format:
         text, prompt, completion, messages, label: names of fields, None for those not in use.
         label2id: the classifier's class names (``model.config.label2id``).
         label_names: the dataset's own class names, in the order of its integer labels, where it declares them.
+        problem: what the classifier's head was trained for.
     """
 
     text: str | None = None
@@ -37,6 +40,7 @@ class Format:
     label: str | None = None
     label2id: Mapping[str, int] | None = None
     label_names: tuple[str, ...] | None = None
+    problem: Problem = "single_label_classification"
 
     @property
     def kind(self) -> Kind:
@@ -97,49 +101,15 @@ class Format:
         """What each row of a corpus says."""
         return [self.text_of(row, f"row {index}") for index, row in corpus.rows(columns=self.columns)]
 
-    def label_of(self, row: Mapping[str, Any], where: str) -> int:
-        """The class index of a row; names and indices are both understood."""
+    def label_of(self, row: Mapping[str, Any], where: str) -> Label:
+        """The label of a row, as the classifier's head takes it."""
         assert self.label is not None
-        return label_index(row.get(self.label), where, self.label2id, self.label_names)
+        return read_label(row.get(self.label), where, self.problem, self.label2id, self.label_names)
 
 
 def join_texts(prompt: str, completion: str | None) -> str:
     """Prompt and completion with one space between them."""
     return " ".join(part for part in (prompt.strip(), (completion or "").strip()) if part)
-
-
-def label_index(
-    value: Any, where: str, label2id: Mapping[str, int] | None = None, label_names: Sequence[str] | None = None
-) -> int:
-    """The class index that a label stands for.
-
-    An integer of a dataset whose class names are all known to the classifier goes through its name, since the two
-    may count in different orders.
-
-    Raises:
-        MsifError: no label, a name that the classifier does not know, an index out of range.
-    """
-    known = dict(label2id or {})
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, str) and value not in known and value.strip().isdecimal():
-        value = int(value)  # CSV holds text only
-    if value is None or value == "":
-        raise MsifError(f"The label of {where} is empty; fill it in or leave the row out.")
-    if isinstance(value, str):
-        if value in known:
-            return known[value]
-        names = ", ".join(known) if known else "none, so labels must be integers"
-        raise MsifError(f"The label of {where} is '{value}', which the model does not know: its labels are {names}.")
-    if not isinstance(value, int):
-        raise MsifError(f"The label of {where} is {type(value).__name__}; write the class's name or index.")
-    value = int(value)
-    if label_names is not None and 0 <= value < len(label_names) and all(name in known for name in label_names):
-        return known[label_names[value]]
-    if value < 0 or (known and value not in known.values()):
-        there = f": its labels are {sorted(known.values())}" if known else ""
-        raise MsifError(f"The label of {where} is {value}, which the model does not know{there}.")
-    return value
 
 
 def choose_format(
@@ -152,6 +122,7 @@ def choose_format(
     messages_field: str | None = None,
     label_field: str | None = None,
     label2id: Mapping[str, int] | None = None,
+    problem: Problem = "single_label_classification",
 ) -> Format:
     """The format that the command line's field names ask for, checked against the corpus's columns.
 
@@ -164,7 +135,7 @@ def choose_format(
     if task == "classification":
         if pair or messages_field:
             raise MsifError("A classifier reads one text; name it with --text-field, without prompt or messages.")
-        chosen = Format(text=text_field or "text", label=label_field or "label", label2id=label2id)
+        chosen = Format(text=text_field or "text", label=label_field or "label")
     elif label_field:
         raise MsifError(f"--label-field {label_field} needs --task classification.")
     elif sum(bool(given) for given in (text_field, pair, messages_field)) > 1:
@@ -187,7 +158,7 @@ def choose_format(
             corpus.require(field, flag)
     if chosen.label is None:
         return chosen
-    return Format(text=chosen.text, label=chosen.label, label2id=label2id, label_names=corpus.label_names(chosen.label))
+    return replace(chosen, label2id=label2id, label_names=corpus.label_names(chosen.label), problem=problem)
 
 
 def check_rows(corpus: Corpus, format: Format) -> None:

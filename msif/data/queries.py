@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
 from msif.data.format import Format, join_texts
+from msif.data.labels import Problem
 from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
 
@@ -25,7 +27,8 @@ class Query:
         id: what results call it.
         prompt: what the model read; for a classifier the whole text; of a conversation what was said so far.
         completion: what it said; None has it answered by the model first.
-        label: the class, by name or index; None has it predicted by the model first.
+        label: what a row of data may have as one (a class's name or index, a number, a list); None has it predicted by
+            the model first.
         messages: the conversation, which the chat template renders; its last turn is the completion, if there is one.
         prompt_ids, completion_ids: the tokens that the model was given and those that it answered, of its own answer.
     """
@@ -33,7 +36,7 @@ class Query:
     id: str
     prompt: str
     completion: str | None = None
-    label: int | str | None = None
+    label: Any = None
     messages: Sequence[dict[str, Any]] | None = None
     prompt_ids: Sequence[int] | None = None
     completion_ids: Sequence[int] | None = None
@@ -110,7 +113,8 @@ def _filled(row: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def _given(value: Any) -> Any:
-    return None if value is None or value == "" else value
+    missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return None if missing else value
 
 
 def ask(query: Query, tokenizer: Any) -> list[int]:
@@ -130,6 +134,7 @@ def encode_queries(
     max_length: int | None = None,
     task: str = "lm",
     label2id: Mapping[str, int] | None = None,
+    problem: Problem = "single_label_classification",
 ) -> list[Document]:
     """Queries as documents; a document's index is the query's place in the list.
 
@@ -148,7 +153,7 @@ def encode_queries(
             missing = "label" if classify else "completion"
             raise MsifError(f"Query '{query.id}' has no {missing}; give one, or have the model answer first.")
     format = (
-        Format(text="prompt", label="label", label2id=label2id)
+        Format(text="prompt", label="label", label2id=label2id, problem=problem)
         if classify
         else Format(prompt="prompt", completion="completion")
     )

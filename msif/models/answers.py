@@ -11,6 +11,7 @@ import torch
 
 from msif.data.tokens import plain, said_after
 from msif.errors import UnusableError
+from msif.models.heads import problem_of
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,23 @@ def _evaluated(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predicted_label(model: Any, tokenizer: Any, text: str, max_length: int) -> int:
-    """The class index that a classifier predicts for a text; raises UnusableError if the text has no tokens."""
+def predicted_label(model: Any, tokenizer: Any, text: str, max_length: int) -> int | float | list[float] | list[str]:
+    """What a classification head predicts for a text: a class's index, the names of all that are likelier than not, or
+    a regression's number or numbers.
+
+    Raises:
+        UnusableError: the text has no tokens.
+    """
     (tokens,) = plain(tokenizer, [text])
     if not tokens:
         raise UnusableError(f"the text {text!r} has no tokens: give a longer one.")
     ids = torch.tensor([tokens[:max_length]], device=next(model.parameters()).device)
     with _evaluated(model):
-        return int(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].argmax())
+        outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
+    problem = problem_of(model.config)
+    if problem == "multi_label_classification":
+        return [str(model.config.id2label[index]) for index in (outputs > 0).nonzero().flatten().tolist()]
+    if problem == "regression":
+        numbers: list[float] = outputs.tolist()
+        return numbers if len(numbers) > 1 else numbers[0]
+    return int(outputs.argmax())

@@ -18,7 +18,7 @@ from msif.models.layouts import blocks_of, in_attention
 
 logger = logging.getLogger(__name__)
 
-_ADAPTERS = re.compile(r"(^|\.)(base_layer|lora_\w+|modules_to_save)(\.|$)")
+_ADAPTERS = re.compile(r"(^|\.)(base_layer|lora_\w+|modules_to_save|token_adapter|prompt_encoder)(\.|$)")
 
 
 def track_modules(model: nn.Module, modules: str = "all", split_heads: bool = True) -> list[TrackedModule]:
@@ -165,8 +165,8 @@ def _refuse_wrapped(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if _ADAPTERS.search(path):
             raise MsifError(
-                f"The model has an adapter ({path!r}): merge it into the weights first, with "
-                "model.merge_and_unload(), and save the result."
+                f"The model has an adapter ({path!r}): give a copy with the adapter merged into the weights, "
+                "msif.merge_adapter(model)."
             )
         if hasattr(module, "qweight") or hasattr(getattr(module, "weight", None), "quant_state"):
             raise _quantised(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.atomic import atomic_path
+from msif.data.labels import describe_label
 from msif.errors import MsifError
 from msif.reporting.document import document_card
 from msif.reporting.markup import Markup, element, join
@@ -164,7 +165,8 @@ def _query(run: Run, query: str, number: int) -> Markup:
 
 
 def _answer(row: Mapping[str, Any]) -> str:
-    return f" class {row['label']}" if row.get("label") is not None else str(row.get("completion") or "")
+    label = row.get("label")
+    return f" {describe_label(label)}" if label is not None else str(row.get("completion") or "")
 
 
 def _one_line(text: str) -> str:

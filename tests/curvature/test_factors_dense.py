@@ -14,6 +14,8 @@ from helpers import (
     dense_gradients,
     documents,
     examples,
+    labelled,
+    tiny_classifier,
     tiny_lm,
     track_plain,
 )
@@ -28,7 +30,7 @@ from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
 from msif.models.blocks import Block
 from msif.models.capture import Capture, frozen
-from msif.models.objectives import CausalLM, generators_for
+from msif.models.objectives import CausalLM, MultiLabelClassification, Regression, generators_for
 from msif.models.select import track_modules
 
 
@@ -138,6 +140,29 @@ def test_sampled_factors_approach_the_fisher_by_enumeration():
         for name, gradient in dense_gradients(model, tracked, objective.losses(outputs, batch, labels).sum()).items():
             f = factors[name]
             expected[name] += weight * (f.Q_G[0].T @ gradient @ f.Q_A) ** 2 / 2
+    for name, value in expected.items():
+        assert (factors[name].Lambda - value).norm() < 0.15 * value.norm(), name
+
+
+@pytest.mark.parametrize("kind", [Regression, MultiLabelClassification])
+def test_sampled_factors_of_heads_with_numbers_approach_the_gauss_newton_matrix(kind):
+    """Λ is the diagonal of H = (1/N) Σ_z Jᵀ ∇²L J in the eigenbasis, N predictions, and G the mean of Jᵀ ∇²L J of g."""
+    model = tiny_classifier(num_labels=2)
+    objective = kind(0, 2)
+    tracked = track_modules(model, "mlp")
+    labels = [[0.3, 1.5], [-1.0, 0.0]] if kind is Regression else [[1, 0], [0, 0]]
+    texts = labelled([4, 6], labels)
+    _, _, factors = fitted(model, tracked, objective, [collate(texts)], FitSettings(label_samples=400))
+    model.eval()
+    expected = {m.name: 0.0 for m in tracked}
+    for batch in alone(texts):
+        outputs = objective.outputs(model, batch)
+        rows = [dense_gradients(model, tracked, output) for output in outputs[0]]
+        for k, row in enumerate(rows):
+            curvature = 2.0 if kind is Regression else torch.sigmoid(outputs[0, k]).mul(torch.sigmoid(-outputs[0, k]))
+            for name, gradient in row.items():
+                f = factors[name]
+                expected[name] += curvature * (f.Q_G[0].T @ gradient @ f.Q_A) ** 2 / 4  # two documents of two outputs
     for name, value in expected.items():
         assert (factors[name].Lambda - value).norm() < 0.15 * value.norm(), name
 

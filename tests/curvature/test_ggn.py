@@ -12,6 +12,7 @@ from helpers import (
     dense_gradients,
     documents,
     examples,
+    labelled,
     tiny_classifier,
     tiny_lm,
     track_plain,
@@ -22,7 +23,7 @@ from msif.curvature.cg import CG
 from msif.curvature.ggn import GGN
 from msif.data.documents import collate
 from msif.errors import MsifError
-from msif.models.objectives import CausalLM, SequenceClassification
+from msif.models.objectives import CausalLM, MultiLabelClassification, Regression, SequenceClassification
 from msif.models.select import track_modules
 
 
@@ -163,6 +164,20 @@ def test_the_residual_that_a_solver_claims_on_a_bfloat16_model_is_the_true_one()
     H = dense_ggn(copy.deepcopy(model).double(), tracked, CausalLM(), data) + 0.01 * torch.eye(x.shape[1]).double()
     true, claimed = float((b - x @ H).norm() / b.norm()), float(solver.solution.residuals[-1])
     assert claimed < 0.1 and true == pytest.approx(claimed, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("objective", "labels"),
+    [
+        (Regression(0, 1), [[0.5], [-1.0], [2.0]]),
+        (Regression(0, 3), [[0.5, 1, 2], [-1.0, 0, 0], [2.0, 1, 1]]),
+        (MultiLabelClassification(0, 3), [[1, 0, 1], [0, 0, 0], [1, 1, 0]]),
+    ],
+)
+def test_heads_with_numbers_for_labels(objective, labels):
+    model = tiny_classifier(num_labels=objective.count)
+    texts = labelled([5, 7, 4], labels)
+    compare(model, track_modules(model, "mlp"), objective, [collate(texts[:2]), collate(texts[2:])])
 
 
 def test_the_model_comes_back_untouched_and_iterators_are_refused():

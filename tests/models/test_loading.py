@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,29 +12,23 @@ import torch
 from architectures import tiny_config, tiny_model
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from saved import save_tokenizer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertModel,
-    PreTrainedTokenizerFast,
+    GPTNeoXForCausalLM,
     T5Config,
     ViTConfig,
 )
 from transformers.utils import logging as transformers_logging
 
 from msif.errors import MsifError
+from msif.models.blocks import input_of
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.loading import load_model, resolve_device
-
-
-def save_tokenizer(folder: Path, pad: str | None = "<pad>") -> None:
-    words = {word: i for i, word in enumerate(["<pad>", "<unk>", *"abcdefg"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>"} | ({"pad_token": pad} if pad else {})
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -220,6 +216,173 @@ def test_a_folder_that_moved_is_the_same_model(lm: Path, tmp_path: Path) -> None
     shutil.copytree(lm, tmp_path / "copy")
     first, second = load_model(lm, device="cpu"), load_model(tmp_path / "copy", device="cpu")
     assert (first.weights, first.config) == (second.weights, second.config)
+
+
+def changed(folder: Path, **settings: object) -> Path:
+    """The folder, with other settings in its config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "flash_attention_2",
+        "flash_attention_3",
+        "flash_attention_4",
+        "flex_attention",
+        "kernels-community/flash-attn",
+        "paged|sdpa",
+        "paged|eager",
+        "paged|flash_attention_2",
+        "triton",
+    ],
+)
+def test_attention_by_a_kernel_that_is_not_here(
+    lm: Path, kernel: str, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = load_model(lm, device="cpu")
+    with caplog.at_level(logging.INFO, "msif"):
+        loaded = load_model(changed(lm, **{key: kernel}), device="cpu")
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert f"asks for attention by '{kernel}'" in caplog.text
+    assert (loaded.weights, loaded.config) == (before.weights, before.config)
+    tokens = torch.tensor([[2, 3, 4]])
+    loaded.model(tokens, attention_mask=torch.ones_like(tokens)).logits.sum().backward()
+
+
+def test_attention_of_an_architecture_without_sdpa(tmp_path: Path) -> None:
+    tiny_model("mpt").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    for kernel in ("flash_attention_2", "sdpa", None):
+        loaded = load_model(changed(tmp_path, attn_implementation=kernel), device="cpu")
+        assert loaded.model.config._attn_implementation == "eager"
+
+
+def test_eager_attention_is_kept(lm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "msif"):
+        loaded = load_model(changed(lm, attn_implementation="eager"), device="cpu")
+    assert loaded.model.config._attn_implementation == "eager" and not caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"output_attentions": True},
+        {"output_attentions": True, "attn_implementation": "flash_attention_2"},
+        {"output_hidden_states": True},
+        {"return_dict": False},
+        {"torchscript": True},
+        {"use_cache": True},
+        {"gradient_checkpointing": True},
+        {"auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}},
+        {"dtype": "fp16"},
+        {"dtype": "torch.bfloat16"},
+        {"dtype": "float8_e4m3fn"},
+        {"dtype": "auto"},
+        {"dtype": "int8"},
+        {"torch_dtype": "nonsense", "dtype": None},
+        {"pad_token_id": -1},
+        {"pad_token_id": 50},
+        {"pad_token_id": 99999},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_settings_of_how_a_model_was_run_elsewhere(
+    tmp_path: Path, architecture: str, settings: dict[str, object]
+) -> None:
+    tiny_model(architecture).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    before = load_model(tmp_path, dtype="float32", device="cpu")
+    loaded = load_model(changed(tmp_path, **settings), dtype="float32", device="cpu")
+    tokens = torch.tensor([[2, 3, 4]])
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    output = loaded.model.train()(**batch)  # in training mode, in which a checkpointed layer would be run twice
+    assert output.attentions is None and output.hidden_states is None
+    assert not loaded.model.is_gradient_checkpointing
+    loaded.model.eval()
+    # stored in float32 and read at a lower precision where the configuration says so, as transformers does
+    low = settings.get("dtype") in ("fp16", "torch.bfloat16")
+    torch.testing.assert_close(
+        loaded.model(**batch).logits, before.model(**batch).logits, atol=0.1 if low else 0, rtol=0
+    )
+    assert loaded.config == before.config or "auto_map" in settings or "torchscript" in settings
+
+
+def test_a_negative_padding_token_is_an_embedding_that_was_never_trained(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    model = load_model(changed(tmp_path, pad_token_id=-1), device="cpu").model
+    embedding = model.get_input_embeddings()
+    assert embedding.padding_idx == 49
+    tokens = torch.tensor([[2, 49]])
+    assert input_of(embedding, (tokens,), {}).sum(-1).tolist() == [[1, 0]]
+    (gradient,) = torch.autograd.grad(model(tokens).logits.sum(), embedding.weight)
+    assert not gradient[49].any() and gradient[2].any()
+
+
+def test_weights_in_float8(lm: Path) -> None:
+    stored = {name: weight.to(torch.float8_e4m3fn) for name, weight in load_file(lm / "model.safetensors").items()}
+    save_file(stored, lm / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_model(changed(lm, dtype="float8_e4m3fn"), device="cpu").model
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+    assert torch.equal(loaded.get_parameter(name), stored[name].float())
+
+
+def test_a_head_that_is_no_head(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path)
+    refused(
+        "problem_type 'token_classification'", changed(folder, problem_type="token_classification"), "classification"
+    )
+
+
+def test_a_classifiers_padding_token_that_cannot_be_looked_up(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path, pad=None)
+    for token in (-1, 50, 99999):
+        refused("no padding token", changed(folder, pad_token_id=token), "classification")
+        save_tokenizer(folder)
+        assert load_model(folder, "classification", device="cpu").model.config.pad_token_id == 0
+        save_tokenizer(folder, pad=None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    for number in range(50):
+        tokenizer.add_tokens(f"more{number}")
+    tokenizer.pad_token = "more45"
+    tokenizer.save_pretrained(folder)
+    refused(r"padding token of .* \('more45', 55\) is beyond its 50 embeddings", folder, "classification")
+
+
+@pytest.mark.parametrize("device", ["mps", "mps:0"])
+def test_devices_without_float64(device: str) -> None:
+    refused(f"Device '{device}' has no float64.*--device cpu", "x", device=device)
+
+
+def test_a_device_that_turns_out_to_have_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros(*_: object, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        if device.type != "cpu" and dtype == torch.float64:
+            raise RuntimeError("Required aspect fp64 is not supported on the device")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    refused("Device 'xpu' has no float64", "x", device="xpu")
+
+
+def test_a_model_that_does_not_fit(lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(GPTNeoXForCausalLM, "to", moved)
+    refused("does not fit into the memory of cpu: give --dtype bfloat16", lm, device="cpu")
+    monkeypatch.undo()
+
+    def loaded(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(GPTNeoXForCausalLM, "from_pretrained", loaded)
+    refused("does not fit into the memory of this machine", lm, device="cpu")
 
 
 def test_arguments() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msif.models.adapters import is_adapter
 from msif.models.blocks import TrackedModule, is_transposed
 from msif.models.training.files import (
     NUMBERS,
@@ -26,8 +27,6 @@ from msif.models.training.order import Misfit, Numbered, Placed, Unclear, match_
 from msif.models.training.rates import group_shares, learning_rates_summed
 
 log = logging.getLogger(__name__)
-
-ADAPTER = "adapter_config.json"  # written by peft
 
 
 def natural_tau(
@@ -49,7 +48,7 @@ def natural_tau(
     """
     folder = Path(folder).expanduser()
     try:
-        if (folder / ADAPTER).is_file():
+        if is_adapter(folder):
             raise _frozen("the model under an adapter", folder)
         state = optimizer_state(folder)
         if state is not None:
