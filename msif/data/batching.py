@@ -112,6 +112,5 @@ class TokenBatches:
 
     def documents(self) -> Iterator[Document]:
         """The documents one by one, in the order of the corpus."""
-        name = self.corpus.name
-        encoder = Encoder(self.format, self.tokenizer, self.max_length, lambda index: f"row {index} of '{name}'")
+        encoder = Encoder(self.format, self.tokenizer, self.max_length, self.corpus.where)
         return encoder.documents(self.corpus.rows(self.indices, columns=self.format.columns))
