@@ -14,10 +14,11 @@ from msif.errors import MsifError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, remedy: str | None = None) -> Iterator[Path]:
     """Yields a temporary name beside ``path``; renamed to it when the block ends well, removed when it does not.
 
-    A folder that had to be made for it goes too when it stays empty.
+    A folder that had to be made for it goes too when it stays empty. `remedy` says what to do where the path is none
+    that the user chose for output.
 
     Raises:
         MsifError: the disk is full, or the path cannot be written to.
@@ -34,10 +35,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if is_new:
                 path.parent.rmdir()
         if isinstance(error, Exception) and _is_disk_full(error):
-            message = f"the disk is full while writing {path}: free some space and run the same again."
+            message = f"the disk is full while writing {path}: {remedy or 'free some space and run the same again'}."
             raise MsifError(message) from error
         if isinstance(error, OSError):
-            message = f"{path} cannot be written ({error.strerror or error}): choose another --output."
+            message = f"{path} cannot be written ({error.strerror or error}): {remedy or 'choose another --output'}."
             raise MsifError(message) from error
         raise
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.fact_tracing.candidates import rng
-from msif.candidates.bm25 import words
 from msif.candidates.embedding import EmbeddingSelector, load_embedding_model
+from msif.candidates.words import words
 from msif.models.capture import frozen
 
 CHANCE = 3  # of the random numbers, after those of the candidates

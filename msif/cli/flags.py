@@ -7,7 +7,7 @@ from typing import Any
 
 from msif.cli.parsing import positive_int
 
-DATA_SOURCES = "hub name, save_to_disk folder, or .jsonl .json .csv .parquet .txt (also .gz)"
+DATA_SOURCES = "hub name, save_to_disk folder, or .jsonl .json .csv .tsv .txt (also .gz .zst .bz2 .xz) or .parquet"
 FIELDS = ("text_field", "prompt_field", "completion_field", "messages_field", "label_field")
 
 
@@ -18,7 +18,7 @@ def add_field_flags(group: Any) -> None:
     group.add_argument("--completion-field", metavar="C", help="field of completions; only they are supervised")
     group.add_argument("--messages-field", metavar="F", help="field of chat messages; assistant turns are supervised")
     group.add_argument("--label-field", metavar="L", help="field of class labels, for a classifier (default: label)")
-    group.add_argument("--split", default="train", help="split of a dataset that has several (default train)")
+    group.add_argument("--split", help="split of a dataset that has several (default: train, or the only one)")
     group.add_argument(
         "--max-length", type=positive_int, metavar="T", help="tokens kept of a document (default 512, or what fits)"
     )

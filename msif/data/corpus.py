@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from errno import ENOSPC
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from msif.data.files import explain_failure, find_files, looks_local
-from msif.data.sources import decoded, open_files, open_hub, open_saved
+from msif.data.file_rows import FileRows
+from msif.data.files import find_files, looks_local
+from msif.data.sources import DatasetRows, Rows, is_saved, open_hub, open_saved
 from msif.errors import MsifError
-
-log = logging.getLogger(__name__)
 
 
 class Corpus:
-    """Rows of a `datasets.Dataset` (memory-mapped) or `IterableDataset` (a stream), numbered from 0.
+    """Rows with numbers from 0, of which only the fields that are asked for are read.
 
     Attributes:
         name: what the user called it; for messages only, never a key.
-        columns: the names of its fields.
-        size: number of rows, None for a stream.
+        streaming: whether it is read on the fly.
     """
 
-    def __init__(self, dataset: Any, name: str, *, explain: Callable[[BaseException], MsifError] | None = None) -> None:
-        """Wrap a dataset; `explain` turns an exception met while a stream is read into a sentence."""
-        from datasets import IterableDataset
-
+    def __init__(self, rows: Any, name: str) -> None:
+        """Wrap a `datasets.Dataset` or `IterableDataset`, or other `Rows`."""
         self.name = name
-        self.dataset = dataset
-        self.streaming = isinstance(dataset, IterableDataset)
-        self._explain = explain
+        self._rows: Rows = rows if isinstance(rows, FileRows) else DatasetRows(rows)
+        self.streaming = self._rows.streaming
+        self._is_one_file = Path(name).expanduser().is_file()
         self._fingerprints: dict[tuple[str, ...], str] = {}
-        self.size: int | None = None if self.streaming else len(dataset)
-        head = next(self._stream(None), None) if self.streaming else None
-        if self.size == 0 or (self.streaming and not head):
+        if not self._rows.head:
             raise MsifError(f"'{name}' has no rows; give a corpus with at least one.")
-        self.columns: tuple[str, ...] = tuple(dataset.column_names or head or ())
+
+    @property
+    def size(self) -> int | None:
+        """Number of rows, None for a stream."""
+        return self._rows.size
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all fields, for which JSON files are read once; of a stream as far as they are known."""
+        return self._rows.columns
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The names of the fields that the first rows have."""
+        return self._rows.head
 
     def __len__(self) -> int:
         if self.size is None:
@@ -52,43 +57,52 @@ class Corpus:
     def __bool__(self) -> bool:  # a stream has no length to be judged by, and an empty corpus cannot be made
         return True
 
+    def has(self, field: str) -> bool:
+        """Whether any row has a field."""
+        return self._rows.has(field)
+
     def require(self, field: str, flag: str | None = None) -> None:
         """Raise MsifError unless there is a column of that name; `flag` is the option that names it."""
-        if field not in self.columns:
+        if not self.has(field):
             hint = f"; choose one with {flag}" if flag else ""
             raise MsifError(f"'{self.name}' has no field '{field}': its fields are {', '.join(self.columns)}{hint}.")
+
+    def prepare(self, columns: Sequence[str]) -> None:
+        """Open what it takes to read these fields, so that what is wrong with a file is known before other work.
+
+        Raises:
+            MsifError: a file cannot be read, or lacks one of the fields.
+        """
+        self._rows.prepare(columns)
+
+    def where(self, index: int) -> str:
+        """How a message names a row: with its file, where the corpus is a folder or pattern."""
+        inside = None if self._is_one_file else self._rows.where(index)
+        return f"row {index} of '{self.name}'" + (f" ({inside})" if inside else "")
 
     def rows(
         self, indices: Iterable[int] | None = None, *, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (row number, row), all in order or those of `indices` in the order given.
 
-        Only `columns` are decoded where they are given. From a stream, rows that are asked for out of order are
-        held in memory until the last of them has been read.
+        Only `columns` are read where they are given; a field that a row does not have is None. From a stream, rows
+        that are asked for out of order are held in memory until the last of them has been read.
         """
         for column in columns or ():
             self.require(column)
-        if self.streaming:
-            yield from self._stream_rows(indices, columns)
-            return
-        dataset = self.dataset if columns is None else self.dataset.select_columns(list(columns))
-        numbers: Iterable[int] = range(len(dataset))
-        if indices is not None:
-            numbers = [int(index) for index in indices]
-            dataset = dataset.select(numbers)
-        yield from zip(numbers, decoded(dataset), strict=True)
-
-    def _stream_rows(
-        self, indices: Iterable[int] | None, columns: Sequence[str] | None
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
         if indices is None:
-            yield from enumerate(self._stream(columns))
-            return
-        wanted = [int(index) for index in indices]
+            yield from enumerate(self._rows.iterate(columns))
+        elif self.streaming:
+            yield from self._out_of_order([int(index) for index in indices], columns)
+        else:
+            numbers = [int(index) for index in indices]
+            yield from zip(numbers, self._rows.take(numbers, columns), strict=True)
+
+    def _out_of_order(self, wanted: list[int], columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
         uses = Counter(wanted)
         held: dict[int, dict[str, Any]] = {}
         position = 0
-        for number, row in islice(enumerate(self._stream(columns)), max(wanted, default=-1) + 1):
+        for number, row in islice(enumerate(self._rows.iterate(columns)), max(wanted, default=-1) + 1):
             if number in uses:
                 held[number] = row
             while position < len(wanted) and wanted[position] in held:
@@ -99,17 +113,6 @@ class Corpus:
         if position < len(wanted):
             raise IndexError(f"row {wanted[position]} is not in '{self.name}'")
 
-    def _stream(self, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-        try:
-            for row in self.dataset:
-                yield row if columns is None else {column: row.get(column) for column in columns}
-        except MsifError:
-            raise
-        except Exception as error:
-            if self._explain is None:
-                raise
-            raise self._explain(error) from error
-
     def texts(self, field: str) -> list[str]:
         """All values of a text field; a missing value is an empty text."""
         self.require(field)
@@ -117,7 +120,7 @@ class Corpus:
 
     def ids(self, indices: Iterable[int] | None = None) -> list[Any]:
         """What to call the rows in results: their `id` field, or else their row numbers."""
-        if "id" not in self.columns:
+        if not self.has("id"):
             if indices is None:
                 indices = range(self.size) if self.size is not None else (number for number, _ in self.rows())
             return [int(index) for index in indices]
@@ -129,9 +132,7 @@ class Corpus:
     def label_names(self, field: str) -> tuple[str, ...] | None:
         """The class names that the dataset itself declares for a field of integers, or of lists of them, in their
         order."""
-        feature = (self.dataset.features or {}).get(field)
-        names = getattr(getattr(feature, "feature", feature), "names", None)
-        return tuple(names) if names else None
+        return self._rows.label_names(field)
 
     def fingerprint(self, columns: Sequence[str] | None = None) -> str:
         """Hash of the rows' content: of `columns`, or of all. Neither name, path nor file format enters.
@@ -140,9 +141,10 @@ class Corpus:
         """
         used = tuple(sorted(columns if columns is not None else self.columns))
         if used not in self._fingerprints:
+            encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
             digest = blake2b(repr(used).encode(), digest_size=16)
             for _, row in self.rows(columns=used):
-                values = json.dumps([row[column] for column in used], ensure_ascii=False, sort_keys=True, default=str)
+                values = encode([row[column] for column in used])
                 digest.update(values.encode("utf-8", "surrogatepass") + b"\n")
             self._fingerprints[used] = digest.hexdigest()
         return self._fingerprints[used]
@@ -156,16 +158,17 @@ def corpus_from_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> C
 
 
 def load_corpus(
-    source: str, *, split: str = "train", streaming: bool = False, max_examples: int | None = None
+    source: str, *, split: str | None = None, streaming: bool = False, max_examples: int | None = None
 ) -> Corpus:
     """Open a corpus.
 
     Args:
-        source: a file (.jsonl, .json, .csv, .txt, each also .gz, or .parquet), a folder or glob of such files, a
-            folder written by `save_to_disk`, or the name of a dataset on the Hugging Face hub (`name` or
-            `name:config`). What exists locally goes first. Plain text has one document a line in field `text`;
-            blank lines are not rows and are not counted. CSV values are kept as text, as they are written.
-        split: which split of a hub dataset, dataset dictionary, or folder whose files name their splits.
+        source: a file (.jsonl, .json, .csv, .tsv, .txt, each also .gz, .zst, .bz2 or .xz, or .parquet), a folder or
+            glob of such files, a folder written by `save_to_disk`, or the name of a dataset on the Hugging Face hub
+            (`name` or `name:config`). What exists locally goes first. Plain text has one document a line in field
+            `text`; blank lines are not rows and are not counted. CSV values are kept as text, as they are written.
+        split: which split of a hub dataset, dataset dictionary, or folder whose files name their splits; None is
+            `train` or the only one, and of a folder all files unless they are laid out as splits.
         streaming: read on the fly, for a corpus larger than the disk; its size is then unknown.
         max_examples: only the first so many rows.
 
@@ -176,23 +179,14 @@ def load_corpus(
         raise MsifError(f"max_examples is {max_examples}; ask for at least one row, or leave it out for all.")
     source = str(source)
     path = Path(source).expanduser()
-    explain: Callable[[BaseException], MsifError] | None = None
-    try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            dataset = open_saved(path, split, streaming)
-        elif files := find_files(source, split):
-            explain = partial(explain_failure, files)
-            dataset = open_files(files, streaming)
-        elif looks_local(source):
-            raise MsifError(f"No such file or folder: '{source}'; check the path.")
-        else:
-            dataset = open_hub(source, split, streaming)
-        if max_examples is not None:
-            dataset = (
-                dataset.take(max_examples) if streaming else dataset.select(range(min(max_examples, len(dataset))))
-            )
-        return Corpus(dataset, source, explain=explain)
-    except OSError as error:
-        if error.errno == ENOSPC:
-            raise MsifError(f"The disk is full while '{source}' is converted; free space or set HF_HOME.") from error
-        raise
+    if is_saved(path):
+        dataset = open_saved(path, split, streaming)
+    elif files := find_files(source, split):
+        return Corpus(FileRows(files, streaming, max_examples), source)
+    elif looks_local(source):
+        raise MsifError(f"No such file or folder: '{source}'; check the path.")
+    else:
+        dataset = open_hub(source, split, streaming)
+    if max_examples is not None:
+        dataset = dataset.take(max_examples)
+    return Corpus(dataset, source)

@@ -126,7 +126,8 @@ def choose_format(
 ) -> Format:
     """The format that the command line's field names ask for, checked against the corpus's columns.
 
-    Where nothing is named, a field `text` is taken, else `prompt` and `completion`, else `messages`.
+    Where nothing is named, a field `text` is taken, else `prompt` and `completion`, else `messages`. The fields are
+    opened for reading, so that files that cannot be read are known here.
 
     Raises:
         MsifError: fields that contradict each other, or that are not there.
@@ -144,21 +145,28 @@ def choose_format(
         chosen = Format(prompt=prompt_field or "prompt", completion=completion_field or "completion")
     elif messages_field:
         chosen = Format(messages=messages_field)
-    elif text_field or "text" in corpus.columns:
-        chosen = Format(text=text_field or "text")
-    elif {"prompt", "completion"} <= set(corpus.columns):
-        chosen = Format(prompt="prompt", completion="completion")
-    elif "messages" in corpus.columns:
-        chosen = Format(messages="messages")
+    elif text_field:
+        chosen = Format(text=text_field)
     else:
-        chosen = Format(text="text")  # not there: the check below says what is
+        chosen = _by_names(corpus)
     for role, flag in FLAGS.items():
         field = getattr(chosen, role)
         if field is not None:
             corpus.require(field, flag)
+    corpus.prepare(chosen.columns)
     if chosen.label is None:
         return chosen
     return replace(chosen, label2id=label2id, label_names=corpus.label_names(chosen.label), problem=problem)
+
+
+def _by_names(corpus: Corpus) -> Format:
+    """The format whose fields the first rows have, or else any rows."""
+    known = (Format(text="text"), Format(prompt="prompt", completion="completion"), Format(messages="messages"))
+    for has in (corpus.head.__contains__, corpus.has):
+        for format in known:
+            if all(has(field) for field in format.columns):
+                return format
+    return known[0]  # not there: the check of its field says what is
 
 
 def check_rows(corpus: Corpus, format: Format) -> None:
@@ -172,7 +180,7 @@ def check_rows(corpus: Corpus, format: Format) -> None:
     """
     filled = False
     for index, row in corpus.rows(None if corpus.size is not None else [0], columns=format.columns):
-        where = f"row {index} of '{corpus.name}'"
+        where = corpus.where(index)
         if format.lacks(row, where) is not None:
             continue
         filled = True

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from msif.candidates.bm25 import BM25Selector, top_rows, words
+from msif.candidates.bm25 import BM25Selector, top_rows
 from msif.candidates.build import build_selector
 from msif.candidates.embedding import EmbeddingSelector, default_model, load_embedding_model, model_fingerprint
 from msif.candidates.selection import AllSelector, UnionSelector, interleave, parse_candidates
@@ -65,11 +65,6 @@ def test_kind_named_twice():
 def test_all():
     (rows,) = build_selector("all").select(["query"], TEXTS)
     assert isinstance(build_selector("all"), AllSelector) and rows.tolist() == [0, 1, 2, 3, 4]
-
-
-def test_words():
-    assert words("The U.S., in 1987: Ørsted's “café”") == ["the", "u", "s", "in", "1987", "ørsted", "s", "café"]
-    assert words("東京 is Tokyo") == ["東", "京", "is", "tokyo"]
 
 
 def test_bm25_ranks_by_words_not_by_characters():
@@ -153,7 +148,7 @@ def test_cache_serves_the_same_corpus_and_model_only(tmp_path):
     assert all(path.suffix == ".npy" for path in (tmp_path / "embeddings").iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeros", "nonsense", "fewer"])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "row of zeros", "nonsense", "empty", "fewer"])
 def test_damaged_cache_is_computed_again(tmp_path, damage):
     model = Letters()
     _, rows = select(model, TEXTS, tmp_path)
@@ -162,9 +157,50 @@ def test_damaged_cache_is_computed_again(tmp_path, damage):
     if damage == "fewer":
         np.save(path, np.load(path)[:3])
     else:
-        path.write_bytes({"cut": content[:-40], "zeros": content[:-40] + bytes(40), "nonsense": b"no array"}[damage])
+        row = len(content) - 16 - 26 * 4
+        damaged = {"cut": content[:-40], "zeros": content[:-40] + bytes(40), "nonsense": b"no array", "empty": b""}
+        damaged["row of zeros"] = content[:row] + bytes(26 * 4) + content[-16:]
+        path.write_bytes(damaged[damage])
     assert select(model, TEXTS, tmp_path) == (5, rows)
     assert path.read_bytes() == content
+
+
+class Faulty(Letters):
+    """Gives one number for all of a text that says which."""
+
+    def encode(self, texts, **options):
+        embeddings = super().encode(texts, **options)
+        for row, text in enumerate(texts):
+            if text.startswith("gives "):
+                embeddings[row] = float(text.split()[1])
+        return embeddings
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_an_embedding_that_is_no_number_is_named(tmp_path, monkeypatch, value, place):
+    monkeypatch.setattr("msif.candidates.embedding.CHUNK", 2)
+    texts = [*TEXTS, "end"]
+    texts[place] = f"gives {value} here"
+    with pytest.raises(MsifError, match=rf"embedding of row {place} \('gives {value} here'\) holds NaN or infinity"):
+        select(Faulty(), texts, tmp_path)
+    assert list((tmp_path / "embeddings").iterdir()) == []
+    model = Faulty()
+    queries = ["radium", f"gives {value} and {'more ' * 50}"]
+    with pytest.raises(MsifError, match=rf"embedding of query 1 \('gives {value} and more .*\.\.\.'\) holds NaN"):
+        select(model, TEXTS, tmp_path, queries)
+    assert model.encoded == 2  # known before the corpus is embedded
+
+
+def test_an_embedding_of_zeros_is_sound(tmp_path, caplog):
+    texts = [TEXTS[0], "gives 0", TEXTS[1], "gives 0"]
+    model = Faulty()
+    encoded, rows = select(model, texts, tmp_path)
+    assert encoded == 4 and not set(rows[0]) & {1, 3}
+    assert select(model, texts, tmp_path) == (0, rows)
+    assert select(model, texts, tmp_path, ["gives 0"])[0] == 0  # far from all: any rows
+    assert "damaged" not in caplog.text
+    assert select(model, ["gives 0"] * 2, tmp_path)[0] == 2 and select(model, ["gives 0"] * 2, tmp_path)[0] == 0
 
 
 def test_interrupted_embedding_leaves_nothing(tmp_path, monkeypatch):
