@@ -185,9 +185,8 @@ def _fits(rates: Rates, parameters: int, tolerance: float) -> Iterator[_Fit]:
     for late in (False, True) if rates.logged else (False,):
         points = list(rates.points(late).items())
         k, rate = np.array(_some(points)).T
-        if late and abs(rates.logged.get(rates.steps, rate[-1]) - rate[-1]) > tolerance * max(
-            rate.max(), rates.peak or 0
-        ):
+        end = rates.logged.get(rates.steps, rate[-1])
+        if late and abs(end - rate[-1]) > tolerance * (rates.peak or rate.max()):
             continue  # what is logged late after the last step is the final rate
         if not rates.peak and len(rate) < (2 if rate.min() == rate.max() else 3 + parameters):
             continue  # nearly anything would do
