@@ -216,6 +216,20 @@ def test_layers_that_may_have_been_frozen(lm, tmp_path):
     refused(r"has \d+ of the model's \d+ parameters, and by their shapes it cannot be told", tmp_path, model, tracked)
 
 
+def test_sgd_with_frozen_parameters(lm, tmp_path):
+    """With momentum it keeps shapes; without it nothing tells which were trained."""
+    model, tracked = lm
+    model.get_input_embeddings().requires_grad_(False)
+    for momentum in (0.5, 0.0):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = trained(model, torch.optim.SGD(trainable, lr=0.01, momentum=momentum))
+        leave(tmp_path, optimizer, dict.fromkeys(range(1, 4), 0.01), 3)
+        if momentum:
+            assert values(natural_tau(tmp_path, model, tracked)) == [pytest.approx(0.06)]
+        else:
+            refused("27 of the model's 28 parameters", tmp_path, model, tracked)
+
+
 def test_adafactors_factors(lm, tmp_path):
     model, tracked = lm
     optimizer = Adafactor(as_the_trainer_groups(model), lr=0.01, scale_parameter=False, relative_step=False)

@@ -263,13 +263,49 @@ def test_rates_that_were_set_by_hand(tmp_path):
             summed(tmp_path, group(final, None))
 
 
+def test_rates_above_the_schedules_own(tmp_path):
+    """A training that was resumed at another rate keeps the first one: the log is believed."""
+    leave(tmp_path, None, {step: 10 * rate for step, rate in linear(range(10, 101, 10), 100).items()}, 100, 100)
+    assert summed(tmp_path, group(0.0)) == pytest.approx(505 * PEAK, rel=1e-6)
+
+
+def test_a_scheduler_that_the_log_contradicts(tmp_path):
+    training = Training(OF_TORCH["StepLR"], 40)
+    rates = np.random.default_rng(0).uniform(0.1, 1, 40) * PEAK
+    leave(tmp_path, None, dict(enumerate(rates, 1)), 40, 40, training.scheduler)
+    assert summed(tmp_path, training.group) == pytest.approx(rates.sum(), rel=1e-6)
+
+
+def test_what_fits_two_shapes_that_are_far_apart(tmp_path):
+    """From the peak to a tenth of it: down to a floor, or by an inverse root after a warm-up of ten steps."""
+    leave(tmp_path, None, {}, 1000, 1000)
+    with pytest.raises(MsifError, match=r"may sum to anything from 0\.009\S+ to 0\.027\S+ \(no logged rates in 1000"):
+        summed(tmp_path, group(PEAK / 10))
+
+
+def test_every_rate_has_to_fit():
+    """Also one among many, whose neighbours are those that a schedule was held against."""
+    logged = linear(range(1, 1001), 1000)
+    assert by_schedule(Rates(1000, 1000, logged, PEAK, 0.0), EXACT).value == pytest.approx(500.5 * PEAK)
+    assert by_schedule(Rates(1000, 1000, {**logged, 500: PEAK}, PEAK, 0.0), EXACT) is None
+
+
+def test_logs_that_meet_the_peaks_of_restarts():
+    """Every tenth rate is the peak, and the last falls: logged late it would be the final one, which it is not."""
+    known = Rates(40, 40, {10: PEAK, 20: PEAK, 30: PEAK, 40: PEAK / 8}, PEAK, 0.0)
+    assert "cycles" not in by_schedule(known, EXACT).basis
+
+
 def test_lines_bound_what_lies_between_them():
     rates = [1.0] * 40 + [0.1] * 60
-    known = Rates(100, 100, {step: rates[step - 1] for step in range(10, 101, 10)})
-    found = by_lines(known)
+    logged = {step: rates[step - 1] for step in range(10, 101, 10)}
+    found = by_lines(Rates(100, 100, logged))
     assert found.low < sum(rates) < found.high < 1.6 * found.low and found.low < found.value < found.high
     assert by_lines(Rates(100, 100, {10: 1.0, 90: 0.1})) is None
-    assert by_schedule(known, EXACT) is None
+    assert by_schedule(Rates(100, 100, logged), EXACT) is None
+    # a peak that was never logged may be beside the highest
+    hidden = by_lines(Rates(100, 100, logged, peak=10.0))
+    assert hidden.high > found.high + 8 * 40
 
 
 # ---- groups

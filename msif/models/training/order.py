@@ -55,14 +55,11 @@ def match_parameters(groups: Sequence[Sequence[Numbered]], model: nn.Module, wan
     foreign = {one.shape for one in numbered if one.shape is not None}.difference(shapes.values())
     if foreign:
         raise Misfit(f"a parameter of shape {tuple(min(foreign))}, which none of the model has")
-    whole: list[Placed] = []
-    part: list[Placed] = []
+    fits: list[Placed] = []
     for order in _orders(groups, model, list(shapes)):
         matches = [_placed(ones, names, shapes, wanted) for ones, names in order]
         if None not in matches:
-            placed = {name: one for match in matches if match for name, one in match.items()}
-            (whole if all(len(ones) == len(names) for ones, names in order) else part).append(placed)
-    fits = whole or part
+            fits.append({name: one for match in matches if match for name, one in match.items()})
     if not fits:
         raise Misfit("the shapes of its parameters are in no order of the model's that is known")
     if any(placed != fits[0] or UNSURE in placed.values() for placed in fits):

@@ -15,7 +15,6 @@ import numpy as np
 EXACT, ROUGH = 1e-6, 1e-2  # how far a rate may be from a schedule, by the peak
 LONG = 0.3  # of M: a longer warm-up is believed only of two rates within it
 ENOUGH = 5  # rates for lines between them
-FAR = 4.0  # a peak that is not known is not so many times above all rates that are
 MOST = 24  # rates that schedules are held against, and schedules that are summed
 
 Shape = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # k (K), w (W, 1), M -> (W, K) for k ≥ w
@@ -161,11 +160,19 @@ class _Fit:
     floor: float
     peak: float
 
+    def at(self, k: np.ndarray) -> np.ndarray:
+        """rate(k), (K,)."""
+        values = self.family.values(k, np.array([[self.w]]), self.planned)[0]
+        return self.peak * (values + self.floor * np.where(k < self.w, 0, 1 - values))
+
     def sum(self, steps: int) -> float:
-        """Over k = 0, ..., steps − 1; of a long training at evenly spread ones."""
-        k, w = np.linspace(0, steps - 1, min(steps, 20_000)), np.array([[self.w]])
-        values = self.family.values(k, w, self.planned)
-        return float(self.peak * steps * (values + self.floor * np.where(k < w, 0, 1 - values)).mean())
+        """Over k = 0, ..., steps − 1; of a long training by evenly spread ones."""
+        return float(self.at(np.linspace(0, steps - 1, min(steps, 20_000))).mean() * steps)
+
+    def passes(self, points: Sequence[tuple[int, float]], tolerance: float) -> bool:
+        """Through all of them."""
+        k, rate = np.array(points).T
+        return len(points) <= MOST or bool((np.abs(self.at(k) - rate) <= 2 * tolerance * self.peak).all())
 
     def hidden(self, rates: Rates) -> float:
         """Steps of a warm-up that a constant start may have had before the first known rate."""
@@ -176,10 +183,10 @@ class _Fit:
 def _fits(rates: Rates, parameters: int, tolerance: float) -> Iterator[_Fit]:
     """The schedules with so many parameters, the warm-up among them, that pass through all rates."""
     for late in (False, True) if rates.logged else (False,):
-        k, rate = (np.array(column) for column in zip(*_some(list(rates.points(late).items())), strict=True))
-        if late and abs(rates.logged.get(rates.steps, rate[-1]) - rate[-1]) > tolerance * max(
-            rate.max(), rates.peak or 0
-        ):
+        points = list(rates.points(late).items())
+        k, rate = np.array(_some(points)).T
+        end = rates.logged.get(rates.steps, rate[-1])
+        if late and abs(end - rate[-1]) > tolerance * (rates.peak or rate.max()):
             continue  # what is logged late after the last step is the final rate
         if not rates.peak and len(rate) < (2 if rate.min() == rate.max() else 3 + parameters):
             continue  # nearly anything would do
@@ -187,7 +194,8 @@ def _fits(rates: Rates, parameters: int, tolerance: float) -> Iterator[_Fit]:
             free = parameters - family.parameters - floored
             if free in (family.flat, 1) and (not floored or (family.floored and rates.peak)):
                 w = _lengths(rates.planned, k, family.flat) if free else np.zeros((1, 1), int)
-                yield from _passing(family, rates, k, rate, w, floored, tolerance)
+                found = _passing(family, rates, k, rate, w, floored, tolerance)
+                yield from (fit for fit in found if fit.passes(points, tolerance))
 
 
 def _some(items: Sequence) -> list:
@@ -216,8 +224,6 @@ def _passing(
             values = values + floor[:, None] * above
         peak = np.full(len(w), rates.peak) if rates.peak else values @ rate / (values**2).sum(1)
         passes = np.abs(values - rate / peak[:, None]).max(1) <= tolerance
-    if not rates.peak:
-        passes &= peak <= FAR * max(rate)
     for place in np.flatnonzero(passes & ((floor > 0) & (floor < 1) if floored else True)):
         yield _Fit(family, rates.planned, int(w[place, 0]), float(floor[place]), float(peak[place]))
 
