@@ -103,16 +103,16 @@ def _merged(model: nn.Module, name: str) -> nn.Module:
 def _unloaded(layer: Any) -> nn.Module:
     """The module under an adapter's layer, the adapter merged into it in float32 or better, in the dtype that it had.
 
-    In bfloat16, most of a small change would be rounded away before it is added.
+    An adapter that was cast with its model would be multiplied out in bfloat16, and so rounded before it is added.
     """
     if hasattr(layer, "unload_and_optionally_merge_module"):
         base, merge = getattr(layer, "original_module", layer), layer.unload_and_optionally_merge_module
     else:
         base, merge = layer.get_base_layer(), None
     dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
-    low = [p for p in base.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
-    for parameter in low:
-        parameter.data = parameter.data.float()
+    for parameter in layer.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
     if merge is not None:
         base = merge(merge=True, safe_merge=False, adapter_names=None)
     else:

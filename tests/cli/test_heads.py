@@ -150,7 +150,8 @@ def test_which_loss_is_taken_is_said(heads, tmp_path, caplog):
         ("topics", ["--completion", "3"], "label of query '0' is 3"),
     ],
 )
-def test_answers_that_a_head_cannot_give(explain, world, heads, kind, flags, match):
+def test_answers_that_a_head_cannot_give(explain, heads, monkeypatch, kind, flags, match):
+    monkeypatch.setattr("msif.cli.explain.explain", None)  # before any work
     given = {"finetuned": heads / kind, "finetuned_factors": heads / f"{kind}_factors", "completion": None}
     explain(match, "--task", "classification", *flags, query="Rain fell", **given)
 
@@ -162,7 +163,8 @@ def test_queries_of_which_some_have_a_number(explain, heads, data):
     explain("query 'b' has no label", "--task", "classification", query=None, queries=queries, **given)
 
 
-def test_trak_has_no_margin_of_a_number(explain, heads):
+def test_trak_has_no_margin_of_a_number(explain, heads, monkeypatch):
+    monkeypatch.setattr("msif.cli.explain.explain", None)
     given = {"finetuned": heads / "reward", "pretrained_factors": None, "finetuned_factors": None}
     flags = ["--task", "classification", "--method", "trak"]
     explain("unknown measurement 'margin'", *flags, query="Rain fell", **{**given, "completion": "1.5"})

@@ -87,23 +87,24 @@ def test_scoring_before_anything_is_scored(explain, monkeypatch, kind):
     explain(r"ran out: give a smaller --batch-tokens \(now 8192\), a --query-rank, or fewer queries at once\.\n")
 
 
-@pytest.mark.parametrize("method", ["gdp", "multi-stage"])
-def test_scoring_that_was_half_done(world, monkeypatch, tmp_path, capfd, method):
+@pytest.mark.parametrize(("method", "before", "after"), [("gdp", 100, 40), ("gdp", 40, 100), ("multi-stage", 40, 100)])
+def test_scoring_that_was_half_done(world, monkeypatch, tmp_path, capfd, method, before, after):
     """What is scored is kept, and the run goes on from it in batches of another size."""
     flags = [*world.pair, *QUERY, *ALL, "--method", method, *(world.factors if method == "multi-stage" else [])]
     assert influence(*flags, "--output", tmp_path / "whole") == 0
     capfd.readouterr()
     with monkeypatch.context() as patch:
-        runs_out(patch, ScorePass, "begin", FULL["CUDA"], after=2)
-        assert influence(*flags, "--batch-tokens", 100, "--output", tmp_path / "out") == 2
+        # three documents are in the midst of a larger batch
+        runs_out(patch, ScorePass, "begin", FULL["CUDA"], after=2 if before == 100 else 3)
+        assert influence(*flags, "--batch-tokens", before, "--output", tmp_path / "out") == 2
     said = capfd.readouterr().err
     assert re.search(r"keeps the scores so far, from which the same command goes on with any --batch-tokens\.\n$", said)
     kept = len(load_file(tmp_path / "out" / PARTIAL)["rows"])
-    assert 2 <= kept < len(FACTS)
+    assert 3 <= kept < len(FACTS)
     scored = []
     begin = ScorePass.begin
     monkeypatch.setattr(ScorePass, "begin", lambda self, b, o: (scored.append(len(b)), begin(self, b, o))[1])
-    assert influence(*flags, "--batch-tokens", 40, "--output", tmp_path / "out") == 0
+    assert influence(*flags, "--batch-tokens", after, "--output", tmp_path / "out") == 0
     assert len(FACTS) - kept <= sum(scored) < len(FACTS)
     expected = by_candidate(tmp_path / "whole")
     largest = max(map(abs, expected.values()))

@@ -143,26 +143,48 @@ def test_names_of_labels_from_a_config_beside_a_classifiers_adapter(bases: Path,
     assert loaded.label2id == {"a": 0, "b": 1, "c": 2, "d": 3} and loaded.problem_type == "multi_label_classification"
 
 
+LOW = {
+    "lora": lora,
+    "dora": lambda: lora(use_dora=True),
+    "ia3": lambda: peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[], **LM),
+    "oft": lambda: peft.OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"], **LM),
+}
+
+
+@pytest.mark.parametrize("kind", LOW)
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
-def test_a_small_change_of_a_low_precision_base_is_added_in_float32(
-    bases: Path, tmp_path: Path, stored: torch.dtype, caplog: pytest.LogCaptureFixture
+def test_a_low_precision_base_is_merged_in_float32_and_rounded_once(
+    bases: Path, tmp_path: Path, stored: torch.dtype, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(bases / "llama").to(stored).save_pretrained(base)
     save_tokenizer(base)
-    unmerged = adapted(base, lora())
-    unmerged.save_pretrained(tmp_path / "adapter")
-    path = "model.layers.0.self_attn.q_proj"
-    layer = unmerged.get_base_model().get_submodule(path)
-    exact = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
+    adapted(base, LOW[kind]()).save_pretrained(tmp_path / "adapter")
     with caplog.at_level(logging.INFO, "msif"):
         loaded = load_model(tmp_path / "adapter", device="cpu")
-    assert {p.dtype for p in loaded.model.parameters()} == {stored}
-    assert torch.equal(loaded.model.get_submodule(path).weight, exact.to(stored))  # rounded once
     assert "merged in memory" in caplog.text and "--dtype float32 keeps all of it" in caplog.text
     kept = load_model(tmp_path / "adapter", dtype="float32", device="cpu")
-    torch.testing.assert_close(kept.model.get_submodule(path).weight, exact, rtol=0, atol=1e-7)
     assert kept.weights == loaded.weights
+    for (name, rounded), exact in zip(loaded.model.named_parameters(), kept.model.parameters(), strict=True):
+        assert rounded.dtype == stored and exact.dtype == torch.float32
+        assert torch.equal(rounded, exact.to(stored)), name
+    path = "model.layers.0.self_attn.q_proj"
+    before = AutoModelForCausalLM.from_pretrained(base).get_submodule(path).weight
+    assert not torch.equal(loaded.model.get_submodule(path).weight, before)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_low_precision_model_in_memory(bases: Path, stored: torch.dtype) -> None:
+    """Its adapter is of low precision, too, and is multiplied out in float32."""
+    unmerged = adapted(bases / "llama", lora()).to(stored)
+    path = "model.layers.0.self_attn.q_proj"
+    layer = unmerged.get_base_model().get_submodule(path)
+    A, B = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
+    exact = layer.base_layer.weight.float() + layer.scaling["default"] * (B @ A)
+    merged = merge_adapter(unmerged)
+    assert {parameter.dtype for parameter in merged.parameters()} == {stored}
+    assert torch.equal(merged.get_submodule(path).weight, exact.to(stored))
+    assert layer.lora_A["default"].weight.dtype == layer.base_layer.weight.dtype == stored
 
 
 def test_fingerprints_are_of_base_and_adapter(bases: Path, tmp_path: Path) -> None:
