@@ -11,6 +11,9 @@ from typing import Any
 # Asked not to truncate or pad: a tokenizer file can carry such settings, and they would be obeyed.
 WHOLE = {"truncation": False, "padding": False, "verbose": False}
 
+PART = "\ufffd"  # what a tokenizer decodes part of a character to
+CONTEXT = 3  # tokens that can come before the last one of a character, which has four bytes at most
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -47,17 +50,20 @@ def pair_tokens(tokenizer: Any, prompts: Sequence[str], completions: Sequence[st
 
 
 def said_after(tokenizer: Any, before: Sequence[int], ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-    """What some tokens say after others: decoded with them, because some tokenizers drop the first space of a text."""
+    """What some tokens say after others, in whole characters: one that they begin and do not end is left out.
+
+    They are decoded together, because some tokenizers drop the first space of a text.
+    """
     options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
-    known = tokenizer.decode(list(before), **options)
-    whole = tokenizer.decode([*before, *ids], **options)
+    known = tokenizer.decode(list(before), **options).rstrip(PART)
+    whole = tokenizer.decode([*before, *ids], **options).rstrip(PART)
     pairs = enumerate(zip(known, whole, strict=False))
     return whole[next((place for place, (one, other) in pairs if one != other), len(known)) :]
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token of a text says."""
-    return [said_after(tokenizer, ids[max(place - 1, 0) : place], [token]) for place, token in enumerate(ids)]
+    """What each token of a text says; a character of several tokens is said by the last of them."""
+    return [said_after(tokenizer, ids[max(place - CONTEXT, 0) : place], [token]) for place, token in enumerate(ids)]
 
 
 def located(tokenizer: Any, texts: Sequence[str], places: Sequence[Sequence[int]], *, beginning: bool) -> list[Tokens]:

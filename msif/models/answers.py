@@ -61,8 +61,8 @@ def greedy_completion(
 def answer_text(tokenizer: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> str:
     """What an answer's tokens say, without control tokens."""
     text = said_after(tokenizer, prompt_ids, answer_ids, skip_special_tokens=True)
-    # the limit of tokens can fall within a character
-    return text.rstrip("\ufffd") or text
+    # part of a character, if the limit of tokens falls within its first
+    return text or tokenizer.decode(list(answer_ids), skip_special_tokens=True)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

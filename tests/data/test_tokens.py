@@ -135,3 +135,11 @@ def test_the_pieces_of_a_text_make_it_up(make):
     parts = pieces(tokenizer, ids)
     assert len(parts) == len(ids)
     assert "".join(parts).lower() == tokenizer.decode(ids, clean_up_tokenization_spaces=False).lower()
+
+
+def test_a_character_of_several_tokens_is_said_by_the_last():
+    tokenizer = bytes_bpe()
+    text = "the 字 é 😀\ufffd."
+    parts = pieces(tokenizer, bare(tokenizer, text))
+    assert "".join(parts) == text
+    assert [part for part in parts if part.strip()] == ["the", "字", "é", "😀", "\ufffd."]
