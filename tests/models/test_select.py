@@ -202,7 +202,7 @@ def test_linear_subclasses_are_tracked_only_if_they_are_linear_maps(caplog: pyte
 
 def test_adapters_and_quantised_models_are_refused() -> None:
     wrapped = nn.ModuleDict({"q_proj": nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.Linear(4, 2)})})
-    with pytest.raises(MsifError, match="merge_and_unload"):
+    with pytest.raises(MsifError, match="merge_adapter"):
         track_modules(wrapped)
     model = tiny_model("gpt_neox")
     model.is_quantized = True
