@@ -93,10 +93,12 @@ def score_batches(
     partial = partial or PartialScores()
     done = sum(len(rows) for rows in partial.rows)
     size = getattr(candidates, "size", None)
-    with tqdm(desc="scoring", unit="doc", initial=done, total=size, disable=None) as progress:
-        for batch in batches_after(candidates, partial.batches):
-            partial.add(batch.indices.cpu().numpy(), score(batch).cpu().numpy())
-            progress.update(len(batch))
+    if not partial.complete:
+        bar = tqdm(desc="scoring", unit="doc", initial=done, total=size, disable=None)
+        with bar as progress, partial.under_way():
+            for batch in batches_after(candidates, partial.batches):
+                partial.add(batch.indices.cpu().numpy(), score(batch).cpu().numpy())
+                progress.update(len(batch))
     if not partial.rows:
         raise MsifError("there is no candidate to score.")
     indices = np.concatenate(partial.rows)

@@ -98,7 +98,7 @@ class Job:
             "config": configuration(self.args),
             "weights": self.weights,
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
-            "corpus": self.corpus.fingerprint(self.format.columns),
+            "corpus": self.corpus.fingerprint_of(rows, self.format.columns),
             "index": self.index and self.index.identity(),
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],

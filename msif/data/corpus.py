@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from errno import ENOSPC
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from msif.data.files import explain_failure, find_files, looks_local
-from msif.data.sources import decoded, open_files, open_hub, open_saved
+from msif.data.ids import is_empty
+from msif.data.sources import READ_ROWS, decoded, open_files, open_hub, open_saved
 from msif.errors import MsifError
 
 log = logging.getLogger(__name__)
@@ -121,10 +122,31 @@ class Corpus:
             if indices is None:
                 indices = range(self.size) if self.size is not None else (number for number, _ in self.rows())
             return [int(index) for index in indices]
-        ids = [row["id"] for _, row in self.rows(indices, columns=["id"])]
-        if None in ids:
-            raise MsifError(f"'{self.name}' has rows whose field 'id' is empty; fill it in, or rename the field.")
-        return ids
+        return list(self.iterate_ids(indices))
+
+    def iterate_ids(self, indices: Iterable[int] | None = None) -> Iterator[Any]:
+        """The field `id` of the rows, one by one.
+
+        Raises:
+            MsifError: names the first row whose field is empty.
+        """
+        for index, value in self._column("id", indices):
+            if is_empty(value):
+                raise MsifError(
+                    f"In row {index} of '{self.name}' the field 'id' is empty; fill it in, or rename the field."
+                )
+            yield value
+
+    def _column(self, name: str, indices: Iterable[int] | None) -> Iterator[tuple[int, Any]]:
+        """(row number, value) of one field; without a row for each a tenth of `rows`' time."""
+        if self.streaming:
+            yield from ((index, row[name]) for index, row in self.rows(indices, columns=[name]))
+            return
+        numbers = range(len(self.dataset)) if indices is None else [int(index) for index in indices]
+        dataset = self.dataset.select_columns([name])
+        dataset = dataset if indices is None else dataset.select(numbers)
+        batches = dataset.with_format(None).iter(batch_size=READ_ROWS)
+        yield from zip(numbers, chain.from_iterable(batch[name] for batch in batches), strict=True)
 
     def label_names(self, field: str) -> tuple[str, ...] | None:
         """The class names that the dataset itself declares for an integer field, in the order of the integers."""
@@ -139,12 +161,17 @@ class Corpus:
         """
         used = tuple(sorted(columns if columns is not None else self.columns))
         if used not in self._fingerprints:
-            digest = blake2b(repr(used).encode(), digest_size=16)
-            for _, row in self.rows(columns=used):
-                values = json.dumps([row[column] for column in used], ensure_ascii=False, sort_keys=True, default=str)
-                digest.update(values.encode("utf-8", "surrogatepass") + b"\n")
-            self._fingerprints[used] = digest.hexdigest()
+            self._fingerprints[used] = self.fingerprint_of(None, used)
         return self._fingerprints[used]
+
+    def fingerprint_of(self, indices: Iterable[int] | None, columns: Sequence[str]) -> str:
+        """The same of some rows."""
+        used = tuple(sorted(columns))
+        digest = blake2b(repr(used).encode(), digest_size=16)
+        for _, row in self.rows(indices, columns=used):
+            values = json.dumps([row[column] for column in used], ensure_ascii=False, sort_keys=True, default=str)
+            digest.update(values.encode("utf-8", "surrogatepass") + b"\n")
+        return digest.hexdigest()
 
 
 def corpus_from_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> Corpus:

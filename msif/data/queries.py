@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
 from msif.data.format import Format, join_texts
+from msif.data.ids import id_text
 from msif.errors import MsifError
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
         where = f"row {index} of '{path}'"
         prompt = reader.read(row, field, where)
         if task == "classification":
-            queries.append(Query(str(id), prompt, label=_given(row.get("label"))))
+            queries.append(Query(id_text(id), prompt, label=_given(row.get("label"))))
             continue
         completion = _given(row.get("completion"))
         if completion is not None:
             completion = Format(prompt="prompt", completion="completion").read(row, "completion", where)
-        queries.append(Query(str(id), prompt, completion))
+        queries.append(Query(id_text(id), prompt, completion))
     seen: set[str] = set()
     for query in queries:
         if query.id in seen:
