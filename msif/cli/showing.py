@@ -44,7 +44,10 @@ def _shown_for(
     """The chosen documents of one query, and the parts of their scores that are known."""
     rows = [int(ranking.rows[place]) for _, place in chosen]
     tokens, blocks = _by_token(job, parts), _by_block(job, parts)
-    texts = {row: job.format.text_of(values, f"row {row}") for row, values in job.corpus.rows(rows)}
+    texts = {
+        row: job.format.text_of(values, f"row {row}")
+        for row, values in job.corpus.rows(rows, columns=job.format.columns)
+    }
     query = ranking.query
     for row, (kind, place) in zip(rows, chosen, strict=True):
         yield Shown(
