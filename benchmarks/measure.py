@@ -149,7 +149,7 @@ def peak_in_subprocess(module: str, arguments: list[str]) -> dict[str, int]:
     """Runs `python -m module arguments` in this interpreter's environment; its last line is the JSON of `peak_of`."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.rstrip("\n").split("\n")[-1])
 
 
 def environment(packages: Iterable[str]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from msif.errors import MsifError
+from msif.json_text import to_json
 
 
 @contextmanager
@@ -48,7 +48,17 @@ def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 atomically; a lone surrogate, which it cannot hold, as its escape."""
+    with atomic_path(path) as part:
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically, indented for people."""
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes JSON Lines atomically, one value a line."""
+    write_text(path, "".join(f"{to_json(row)}\n" for row in rows))

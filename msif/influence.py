@@ -196,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from msif.cli.explain import explain, prepare
-    from msif.cli.output import new_or_unchanged, report, write
+    from msif.cli.explain import prepare
+    from msif.cli.output import new_or_unchanged, score_and_report, score_into
 
     job = prepare(args)
     args.alpha = job.args.alpha
@@ -206,15 +206,14 @@ def _explain(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(job.describe())
         return
-    if args.output:
-        with new_or_unchanged(Path(args.output)):
-            # first, so that an interrupted run's folder is known as its own
-            write_configuration(Path(args.output) / "config.yaml", args)
-            result = explain(job)
-            write(Path(args.output), job, result)
-    else:
-        result = explain(job)
-    report(result)
+    if not args.output:
+        score_and_report(job)
+        return
+    output = Path(args.output)
+    with new_or_unchanged(output):
+        # first, so that an interrupted run's folder is known as its own
+        write_configuration(output / "config.yaml", args)
+        score_into(output, job)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msif.cli.parsing import Parser, run
+from msif.cli.parsing import Parser, run, set_up_logging
 from msif.reporting.page import write_page
 
 
@@ -17,6 +17,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
+    set_up_logging(quiet=False)
     print(f"the page is {write_page(args.folder, args.page)}")
 
 

@@ -8,7 +8,6 @@ it runs, so that it can be repeated by hand; what an earlier run has trained and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from experiments.common.steps import Steps, console_for_commands
 from experiments.demo.ranks import read_rows
 from experiments.demo.report import report
+from msif.atomic import write_json_lines
 
 METHODS = {
     "multi-stage": ("multi-stage influence", ["--method", "multi-stage"]),
@@ -75,8 +75,7 @@ def ask(world: Path, path: Path, each: int) -> None:
         chosen = taken.setdefault(relation_of[query["fact"]], [])
         if len(chosen) < each:
             chosen.append({"id": query["id"], "prompt": query["prompt"]})
-    rows = [json.dumps(query, ensure_ascii=False) + "\n" for chosen in taken.values() for query in chosen]
-    path.write_text("".join(rows), encoding="utf-8")
+    write_json_lines(path, [query for chosen in taken.values() for query in chosen])
 
 
 def explain(steps: Steps, output: Path, factors: dict[str, Path], asked: Path, results: Path, candidates: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 from math import comb
 from pathlib import Path
+
+from msif.json_text import json_lines
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def read_rankings(path: str | Path) -> dict[str, list[str]]:
 
 def read_rows(path: str | Path) -> list[dict]:
     """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return list(json_lines(path))
 
 
 def first_source(ranking: Sequence[str], sources: Collection[str]) -> int | None:

@@ -10,13 +10,13 @@ in that order, and hardly from the reverse.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.demo import words
+from msif.atomic import write_json_lines
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,16 @@ def build_world(seed: int = 0, size: WorldSize | None = None) -> World:
 def write_world(world: World, folder: str | Path) -> None:
     """Write `corpus.jsonl`, `finetune.jsonl`, `queries.jsonl` and `facts.jsonl` into an existing folder."""
     folder = Path(folder)
-    _write_rows(folder / "corpus.jsonl", [{"id": p.id, "text": p.text, "facts": list(p.facts)} for p in world.passages])
+    passages = [{"id": p.id, "text": p.text, "facts": list(p.facts)} for p in world.passages]
+    write_json_lines(folder / "corpus.jsonl", passages)
     for name, half in (("finetune", "finetune"), ("queries", "query")):
         rows = [
             {"id": f"q{fact.id[1:]}", "prompt": fact.prompt, "completion": fact.completion, "fact": fact.id}
             for fact in world.half(half)
         ]
-        _write_rows(folder / f"{name}.jsonl", rows)
+        write_json_lines(folder / f"{name}.jsonl", rows)
     sources = {fact.id: [passage.id for passage in world.sources(fact.id)] for fact in world.facts}
-    _write_rows(folder / "facts.jsonl", [{**asdict(fact), "sources": sources[fact.id]} for fact in world.facts])
-
-
-def _write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(folder / "facts.jsonl", [{**asdict(fact), "sources": sources[fact.id]} for fact in world.facts])
 
 
 def _entities(rng: random.Random, size: WorldSize) -> tuple[list[str], list[str], list[str]]:

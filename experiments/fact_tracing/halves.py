@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from experiments.fact_tracing.facts import Fact, FactData
 from experiments.fact_tracing.questions import completion, question
-from msif.atomic import atomic_path, write_json
+from msif.atomic import write_json, write_json_lines
 from msif.errors import MsifError
 from msif.reporting.tables import Table, write_results
 
@@ -49,7 +48,7 @@ def write_data(data: FactData, halves: Mapping[str, str], questions: Mapping[str
         {"id": sentence.id, "text": sentence.text, "facts": list(sentence.facts), "targets": list(sentence.targets)}
         for sentence in data.sentences
     ]
-    _write_rows(folder / "corpus.jsonl", corpus)
+    write_json_lines(folder / "corpus.jsonl", corpus)
     for half, name in ((FINETUNE, "finetune"), (QUERY, "queries")):
         asked = [
             {
@@ -59,7 +58,7 @@ def write_data(data: FactData, halves: Mapping[str, str], questions: Mapping[str
             }
             for fact in of_half(data, halves, half)
         ]
-        _write_rows(folder / f"{name}.jsonl", asked)
+        write_json_lines(folder / f"{name}.jsonl", asked)
     facts = [
         {
             "id": fact.id,
@@ -71,7 +70,7 @@ def write_data(data: FactData, halves: Mapping[str, str], questions: Mapping[str
         }
         for fact in data.facts.values()
     ]
-    _write_rows(folder / "facts.jsonl", facts)
+    write_json_lines(folder / "facts.jsonl", facts)
     write_json(folder / "report.json", data.report)
     write_json(folder / "named.json", data.named)
     write_results(folder, "tables", [report_table(data), relation_table(data, halves)], {})
@@ -94,8 +93,3 @@ def relation_table(data: FactData, halves: Mapping[str, str]) -> Table:
         rows.append((relation, tuned, len(facts) - tuned, sources, len(answers), answers.most_common(1)[0][0]))
     columns = ("relation", "fine-tuned on", "asked", "sentences a fact", "answers", "commonest answer")
     return Table(columns, rows, "Facts by relation", {"sentences a fact": ".1f"})
-
-
-def _write_rows(path: Path, rows: Sequence[dict]) -> None:
-    with atomic_path(path) as part:
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

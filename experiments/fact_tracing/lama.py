@@ -54,7 +54,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Lines with their numbers."""
     number = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 yield number, json.loads(line)
     except (OSError, EOFError, ValueError, zlib.error) as error:

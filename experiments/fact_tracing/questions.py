@@ -45,7 +45,7 @@ def cloze(template: str, subject: str) -> str | None:
 
 def _templates(path: Path, field: str, needed: tuple[str, ...]) -> dict[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MsifError(f"the template file {path} cannot be read ({error}).") from error
     found: dict[str, str] = {}

@@ -114,7 +114,7 @@ def _rows(folder: Path, name: str, fields: tuple[str, ...]) -> list[dict[str, An
             f"there is no {path}: make the pair with python -m experiments.fact_tracing.pair --output {folder}."
         )
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)

@@ -43,7 +43,7 @@ def _folder(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _penn_treebank() -> tuple[list[str], list[str]]:

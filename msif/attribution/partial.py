@@ -1,4 +1,4 @@
-"""Scores of a pass that is under way, on disk, so that an interrupted one goes on where it was."""
+"""Scores of a pass on disk, so that an interrupted one goes on where it was, and a whole one need not be repeated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from msif.curvature.store import load_tensors, save_tensors
+from msif.errors import MsifError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class PartialScores:
     Attributes:
         batches: how many batches are in.
         rows, scores: for each of them int64 (B,) row numbers and (B, Q) scores; those of an interrupted run are one.
+        complete: whether these are all batches of the pass.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class PartialScores:
         """
         self.path, self.every = path, every
         self._describe = identity
-        self.batches = 0
+        self.batches, self.complete = 0, False
         self.rows: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         self._held = np.zeros(0, dtype=np.int64)
@@ -60,6 +63,7 @@ class PartialScores:
         tensors, metadata = load_tensors(path)
         if metadata.get("identity") == self.identity:
             self.batches = int(metadata["batches"])
+            self.complete = "complete" in metadata
             self.rows, self.scores = [tensors["rows"].numpy()], [tensors["scores"].numpy()]
             self._held = self.rows[0]
             log.info("going on after %d scored documents", len(self._held))
@@ -77,14 +81,34 @@ class PartialScores:
         self.batches += 1
         self.rows.append(rows)
         self.scores.append(scores)
-        if self.path is not None and time.monotonic() - self._last >= self.every:
+        if time.monotonic() - self._last >= self.every:
             self.save()
 
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around a pass: whatever stops it, memory that runs out or the keyboard, leaves what it has scored on disk.
+
+        A mistake does not: it has to be mended first, which changes the scores.
+        """
+        try:
+            yield
+        except MsifError:
+            raise
+        except BaseException:
+            self.save()
+            raise
+        self.complete = True
+        self.save()
+
     def save(self) -> None:
-        """Writes what there is, whole or not at all; nothing without a path or scores."""
+        """Writes what there is, whole or not at all; a disk that is full does not stop the pass."""
+        self._last = time.monotonic()
         if self.path is None or not self.rows:
             return
         tensors = {"rows": torch.from_numpy(np.concatenate(self.rows))}
         tensors["scores"] = torch.from_numpy(np.concatenate(self.scores))
-        save_tensors(self.path, tensors, {"identity": self.identity, "batches": str(self.batches)})
-        self._last = time.monotonic()
+        metadata = {"identity": self.identity, "batches": str(self.batches)}
+        try:
+            save_tensors(self.path, tensors, metadata | ({"complete": "yes"} if self.complete else {}))
+        except MsifError as error:
+            log.warning("what was scored is not kept for a next run: %s", error)

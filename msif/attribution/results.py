@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from msif.atomic import atomic_path
+from msif.atomic import atomic_path, write_json_lines
 from msif.attribution.scorers import Scores
+from msif.data.ids import INT64, shared, written_ids
 from msif.data.queries import Query
+from msif.errors import MsifError
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Shown:
     query_id: str
     kind: str
     rank: int
-    candidate_id: Any
+    candidate_id: int | str
     score: float
     text: str
     prompt: str
@@ -64,22 +66,29 @@ def rank(scores: Scores, queries: Sequence[Query], candidates: Sequence[np.ndarr
     return rankings
 
 
-def write_scores(path: Path, rankings: Sequence[Ranking], ids: dict[int, Any], provenance: dict[str, Any]) -> None:
+def write_scores(
+    path: Path, rankings: Sequence[Ranking], ids: Mapping[int, Any], provenance: Mapping[str, Any]
+) -> None:
     """One row for each query and candidate: query_id, candidate_id, row, score, rank (from 1).
 
     A positive score names a proponent. ``provenance`` is kept as JSON in the schema's metadata under "msif".
+
+    Args:
+        ids: row number -> id, all integers or written as text (``written_ids``).
+
+    Raises:
+        MsifError: two candidates of one id, or the file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = np.concatenate([ranking.rows for ranking in rankings])
-    names = [ids[int(row)] for row in rows]
-    if not all(isinstance(name, int) for name in names):
-        names = [str(name) for name in names]
+    named = _named(np.unique(rows).tolist(), ids)
+    names = [named[row] for row in rows.tolist()]
     table = pa.table(
         {
             "query_id": pa.array([r.query.id for r in rankings for _ in r.rows], pa.string()),
-            "candidate_id": pa.array(names),
+            "candidate_id": pa.array(names, _arrow_type(names)),
             "row": pa.array(rows, pa.int64()),
             "score": pa.array(np.concatenate([r.scores for r in rankings]).astype(np.float64)),
             "rank": pa.array(np.concatenate([np.arange(1, len(r.rows) + 1) for r in rankings]), pa.int64()),
@@ -89,8 +98,24 @@ def write_scores(path: Path, rankings: Sequence[Ranking], ids: dict[int, Any], p
         pq.write_table(table, part)
 
 
+def _arrow_type(names: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    if not all(isinstance(name, int) for name in names):
+        return pa.string()
+    return pa.int64() if all(name in INT64 for name in names) else pa.uint64()
+
+
+def _named(rows: Sequence[int], ids: Mapping[int, Any]) -> dict[int, Any]:
+    """Row number -> id as it is written, after a check that none is written for two rows."""
+    named = dict(zip(rows, written_ids([ids[row] for row in rows]), strict=True))
+    first: dict[Any, int] = {}
+    for row, name in named.items():
+        if first.setdefault(name, row) != row:
+            raise MsifError(shared(f"Rows {first[name]} and {row}", str(name)))
+    return named
+
+
 def write_shown(path: Path, shown: Sequence[Shown]) -> None:
     """The shown documents, one JSON object a line."""
-    with atomic_path(path) as part:
-        lines = (json.dumps(asdict(document), ensure_ascii=False) for document in shown)
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_json_lines(path, [asdict(document) for document in shown])

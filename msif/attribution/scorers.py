@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -94,33 +93,18 @@ def score_batches(
     """
     partial = partial or PartialScores()
     size = getattr(candidates, "size", None)
-    with tqdm(desc="scoring", unit="doc", total=size, disable=None) as progress, _kept(partial):
-        for batch in candidates:
-            rows = batch.indices.cpu().numpy()
-            if not partial.has(rows):
-                partial.add(rows, score(batch).cpu().numpy())
-            progress.update(len(batch))
+    if not partial.complete:
+        with tqdm(desc="scoring", unit="doc", total=size, disable=None) as progress, partial.under_way():
+            for batch in candidates:
+                rows = batch.indices.cpu().numpy()
+                if not partial.has(rows):
+                    partial.add(rows, score(batch).cpu().numpy())
+                progress.update(len(batch))
     if not partial.rows:
         raise MsifError("there is no candidate to score.")
     indices = np.concatenate(partial.rows)
     order = np.argsort(indices, kind="stable")
     return Scores(np.concatenate(partial.scores)[order].T.copy(), indices[order])
-
-
-@contextmanager
-def _kept(partial: PartialScores) -> Iterator[None]:
-    """Whatever stops a pass, memory that runs out or the keyboard, leaves what it has scored on disk.
-
-    A mistake does not: it has to be mended first, which changes the scores.
-    """
-    try:
-        yield
-    except MsifError:
-        raise
-    except BaseException:
-        with suppress(MsifError):  # a full disk is not what stopped it
-            partial.save()
-        raise
 
 
 class InfluenceScorer:

@@ -28,6 +28,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if bool(args.query) == bool(args.queries):
         raise MsifError("give either --query TEXT or --queries FILE.")
+    for flag, text in (("--query", args.query), ("--completion", args.completion)):
+        if any("\ud800" <= character <= "\udfff" for character in text or ""):
+            raise MsifError(f"{flag} is not UTF-8 text: write it in UTF-8, or into a file for --queries.")
     if args.completion and not args.query:
         raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
     both = bool(args.pretrained and args.finetuned)

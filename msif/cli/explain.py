@@ -1,4 +1,4 @@
-"""The influence command's work: load and check everything, then select, score and explain."""
+"""The influence command's work: load and check everything, then select and score."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import argparse
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from msif.attribution.methods import PROJECTED
-from msif.attribution.results import Ranking, Shown, rank
+from msif.attribution.results import Ranking, rank
+from msif.attribution.scorers import Explainer
 from msif.attribution.stages import Damping, build_scorer
 from msif.cli.flags import field_arguments
 from msif.cli.job import Job
 from msif.cli.method import check_measurement, index_batches, scorer_options, with_measurement
 from msif.cli.models import check_vocabulary, label_arguments, longest, with_numbers
 from msif.cli.pull import with_alpha
-from msif.cli.showing import shown_documents
 from msif.cli.stage import ihvp_of, stage_of
 from msif.curvature.store import FactorStore
 from msif.data.batching import TokenBatches
 from msif.data.corpus import Corpus, load_corpus
 from msif.data.format import Format, check_rows, choose_format
+from msif.data.ids import check_ids, written_ids
 from msif.data.queries import Query, load_queries
 from msif.models.loading import LoadedModel, load_model, resolve_device
 
@@ -28,11 +30,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The result of a job: each query's ranking, and the documents to show."""
+class Scored:
+    """The result of a job.
+
+    Attributes:
+        rankings: each query's.
+        ids: row number -> what results call a candidate.
+        vectors: of the queries, to explain scores with; None where scores have no parts and none were needed.
+        anew: whether this run has scored, and not an earlier one that ended after that.
+    """
 
     rankings: list[Ranking]
-    shown: list[Shown]
+    ids: dict[int, int | str]
+    vectors: Any
+    anew: bool
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -46,6 +57,7 @@ def prepare(args: argparse.Namespace) -> Job:
     pretrained_store, finetuned_store = (FactorStore.open(path) if path else None for path in paths)
     queries = _queries(args)
     corpus = _rows(args.corpus, args)
+    check_ids(corpus)
     # candidates are a classifier's documents only where no pre-trained model is given
     corpus_task = "lm" if args.pretrained else args.task
     choose_format(corpus, task=corpus_task, **field_arguments(args))
@@ -111,18 +123,23 @@ def _queries(args: argparse.Namespace) -> list[Query]:
     return [Query("0", args.query, args.completion)]
 
 
-def explain(job: Job) -> Explanation:
-    """Candidates, scores, and the parts of the scores of those that will be shown."""
+def score(job: Job) -> Scored:
+    """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
     queries = job.answered()
     query_batches = job.encoded(queries)
     candidates = job.select(queries)
     rows = sorted({int(row) for selected in candidates for row in selected})
-    log.info("scoring %d of %d documents for %d queries", len(rows), len(job.corpus), len(queries))
-    check_vocabulary(job.documents(rows), job.candidate_model)
-    vectors = job.scorer.query_vectors(query_batches)
+    partial = job.partial_scores(rows, queries)
+    anew = not partial.complete
+    done = "scoring" if anew else "an earlier run has scored"
+    log.info("%s %d of %d documents for %d queries", done, len(rows), len(job.corpus), len(queries))
+    if anew:
+        check_vocabulary(job.documents(rows), job.candidate_model)
+    vectors = job.scorer.query_vectors(query_batches) if anew or isinstance(job.scorer, Explainer) else None
     if job.rank_errors is not None:
         worst = float(job.rank_errors.max())
         log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
-    scores = job.scorer.score_vectors(vectors, job.documents(rows), job.partial_scores(rows, queries))
-    rankings = rank(scores, queries, candidates)
-    return Explanation(rankings, shown_documents(job, vectors, rankings))
+    scores = job.scorer.score_vectors(vectors, job.documents(rows), partial)
+    scored = [int(row) for row in scores.candidates]
+    ids = dict(zip(scored, written_ids(job.corpus.ids(scored)), strict=True))
+    return Scored(rank(scores, queries, candidates), ids, vectors, anew)

@@ -168,7 +168,7 @@ class Job:
                 fingerprint_tokenizer(model.tokenizer) for model in (self.candidate_model, self.query_model)
             ],
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
-            "corpus": self.corpus.fingerprint(self.format.columns),
+            "corpus": self.corpus.fingerprint_of(rows, self.format.columns),
             "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],

@@ -1,49 +1,88 @@
-"""What the influence command leaves: tables on the terminal, files in a folder."""
+"""What the influence command leaves: files in a folder, tables on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msif.atomic import write_json
 from msif.attribution.partial import PARTIAL
-from msif.attribution.results import write_scores, write_shown
-from msif.cli.explain import Explanation
+from msif.attribution.results import Ranking, Shown, write_scores, write_shown
+from msif.cli.explain import score
 from msif.cli.job import Job
 from msif.cli.models import versions
 from msif.cli.parsing import configuration
+from msif.cli.showing import shown_documents
 from msif.data.labels import describe_label
+from msif.errors import MsifError
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 
+log = logging.getLogger(__name__)
+
 PRINTED_QUERIES = 20
+SCORES, TOP, CONFIG = "scores.parquet", "top.jsonl", "config.yaml"
+AGAIN = "run the same command again for the rest, which scores nothing twice"
 
 
 @contextmanager
 def new_or_unchanged(path: Path) -> Iterator[None]:
-    """What was written to a new or empty folder goes when the block fails, but for what a next run can go on from."""
+    """A folder that was new or empty goes when the block fails before there are scores, whole or in part."""
     was_there = path.exists()
     is_new = not was_there or not any(path.iterdir())
     try:
         yield
     except BaseException:
-        if is_new:
-            kept = ["config.yaml", PARTIAL] if (path / PARTIAL).exists() else []
-            for name in {"config.yaml", "manifest.json", "scores.parquet", "top.jsonl", PAGE}.difference(kept):
-                (path / name).unlink(missing_ok=True)
+        if is_new and not any((path / name).exists() for name in (PARTIAL, SCORES)):
+            (path / CONFIG).unlink(missing_ok=True)
             if not was_there:
-                with suppress(OSError):  # something is kept
+                with suppress(OSError):  # something else came into it
                     path.rmdir()
         raise
 
 
-def write(path: Path, job: Job, result: Explanation) -> None:
-    """scores.parquet, top.jsonl, manifest.json and page.html, each whole or not at all."""
-    rows = sorted({int(row) for ranking in result.rankings for row in ranking.rows})
-    ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
+@contextmanager
+def not_lost(kept: Path, then: str) -> Iterator[None]:
+    """What fails inside is told together with where the scores are, and how to go on.
+
+    Raises:
+        MsifError: whatever failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        what = str(error) if isinstance(error, MsifError) else f"{type(error).__name__} after scoring: {error}."
+        raise MsifError(f"{what} The scores are safe in {kept}: {then}." if kept.exists() else what) from error
+    except BaseException:
+        log.warning("the scores are safe in %s: %s", kept, then)
+        raise
+
+
+def score_into(path: Path, job: Job) -> None:
+    """Fills a folder: scores.parquet first, then manifest.json, top.jsonl and page.html, each whole or not at all."""
+    scored = score(job)
+    with not_lost(path / PARTIAL, AGAIN):
+        write_scores(path / SCORES, scored.rankings, scored.ids, _provenance(job))
+    with not_lost(path / SCORES, AGAIN):
+        if scored.anew:  # what earlier scores showed
+            for name in (TOP, PAGE):
+                (path / name).unlink(missing_ok=True)
+        write_json(path / "manifest.json", _provenance(job))
+        shown = shown_documents(job, scored)
+        write_shown(path / TOP, shown)
+    with not_lost(path / SCORES, f"python -m msif.page {path} makes the page that is missing"):
+        write_page(path)
+    with not_lost(path / SCORES, "only these tables are missing"):
+        print(f"results are in {path}")
+        report(scored.rankings, shown)
+    (path / PARTIAL).unlink(missing_ok=True)
+
+
+def _provenance(job: Job) -> dict[str, object]:
     errors = job.rank_errors
-    provenance = {
+    return {
         "config": configuration(job.args),
         "versions": versions(),
         "weights": job.weights,
@@ -51,19 +90,19 @@ def write(path: Path, job: Job, result: Explanation) -> None:
         "left_out": job.scorer.left_out,
         "rank_errors": None if errors is None else errors.tolist(),
     }
-    write_json(path / "manifest.json", provenance)
-    write_scores(path / "scores.parquet", result.rankings, ids, provenance)
-    write_shown(path / "top.jsonl", result.shown)
-    write_page(path)
-    (path / PARTIAL).unlink(missing_ok=True)
-    print(f"results are in {path}")
 
 
-def report(result: Explanation) -> None:
+def score_and_report(job: Job) -> None:
+    """The tables alone."""
+    scored = score(job)
+    report(scored.rankings, shown_documents(job, scored))
+
+
+def report(rankings: Sequence[Ranking], shown: Sequence[Shown]) -> None:
     """A table of proponents and one of opponents for each query."""
-    for ranking in result.rankings[:PRINTED_QUERIES]:
+    for ranking in rankings[:PRINTED_QUERIES]:
         query = ranking.query
         answer = query.completion or "" if query.label is None else describe_label(query.label)
-        print_query(query.prompt, answer, [document for document in result.shown if document.query_id == query.id])
-    if len(result.rankings) > PRINTED_QUERIES:
-        print(f"\n... and {len(result.rankings) - PRINTED_QUERIES} more queries, in the files of --output")
+        print_query(query.prompt, answer, [document for document in shown if document.query_id == query.id])
+    if len(rankings) > PRINTED_QUERIES:
+        print(f"\n... and {len(rankings) - PRINTED_QUERIES} more queries, in the files of --output")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -101,6 +104,7 @@ def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
     return items if several else items[0]
 
 
+_OTHER_ENDS = re.compile("[\r\x85\u2028\u2029]")
 NOT_CONFIGURATION = ("config", "dry_run", "quiet")
 # how a run is carried out and where its results go: other values of these make no other run
 NOT_RESULTS = ("output", "batch_tokens")
@@ -114,10 +118,16 @@ def configuration(values: argparse.Namespace) -> dict[str, Any]:
 def write_configuration(path: Path, values: argparse.Namespace) -> None:
     import yaml
 
-    from msif.atomic import atomic_path
+    from msif.atomic import write_text
 
-    with atomic_path(path) as part:
-        part.write_text(yaml.safe_dump(configuration(values), allow_unicode=True), encoding="utf-8")
+    class Dumper(yaml.SafeDumper):
+        """Quotes what YAML would fold, and read back as a space: the ends of lines beside "\\n"."""
+
+        def represent_text(self, text: str) -> Any:
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _OTHER_ENDS.search(text) else None)
+
+    Dumper.add_representer(str, Dumper.represent_text)
+    write_text(path, yaml.dump(configuration(values), Dumper=Dumper, allow_unicode=True))
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
@@ -144,13 +154,29 @@ def set_up_logging(quiet: bool) -> None:
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("msif").setLevel(level)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
+    _let_tokenizers_use_threads()
     # these are read when tqdm and datasets are imported, which is later
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@functools.cache
+def _let_tokenizers_use_threads() -> None:
+    """Threads of fast tokenizers in this process, and none in processes forked from it, where they would hang.
+
+    By itself the library says so at every fork, on standard error.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    if name in os.environ or not hasattr(os, "register_at_fork"):
+        return
+    os.register_at_fork(
+        before=lambda: os.environ.setdefault(name, "false"), after_in_parent=lambda: os.environ.pop(name, None)
+    )
 
 
 def positive_int(text: str) -> int:

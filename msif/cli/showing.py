@@ -10,19 +10,20 @@ from tqdm import tqdm
 from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown
 from msif.attribution.scorers import Explainer
+from msif.cli.explain import Scored
 from msif.cli.job import Job
 from msif.data.tokens import pieces
 
 
-def shown_documents(job: Job, vectors: Any, rankings: Sequence[Ranking]) -> list[Shown]:
+def shown_documents(job: Job, scored: Scored) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
     shown: list[Shown] = []
-    for number, ranking in enumerate(tqdm(rankings, desc="explaining", unit="query", disable=None)):
+    for number, ranking in enumerate(tqdm(scored.rankings, desc="explaining", unit="query", disable=None)):
         chosen = _pick(ranking, job.args.top_k)
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]
-            parts = _parts(job, vectors, number, rows)
-            shown.extend(_shown_for(job, parts, ranking, chosen))
+            parts = _parts(job, scored.vectors, number, rows)
+            shown.extend(_shown_for(job, parts, scored.ids, ranking, chosen))
     return shown
 
 
@@ -35,13 +36,19 @@ def _parts(job: Job, vectors: Any, number: int, rows: Sequence[int]) -> dict[int
 
 
 def _shown_for(
-    job: Job, parts: Mapping[int, Contributions], ranking: Ranking, chosen: Sequence[tuple[str, int]]
+    job: Job,
+    parts: Mapping[int, Contributions],
+    ids: Mapping[int, int | str],
+    ranking: Ranking,
+    chosen: Sequence[tuple[str, int]],
 ) -> Iterator[Shown]:
     """The chosen documents of one query, and the parts of their scores that are known."""
     rows = [int(ranking.rows[place]) for _, place in chosen]
     tokens, blocks = _by_token(job, parts), _by_block(job, parts)
-    texts = {row: job.format.text_of(values, f"row {row}") for row, values in job.corpus.rows(rows)}
-    ids = dict(zip(rows, job.corpus.ids(rows), strict=True))
+    texts = {
+        row: job.format.text_of(values, f"row {row}")
+        for row, values in job.corpus.rows(rows, columns=job.format.columns)
+    }
     query = ranking.query
     for row, (kind, place) in zip(rows, chosen, strict=True):
         yield Shown(

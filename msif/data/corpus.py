@@ -12,6 +12,7 @@ from typing import Any
 
 from msif.data.file_rows import FileRows
 from msif.data.files import find_files, looks_local
+from msif.data.ids import is_empty
 from msif.data.sources import DatasetRows, Rows, is_saved, open_hub, open_saved
 from msif.errors import MsifError
 
@@ -124,10 +125,21 @@ class Corpus:
             if indices is None:
                 indices = range(self.size) if self.size is not None else (number for number, _ in self.rows())
             return [int(index) for index in indices]
-        ids = [row["id"] for _, row in self.rows(indices, columns=["id"])]
-        if None in ids:
-            raise MsifError(f"'{self.name}' has rows whose field 'id' is empty; fill it in, or rename the field.")
-        return ids
+        return list(self.iterate_ids(indices))
+
+    def iterate_ids(self, indices: Iterable[int] | None = None) -> Iterator[Any]:
+        """The field `id` of the rows, one by one.
+
+        Raises:
+            MsifError: names the first row whose field is empty.
+        """
+        for index, row in self.rows(indices, columns=["id"]):
+            value = row["id"]
+            if is_empty(value):
+                raise MsifError(
+                    f"In row {index} of '{self.name}' the field 'id' is empty; fill it in, or rename the field."
+                )
+            yield value
 
     def label_names(self, field: str) -> tuple[str, ...] | None:
         """The class names that the dataset itself declares for a field of integers, or of lists of them, in their
@@ -141,13 +153,18 @@ class Corpus:
         """
         used = tuple(sorted(columns if columns is not None else self.columns))
         if used not in self._fingerprints:
-            encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
-            digest = blake2b(repr(used).encode(), digest_size=16)
-            for _, row in self.rows(columns=used):
-                values = encode([row[column] for column in used])
-                digest.update(values.encode("utf-8", "surrogatepass") + b"\n")
-            self._fingerprints[used] = digest.hexdigest()
+            self._fingerprints[used] = self.fingerprint_of(None, used)
         return self._fingerprints[used]
+
+    def fingerprint_of(self, indices: Iterable[int] | None, columns: Sequence[str]) -> str:
+        """The same of some rows."""
+        used = tuple(sorted(columns))
+        encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
+        digest = blake2b(repr(used).encode(), digest_size=16)
+        for _, row in self.rows(indices, columns=used):
+            values = encode([row[column] for column in used])
+            digest.update(values.encode("utf-8", "surrogatepass") + b"\n")
+        return digest.hexdigest()
 
 
 def corpus_from_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> Corpus:

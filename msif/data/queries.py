@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
 from msif.data.format import Format, join_texts
+from msif.data.ids import id_text
 from msif.data.labels import Problem
 from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
@@ -74,7 +75,7 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
     read = _labelled if classify else _asked
     queries = []
     for (index, row), id in zip(corpus.rows(), corpus.ids(), strict=True):
-        queries.append(read(str(id), row, present[0], f"row {index} of '{path}'"))
+        queries.append(read(id_text(id), row, present[0], f"row {index} of '{path}'"))
     seen: set[str] = set()
     for query in queries:
         if query.id in seen:

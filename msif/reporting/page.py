@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msif.atomic import atomic_path
+from msif.atomic import write_text
 from msif.data.labels import describe_label
 from msif.errors import MsifError
+from msif.json_text import json_lines, to_json
 from msif.reporting.document import document_card
 from msif.reporting.markup import Markup, element, join
 from msif.reporting.style import STYLE
@@ -50,12 +51,11 @@ def read_run(folder: Path | str) -> Run:
     for name in ("manifest.json", "scores.parquet", "top.jsonl"):
         if not (folder / name).is_file():
             raise MsifError(f"{folder} holds no {name}: give a folder that msif.influence --output wrote to its end.")
-    manifest = _read_json(folder / "manifest.json", (folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = _read_json(folder / "manifest.json")
     if not isinstance(manifest.get("config"), dict):
         raise MsifError(f"{folder / 'manifest.json'} holds no configuration: run msif.influence again.")
     shown = []
-    for number, line in enumerate((folder / "top.jsonl").read_text(encoding="utf-8").splitlines(), 1):
-        row = _read_json(folder / "top.jsonl", line, f" in line {number}")
+    for number, row in enumerate(json_lines(folder / "top.jsonl"), 1):
         lacking = [field for field in SHOWN_FIELDS if field not in row]
         if lacking:
             raise MsifError(f"{folder / 'top.jsonl'} has no '{lacking[0]}' in line {number}: run msif.influence again.")
@@ -63,13 +63,13 @@ def read_run(folder: Path | str) -> Run:
     return Run(folder, shown, manifest, _scored(folder / "scores.parquet"))
 
 
-def _read_json(path: Path, text: str, where: str = "") -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise MsifError(f"{path} is damaged{where} ({error}): run msif.influence again.") from error
+        raise MsifError(f"{path} is damaged ({error}): run msif.influence again.") from error
     if not isinstance(value, dict):
-        raise MsifError(f"{path} is damaged{where} (no JSON object): run msif.influence again.")
+        raise MsifError(f"{path} is damaged (no JSON object): run msif.influence again.")
     return value
 
 
@@ -93,8 +93,7 @@ def write_page(folder: Path | str, path: Path | str | None = None) -> Path:
     """
     path = Path(folder) / PAGE if path is None else Path(path)
     page = render(read_run(folder))
-    with atomic_path(path) as part:
-        part.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -203,4 +202,4 @@ def _footer(run: Run) -> Markup:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else to_json(value)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msif.atomic import atomic_path, write_json
+from msif.atomic import write_json, write_text
 from msif.errors import MsifError
 
 PACKAGES = ("msif", "torch", "transformers", "numpy")
@@ -78,8 +78,7 @@ def write_results(
     """
     folder = Path(folder)
     tables = [tables] if isinstance(tables, Table) else list(tables)
-    with atomic_path(folder / f"{name}.md") as part:
-        part.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    write_text(folder / f"{name}.md", "\n".join(table.markdown() for table in tables))
     contents = [{"title": table.title, "rows": [_plain(record) for record in table.records()]} for table in tables]
     write_json(
         folder / f"{name}.json", {"configuration": dict(configuration), "versions": versions(), "tables": contents}

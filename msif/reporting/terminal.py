@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,14 +12,16 @@ from rich.text import Text
 from msif.attribution.results import Shown
 
 WORDS = 4
+# would move the cursor or change its colours
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def print_query(prompt: str, answer: str, shown: Sequence[Shown], console: Console | None = None) -> None:
     """One query's proponents and opponents, with the words that carry most of each score where these are known."""
     console = console or Console(width=None if Console().is_terminal else 120)
     console.print()
-    console.print(Text.assemble(("query  ", "bold"), " ".join(prompt.split())))
-    console.print(Text.assemble(("answer ", "bold"), " ".join(answer.split())))
+    console.print(Text.assemble(("query  ", "bold"), _in_a_line(prompt)))
+    console.print(Text.assemble(("answer ", "bold"), _in_a_line(answer)))
     for kind in ("proponent", "opponent"):
         rows = [document for document in shown if document.kind == kind]
         if rows:
@@ -35,18 +38,18 @@ def _table(kind: str, rows: Sequence[Shown]) -> Table:
     if explained:
         table.add_column("words that carry it", ratio=1)
     for document in rows:
-        text = " ".join(document.text.split())
+        text = _in_a_line(document.text)
         excerpt = text if len(text) <= 200 else f"{text[:197]}..."
-        cells: list[str | Text] = [
-            str(document.rank),
-            f"{document.score:.4g}",
-            str(document.candidate_id),
-            Text(excerpt),
-        ]
+        cells = [str(document.rank), f"{document.score:.4g}", _in_a_line(str(document.candidate_id)), excerpt]
         if explained:
-            cells.append(Text(", ".join(strongest_words(document))))
-        table.add_row(*cells)
+            cells.append(", ".join(map(_in_a_line, strongest_words(document))))
+        table.add_row(*map(Text, cells))  # as they are: a string would be read for markup
     return table
+
+
+def _in_a_line(text: str) -> str:
+    """White space as single spaces, and a mark in place of other control characters."""
+    return _CONTROL.sub("\ufffd", " ".join(text.split()))
 
 
 def strongest_words(document: Shown) -> list[str]:

@@ -110,6 +110,8 @@ def test_flags_that_are_wrong_or_contradict_each_other(explain, fit, world, refu
     explain("either --query TEXT or --queries FILE", query=None, completion=None)
     queries = world.folder / "pairs.jsonl"
     explain("--completion belongs to --query", query=None, queries=queries)
+    explain("--query is not UTF-8 text", query="Z\udcfcrich")
+    explain("--completion is not UTF-8 text", completion=" Z\udcfcrich")
     explain("needs --pretrained and --finetuned", pretrained=None, pretrained_factors=None)
     explain("there is no model", pretrained=None, finetuned=None)
     classify = {"finetuned": world.judge, "finetuned_factors": world.judge_factors, "completion": "odd"}

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoXForCausalLM, GPTNeoXForSequenceClassification, PreTrainedTokenizerFast
 
 from msif.cli.parsing import run
+from msif.json_text import json_lines
 
 QUERY = ["--query", "Where was Ada born?", "--completion", " Linz"]
 ALL = ["--candidates", "all"]
@@ -133,7 +134,7 @@ def by_candidate(folder, query="0"):
 
 
 def shown(folder):
-    return [json.loads(line) for line in (folder / "top.jsonl").read_text().splitlines()]
+    return list(json_lines(folder / "top.jsonl"))
 
 
 def assert_sums(documents):

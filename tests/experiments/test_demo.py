@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments.demo import demo, report
 from experiments.demo.ranks import Summary, at_random, first_source, mean, read_rankings, summarise
 from experiments.demo.world import WorldSize, build_world, write_world
+from msif.json_text import json_lines
 
 SMALL = WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=10)
 
@@ -38,7 +39,7 @@ def results(tmp_path, monkeypatch):
     (tmp_path / "influence").mkdir()
     write_world(world, tmp_path / "world")
     demo.ask(tmp_path / "world", tmp_path / "questions.jsonl", 1)
-    asked = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    asked = list(json_lines(tmp_path / "questions.jsonl"))
     facts = {f"q{fact.id[1:]}": fact for fact in world.facts}
     for name in demo.METHODS:
         folder = tmp_path / "influence" / name
@@ -58,8 +59,8 @@ def results(tmp_path, monkeypatch):
 
 
 def test_questions_are_asked_without_answers(results):
-    asked = [json.loads(line) for line in (results / "questions.jsonl").read_text().splitlines()]
-    facts = {row["id"]: row for row in map(json.loads, (results / "world" / "facts.jsonl").read_text().splitlines())}
+    asked = list(json_lines(results / "questions.jsonl"))
+    facts = {row["id"]: row for row in json_lines(results / "world" / "facts.jsonl")}
     assert all(set(query) == {"id", "prompt"} for query in asked)
     chosen = [facts[f"f{query['id'][1:]}"] for query in asked]
     assert {fact["half"] for fact in chosen} == {"query"}

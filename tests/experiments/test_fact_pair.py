@@ -17,6 +17,7 @@ from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Selection, prepare
 from experiments.fact_tracing.questions import load_questions, question
 from experiments.fact_tracing.reading import read_pair
+from msif.json_text import json_lines
 
 TOWNS = ["Rome", "Bern", "Oslo"]
 SMALL = ["--layers", "1", "--hidden", "16", "--heads", "2", "--vocabulary", "300"]
@@ -56,7 +57,7 @@ def run(data, output, *more):
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(json_lines(path))
 
 
 def test_the_pair_leaves_what_its_readers_expect(data, tmp_path, capsys):

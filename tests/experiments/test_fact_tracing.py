@@ -18,6 +18,7 @@ from experiments.fact_tracing.reading import Asked, Pair, read_pair
 from experiments.fact_tracing.report import answered, differences
 from msif.attribution.scorers import InfluenceScorer
 from msif.errors import MsifError
+from msif.json_text import json_lines
 
 
 def fact(id, answers, sources, answered=True):
@@ -195,7 +196,7 @@ def test_a_pair_that_does_not_hold_together_is_an_error(tmp_path, change, says):
 def test_facts_without_source_are_counted(tmp_path):
     write_data(tmp_path)
     path = tmp_path / "data" / "facts.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = list(json_lines(path))
     rows[5]["sources"] = []
     write_rows(path, rows)
     pair = read_pair(tmp_path)

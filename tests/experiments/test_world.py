@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from experiments.common import folders, training
 from experiments.demo import train
 from experiments.demo.world import World, WorldSize, build_world, mentions, write_world
+from msif.json_text import json_lines
 
 SMALL = WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=10)
 
@@ -68,10 +69,7 @@ def test_a_world_too_large_for_its_words_is_refused() -> None:
 
 def test_the_files_hold_the_world(world: World, tmp_path) -> None:
     write_world(world, tmp_path)
-    rows = {
-        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("corpus", "finetune", "queries", "facts")
-    }
+    rows = {name: list(json_lines(tmp_path / f"{name}.jsonl")) for name in ("corpus", "finetune", "queries", "facts")}
     assert [row["id"] for row in rows["corpus"]] == [passage.id for passage in world.passages]
     assert {row["fact"] for row in rows["queries"]} == {fact.id for fact in world.half("query")}
     assert {row["fact"] for row in rows["finetune"]} == {fact.id for fact in world.half("finetune")}

@@ -182,6 +182,17 @@ def test_words_have_the_colour_and_number_of_their_part(results):
     assert opponent and all(a["class"] == "o" for a in opponent)
 
 
+@pytest.mark.parametrize("odd", ["\x85", "\u2028", "\u2029", "\\u000b", "\\u000c", "\\u001d", "\\ud800"], ids=ascii)
+def test_lines_of_results_end_at_the_line_feed_alone(results, odd):
+    """As files of other writers, or of earlier versions, have these characters: as they are, or escaped."""
+    row = shown("a", "proponent", 1, 4.0, text="one ODD two", prompt="Who ODD?", candidate_id="p ODD", query_id="a")
+    line = json.dumps({**row, "tokens": [["one", 3.0], [" ODD", 0.5], [" two", 0.5]]}).replace("ODD", odd)
+    (results / "top.jsonl").write_text(line + "\n" + line + "\r\n", encoding="utf-8")
+    assert [row["text"] for row in read_run(results).shown] == [json.loads(f'"one {odd} two"')] * 2
+    parsed = Checked(write_page(results).read_text(encoding="utf-8"))
+    assert [tag for tag, _ in parsed.tags].count("article") == 2
+
+
 def test_the_command_writes_where_it_is_told(results, capsys):
     main([str(results), "--page", str(results / "new" / "x.html")])
     assert (results / "new" / "x.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
