@@ -126,6 +126,7 @@ def _load_adapted(source: Source, adapter: Adapter, task: str, dtype: str) -> Lo
     model, missing = _load_weights(base, config, task, "auto")
     _refuse_missing(base, model, {key for key in missing if key not in adapter.shapes}, task)
     _refuse_quantised(base, model)
+    _check_finite(base.name, model)
     weights = fingerprint_adapted(model, missing, adapter)
     stored = model.dtype
     if dtype != "auto" and any(p.dtype != DTYPES[dtype] for p in model.parameters()):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from msif.errors import MsifError, one_line
 from msif.models.adapters import Adapter
@@ -49,7 +50,7 @@ def merge_adapter(model: nn.Module) -> nn.Module:
     """A copy of a model with its PEFT adapters merged into the weights; the given model stays as it is.
 
     Args:
-        model: a ``PeftModel``, or a transformers model with adapters in it (``load_adapter``).
+        model: a ``PeftModel`` of any module, or a transformers model with adapters in it (``load_adapter``).
 
     Raises:
         MsifError: there is no adapter in it, or one that cannot be merged.
@@ -82,8 +83,9 @@ def _merged(model: nn.Module, name: str) -> nn.Module:
     outer = {path: layer for path, layer in layers.items() if not any(path.startswith(f"{other}.") for other in layers)}
     if not outer:
         raise MsifError(f"{name!r} has no adapter that changes weights: give one with LoRA or the like.")
+    speaks = isinstance(inner, PreTrainedModel)  # of any other module it is not known what it reads
     with torch.no_grad():
-        before = _outputs(model)
+        before = _outputs(model) if speaks else torch.ones(1)
         _untie(inner, outer.values())
         for path, layer in outer.items():
             with _sentences(name):
@@ -91,7 +93,7 @@ def _merged(model: nn.Module, name: str) -> nn.Module:
             parent, _, child = path.rpartition(".")
             setattr(inner.get_submodule(parent), child, plain)
         _forget_adapters(inner)
-        after = _outputs(inner)
+        after = _outputs(inner) if speaks else torch.ones(1)
     if not (after - before).norm() <= _ROUNDING.get(next(inner.parameters()).dtype, 0.1) * before.norm():
         raise MsifError(
             f"The adapter {name!r} cannot be merged: the model would compute something else; explain a model that was "
@@ -132,7 +134,8 @@ def _untie(model: Any, layers: Iterable[Any]) -> None:
         for name, parameter in [] if base is None else list(base.named_parameters(recurse=False)):
             if uses[id(parameter)] > 1:
                 setattr(base, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
-                model.config.tie_word_embeddings = False
+                if isinstance(model, PreTrainedModel):
+                    model.config.tie_word_embeddings = False
 
 
 def _outputs(model: nn.Module) -> Tensor:

@@ -165,8 +165,8 @@ def _refuse_wrapped(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if _ADAPTERS.search(path):
             raise MsifError(
-                f"The model has an adapter ({path!r}): give a copy with the adapter merged into the weights, "
-                "msif.merge_adapter(model)."
+                f"The model has an adapter ({path!r}): give a copy with it merged into the weights, "
+                "msif.merge_adapter(model), or merge it for good, with model.merge_and_unload()."
             )
         if hasattr(module, "qweight") or hasattr(getattr(module, "weight", None), "quant_state"):
             raise _quantised(path)

@@ -14,7 +14,7 @@ import peft
 import pytest
 import torch
 from architectures import tiny_model
-from helpers import spread
+from helpers import MLP, spread
 from huggingface_hub import HfApi
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -384,6 +384,23 @@ def test_adapters_that_transformers_put_into_a_model(bases: Path) -> None:
     assert track_modules(merged) and torch.equal(logits(model), expected)
     model.disable_adapters()
     assert torch.equal(logits(merge_adapter(model)), logits(model))
+
+
+def test_a_plain_module(bases: Path) -> None:
+    model = peft.get_peft_model(MLP([4, 5, 3]), LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)).eval()
+    x = torch.randn(6, 4)
+    merged = merge_adapter(model)
+    torch.testing.assert_close(merged(x), model(x))
+    assert isinstance(merged, MLP) and [m.name for m in track_modules(merged)] == ["layers.0", "layers.1"]
+
+
+def test_a_base_that_holds_nan(bases: Path, tmp_path: Path) -> None:
+    shutil.copytree(bases / "llama", tmp_path / "base")
+    adapted(tmp_path / "base", lora()).save_pretrained(tmp_path / "adapter")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    refused("parameter 'model.norm.weight' of .*base' holds NaN", tmp_path / "adapter")
 
 
 def test_a_model_without_adapter(bases: Path) -> None:
