@@ -16,7 +16,7 @@ from msif.cli.models import versions
 from msif.cli.parsing import configuration
 from msif.cli.showing import shown_documents
 from msif.data.labels import describe_label
-from msif.errors import MsifError
+from msif.errors import MsifError, is_out_of_memory
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 
@@ -53,6 +53,8 @@ def not_lost(kept: Path, then: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if is_out_of_memory(error):  # which has a sentence of its own
+            raise
         what = str(error) if isinstance(error, MsifError) else f"{type(error).__name__} after scoring: {error}."
         raise MsifError(f"{what} The scores are safe in {kept}: {then}." if kept.exists() else what) from error
     except BaseException:
