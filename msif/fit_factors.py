@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
+    from msif.cli.dry_run import worth_checking
     from msif.cli.models import check_vocabulary, label_arguments, longest, objective_for
     from msif.curvature.fit import FitSettings, fit
     from msif.data.corpus import load_corpus
@@ -83,7 +84,8 @@ def _fit(args: argparse.Namespace) -> None:
     args.max_length = longest(args.max_length, [loaded])
     labels = label_arguments(loaded, args.task)
     format = choose_format(corpus, task=args.task, **labels, **field_arguments(args))
-    check_rows(corpus, format)
+    if worth_checking(corpus, args):
+        check_rows(corpus, format)
     tracked = track_modules(loaded.model, args.modules, args.split_heads)
     batches = batches_for(args, corpus, format, loaded)
     check_vocabulary(batches, loaded)
@@ -163,29 +165,25 @@ def report_convergence(store: FactorStore, lines: bool) -> None:
 def dry_run(
     loaded: LoadedModel, tracked: Sequence[TrackedModule], objective: Objective, batches: TokenBatches, settings: Any
 ) -> str:
-    """Sizes by count and a time estimate from one batch."""
-    import torch
+    """Sizes by count, and a time from one small batch and a sample of the data."""
+    from msif.curvature.estimate import fit_seconds, fit_speed, human_bytes, human_seconds, sizes
+    from msif.data.sample import foretell
 
-    from msif.curvature.estimate import EIGEN_RATE, human_bytes, human_seconds, probe_fit, sizes
-    from msif.curvature.inputs import find_input_groups
-
-    batch = next(iter(batches)).to(loaded.model.device)
-    groups = find_input_groups(loaded.model, tracked, objective, batch)
-    size = sizes(tracked, groups)
-    seconds = probe_fit(loaded.model, tracked, groups, objective, batch, settings)
+    plan = foretell(batches)
+    speed = fit_speed(loaded.model, tracked, objective, plan, settings)
+    size = sizes(tracked, speed.groups)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    outputs = 2 * 4 * batch.input_ids.numel() * loaded.model.config.get_text_config().vocab_size
+    outputs = 2 * 4 * speed.outputs * max(B * T for B, T in plan.shapes)
     memory = weights + 2 * size.factor_bytes + outputs
-    eigen = size.eigen_operations / EIGEN_RATE / torch.get_num_threads()
     lines = [
         f"blocks      {size.blocks} in {size.modules} modules, {size.parameters:,} parameters",
         f"on disk     {human_bytes(size.factor_bytes)} in float32",
         f"memory      about {human_bytes(memory)} (weights, factors with their sums, a batch's outputs)",
     ]
+    passes, eigen = fit_seconds(speed, plan, tracked, settings)
     if batches.size is None:
-        lines.append(f"time        {human_seconds(2 * seconds / len(batch))} a document, of a stream of unknown length")
+        lines.append(f"time        {human_seconds(passes)} a document, of a stream of unknown length")
     else:
-        passes = 2 * seconds * batches.size / len(batch)
         parts = f"two passes {human_seconds(passes)}, eigenvectors {human_seconds(eigen)}"
         lines.append(f"time        about {human_seconds(passes + eigen)}: {parts}")
     return "\n".join(lines)

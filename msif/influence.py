@@ -204,7 +204,9 @@ def _explain(args: argparse.Namespace) -> None:
     if args.output:
         check_output(Path(args.output), args)
     if args.dry_run:
-        print(job.describe())
+        from msif.cli.dry_run import describe
+
+        print(describe(job))
         return
     if not args.output:
         score_and_report(job)

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from msif.attribution.cost import Cost, cka_work
 from msif.attribution.gradients import Side, query_gradients, sequence_gradient
 from msif.attribution.partial import PartialScores
 from msif.attribution.scorers import InfluenceScorer, Scores, score_batches
@@ -93,13 +94,16 @@ class CKAScorer:
             grams[module.name] = unit_grams(vectors.pop(module.name).to(device, dtype), len(module.blocks))
         return grams
 
-    def zero_vectors(self, queries: int) -> Any:
-        """Vectors of so many queries, all zero."""
+    def cost(self) -> Cost:
         if self._cosine is not None:
-            return self._cosine.zero_vectors(queries)
-        device, dtype = device_and_dtype(self.candidate_side.model)
-        sizes = {module.name: len(module.blocks) * module.block_rows**2 for module in self.candidate_side.tracked}
-        return {name: torch.zeros(queries, size, device=device, dtype=dtype) for name, size in sizes.items()}
+            return self._cosine.cost()
+        side = self.candidate_side
+        return Cost(
+            vector=sum(module.d_out * module.block_rows for module in side.tracked),
+            candidates=side.objective.loss_gradient,
+            batch=lambda B, T, queries: cka_work(side.tracked, B, T, queries),
+            query=cka_work(side.tracked, 1, 0, 0),
+        )
 
     def score_vectors(self, vectors: Any, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
         """Similarity to vectors that ``query_vectors`` made, by one pass over candidates."""

@@ -1,62 +1,136 @@
-"""What a scoring run will take: sizes by count, time by a short probe."""
+"""What a scoring run will take: sizes by count, time by count and the speed of a small batch."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from torch import nn
 
-from msif.attribution.scorers import PairScorer
-from msif.curvature.estimate import human_bytes, human_seconds
+from msif.attribution.inverses import IHVP
+from msif.attribution.scorers import Explainer, PairScorer
+from msif.curvature.estimate import DISK, human_bytes, human_seconds
+from msif.curvature.lissa import MEASURED, LiSSASettings
+from msif.curvature.probe import Speed, measure
+from msif.curvature.work import Work, rotation_work, temporaries
+from msif.data.sample import Plan
+from msif.models.blocks import TrackedModule
 
 
-def describe_scoring(
-    scorer: PairScorer, batch: Any, queries: int, candidates: int, factors: Sequence[str | None], index: int = 0
-) -> str:
-    """Blocks, memory and time of scoring ``candidates`` documents against ``queries``, from one batch of them.
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a run.
 
-    Args:
-        index: sequences that the method's own curvature is taken from, at a pass each.
+    Attributes:
+        queries, tokens: how many, and the tokens of one, with its answer.
+        steps: tokens that the model will say itself, of all queries together.
+        shown: documents that are shown, of all queries together.
+        candidates: all that are scored.
+        index: those that the method's own curvature is taken from, if it has one.
+        stages: what a solver goes over, for each stage that it inverts; empty where there is no solver.
+        ihvp: which it is.
     """
-    side = scorer.candidate_side
-    vectors = scorer.zero_vectors(queries)
-    ends = []
 
-    def twice() -> Iterator[Any]:
-        for _ in range(2):
-            yield batch
-            ends.append(time.perf_counter())  # its scores are on the CPU by now
+    queries: int
+    tokens: float
+    steps: int
+    shown: int
+    candidates: Plan
+    index: Plan | None = None
+    stages: Sequence[Plan] = ()
+    ihvp: IHVP = field(default_factory=IHVP)
 
-    scorer.score_vectors(vectors, twice())
-    seconds = (ends[1] - ends[0]) / len(batch)  # the first one warms up
+
+def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | None]) -> str:
+    """Blocks, memory and time of a run."""
+    side, cost = scorer.candidate_side, scorer.cost()
+    cotangents = {"candidates": cost.candidates, **({"index": cost.index} if cost.index else {})}
+    speed = measure(side.model, side.tracked, side.objective, asked.candidates, cotangents)
     parameters = sum(module.d_out * module.shape[1] for module in side.tracked)
     blocks = sum(len(module.blocks) for module in side.tracked)
-    models = {id(s.model): s.model for s in (side, scorer.query_side)}
-    weights = sum(p.numel() * p.element_size() for model in models.values() for p in model.parameters())
-    memory = weights + 2 * sum(tensor.numel() * tensor.element_size() for tensor in _tensors(vectors))
+    weights = _weights(s.model for s in (side, scorer.query_side))
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
+    held = 4 * cost.vector * asked.queries * 2
+    if asked.stages:
+        held = 4 * cost.vector * _vectors(asked) + disk
+    scoring = speed.passes(asked.candidates, "candidates") + asked.candidates.reading
+    scoring += speed.over(asked.candidates, lambda B, T: cost.batch(B, T, asked.queries))
+    index = 0.0
+    if asked.index is not None:
+        index = speed.passes(asked.index, "index") + speed.over(asked.index, cost.index_batch) + speed.of(cost.solve)
+    queries = _queries(speed, asked, side.tracked, cost.query) + disk / DISK
+    explaining = _explaining(speed, asked, side.tracked) if isinstance(scorer, Explainer) else 0.0
+    most = "at most " if asked.stages else ""
     lines = [
         f"blocks      {blocks} shared, in {len(side.tracked)} modules, {parameters:,} parameters",
         f"on disk     {human_bytes(disk)} of factors",
-        f"memory      about {human_bytes(memory)} (weights, and {queries} query vectors while they are made)",
-        f"time        about {human_seconds(seconds * candidates)} for {candidates} candidates, after preselection",
+        f"memory      about {human_bytes(weights + held)} (weights, and {asked.queries} query vectors while they are "
+        "made)",
+        f"time        about {human_seconds(scoring)} for {asked.candidates.documents:.0f} candidates, after "
+        "preselection",
+        f"            {most}about {human_seconds(queries)} before, for the vectors of {asked.queries} queries",
     ]
-    if index:
-        lines.append(
-            f"            and about {human_seconds(seconds * index)} before, for {index} sequences of index data"
-        )
+    if asked.index is not None:
+        count = f"{asked.index.documents:.0f} sequences of index data"
+        lines.append(f"            and about {human_seconds(index)} before, for {count}")
+    if explaining:
+        lines.append(f"            and about {human_seconds(explaining)} after, to explain {asked.shown} documents")
     return "\n".join(lines)
 
 
-def _tensors(vectors: Any) -> Iterator[Tensor]:
-    """All tensors of a scorer's vectors."""
-    if isinstance(vectors, Tensor):
-        yield vectors
-    elif isinstance(vectors, dict):
-        for value in vectors.values():
-            yield from _tensors(value)
-    elif vectors is not None:
-        yield from _tensors(vars(vectors))
+def _weights(models: Iterable[nn.Module]) -> int:
+    """Bytes, of each model once."""
+    different: Mapping[int, nn.Module] = {id(model): model for model in models}
+    return sum(p.numel() * p.element_size() for model in different.values() for p in model.parameters())
+
+
+def _queries(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule], each: Work) -> float:
+    """Answers, gradients, and the inverses of the stages applied to them."""
+    plan = Plan({(1, max(1, round(asked.tokens))): 1}, asked.queries, asked.queries, 0.0, ())
+    parameters = sum(module.d_out * module.shape[1] for module in tracked)
+    gradient = Work(asked.tokens * parameters) + temporaries(3, parameters, 0)
+    seconds = asked.steps * speed.step + speed.passes(plan, "candidates") + asked.queries * speed.of(gradient + each)
+    return seconds + sum(_solver(speed, stage, tracked, asked) for stage in asked.stages)
+
+
+# a product with the curvature beside a forward and a backward pass: two forward passes, one with tangents, and its
+# attention is written out
+PRODUCT = 4.0
+
+
+def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: Asked) -> float:
+    """One stage's inverse at the limit of its iterations."""
+    ihvp, queries = asked.ihvp, asked.queries
+    parameters = sum(module.d_out * module.shape[1] for module in tracked)
+    maps = speed.over(stage, lambda B, T: Work(2 * T * parameters, 2 * parameters) * B)
+    product = PRODUCT * speed.passes(stage, "candidates") + maps + stage.reading
+    steps = ihvp.steps
+    vectors = speed.of(Work(elements=8 * parameters))  # sums and inner products of an iteration
+    if ihvp.kind == "arnoldi":
+        return steps * product + speed.of(Work(2 * steps**2 * parameters))
+    if ihvp.kind.startswith("ekfac"):
+        vectors += speed.of(rotation_work(tracked))
+    if ihvp.kind.endswith("cg"):
+        return queries * (steps + 1) * (product + vectors)
+    share = product / max(1.0, stage.batches)
+    power = LiSSASettings().power_iterations
+    scale = power * (product if ihvp.scale else min(MEASURED, stage.batches) * share)
+    return queries * steps * (share + vectors) + scale
+
+
+def _vectors(asked: Asked) -> int:
+    """Vectors that a solver holds at once."""
+    if asked.ihvp.kind == "arnoldi":
+        return asked.ihvp.steps + asked.ihvp.top + 2 * asked.queries
+    return 6 * asked.queries
+
+
+def _explaining(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule]) -> float:
+    # the strongest scores are those of long documents
+    lengths = sorted(map(len, asked.candidates.sample))[-max(1, len(asked.candidates.sample) // 10) :]
+    each = max(1, asked.shown // asked.queries)
+    plan = Plan({(each, round(sum(lengths) / len(lengths))): 1}, asked.queries, asked.shown, 0.0, ())
+    parts = sum(module.d_out * module.shape[1] for module in tracked)
+    elements = sum(3 * module.d_out for module in tracked)
+    return speed.passes(plan, "candidates") + speed.over(plan, lambda B, T: Work(parts, elements) * (B * T))

@@ -56,6 +56,11 @@ class IHVP:
         if self.kind not in IHVPS:
             raise MsifError(f"there is no inverse '{self.kind}': choose one of {', '.join(IHVPS)}.")
 
+    @property
+    def steps(self) -> int:
+        """Most products, or steps of the stochastic ones; 0 of what takes none."""
+        return self.iterations or ITERATIONS[self.kind] if self.kind in SOLVERS else 0
+
     def build(
         self, side: Side, factors: Factors, filter: DampedInverse, batches: Iterable[Any] | None = None
     ) -> Preconditioner:
@@ -85,7 +90,7 @@ class IHVP:
         in_memory = held(loaded, *device_and_dtype(side.model))
         damping = {name: _shift(filter, module, name) for name, module in in_memory.items()}
         operator = GGN(side.model, side.tracked, side.objective, batches)
-        iterations = self.iterations or ITERATIONS[self.kind]
+        iterations = self.steps
         if self.kind == "arnoldi":
             top = min(self.top, iterations)
             return Arnoldi(operator, side.tracked, damping, top=top, iterations=iterations, seed=self.seed)

@@ -23,6 +23,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.projected import ProjectedScorer
 from msif.attribution.projection import GradientProjector, Projection, add_gram, solve_damped
 from msif.errors import MsifError
+from msif.models.capture import Cotangent
 from msif.models.objectives import Measurement, generators_for
 
 LABEL_STREAM = 6
@@ -99,13 +100,15 @@ class LoGraScorer(ProjectedScorer[Curvature]):
     def _kernel_of(self, data: Iterable[Any]) -> Curvature:
         side = self.candidate_side
         curvature = Curvature(side, self.projection)
-        cotangent = self._sampled if self.labels == "sampled" else side.objective.loss_gradient
-        with GradientProjector(side, self.projection, [cotangent]) as project:
+        with GradientProjector(side, self.projection, [self._index_cotangent()]) as project:
             for batch in tqdm(data, desc="curvature", unit="batch", disable=None):
                 curvature.add(project(batch)[0], batch)
         if not curvature.tokens:
             raise MsifError("LoGra's curvature has no supervised token: give candidates, or curvature data.")
         return curvature
+
+    def _index_cotangent(self) -> Cotangent:
+        return self._sampled if self.labels == "sampled" else self.candidate_side.objective.loss_gradient
 
     def _sampled(self, outputs: Tensor, batch: Any) -> Tensor:
         generators = generators_for(self.seed, LABEL_STREAM, batch.indices)

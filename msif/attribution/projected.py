@@ -13,15 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
+from msif.attribution.cost import Cost, projection_work
 from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
 from msif.attribution.projection import GradientProjector, Projection, query_features
 from msif.attribution.scorers import Scores, score_batches
 from msif.curvature.filters import DampedInverse
 from msif.curvature.inputs import device_and_dtype
+from msif.curvature.work import Work
 from msif.errors import MsifError
 from msif.models.capture import Cotangent
 from msif.models.objectives import Measurement
@@ -80,11 +81,23 @@ class ProjectedScorer(ABC, Generic[Kernel]):
             raise MsifError("queries are taken in before candidates only where the index data are given: give them.")
         return self._vectors(queries, self.index_data)
 
-    def zero_vectors(self, queries: int) -> Tensor:
-        """Vectors of so many queries, all zero."""
-        device, _ = device_and_dtype(self.candidate_side.model)
-        width = self.projection.width(self.candidate_side.tracked)
-        return torch.zeros(width, queries, dtype=torch.float64, device=device)
+    def cost(self) -> Cost:
+        side = self.candidate_side
+        width = self.projection.width(side.tracked)
+        features = projection_work(side.tracked, self.projection)
+        if self.projection.dimension:
+            kernel = [width]
+        else:
+            kernel = [columns.stop - columns.start for columns in self.projection.columns(side.tracked).values()]
+        return Cost(
+            vector=2 * width,  # in float64
+            candidates=self._cotangent(),
+            batch=lambda B, T, queries: features(B, T) + Work(double=B * width * queries),
+            query=Work(double=sum(size**2 for size in kernel)),
+            index=self._index_cotangent(),
+            index_batch=lambda B, T: features(B, T) + Work(double=B * sum(size**2 for size in kernel)),
+            solve=Work(double=sum(size**3 / 3 for size in kernel)),
+        )
 
     def score_vectors(self, vectors: Tensor, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
         """φ_L(z)ᵀ v for vectors that ``query_vectors`` made, by one pass over candidates."""
@@ -101,6 +114,10 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         if iter(candidates) is candidates:
             raise MsifError("candidates that are index data too are gone over twice: give a list, not an iterator.")
         return self.score_vectors(self._vectors(queries, candidates), candidates)
+
+    @abstractmethod
+    def _index_cotangent(self) -> Cotangent:
+        """What the index data's gradients are of."""
 
     def _cotangent(self) -> Cotangent:
         """What candidates' gradients are of."""

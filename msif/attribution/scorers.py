@@ -12,12 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msif.attribution.contributions import Contributions, contributions
+from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.partial import PartialScores
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bias
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
 from msif.curvature.vectors import Vectors
+from msif.curvature.work import rotation_work
 from msif.errors import MsifError
 from msif.models.capture import Capture
 from msif.models.objectives import Measurement
@@ -67,8 +69,8 @@ class PairScorer(Scorer, Protocol):
 
     def query_vectors(self, queries: Iterable[Any]) -> Any: ...
 
-    def zero_vectors(self, queries: int) -> Any:
-        """Vectors of so many queries, all zero: what a pass will cost can be measured with them."""
+    def cost(self) -> Cost:
+        """What its passes take, for an estimate."""
         ...
 
     def score_vectors(self, vectors: Any, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
@@ -163,15 +165,15 @@ class InfluenceScorer:
             split, self.rank_errors = compress(split, self.query_rank)
         return split
 
-    def zero_vectors(self, queries: int) -> dict[str, QueryVectors]:
-        """Vectors of so many queries, all zero."""
-        device, dtype = device_and_dtype(self.candidate_side.model)
-        vectors = {}
-        for module in self.candidate_side.tracked:
-            weight = torch.zeros(queries, module.d_out, module.d_in, device=device, dtype=dtype)
-            bias = weight.new_zeros(queries, module.d_out) if module.bias else None
-            vectors[module.name] = QueryVectors(weight, bias)
-        return vectors
+    def cost(self) -> Cost:
+        side, rank, normalized = self.candidate_side, self.query_rank, self.normalize != "none"
+        rotated = sum(not isinstance(preconditioner, Identity) for preconditioner in self.preconditioners)
+        return Cost(
+            vector=sum(module.d_out * module.shape[1] for module in side.tracked),
+            candidates=side.objective.loss_gradient,
+            batch=lambda B, T, queries: score_work(side.tracked, B, T, queries, rank, normalized),
+            query=rotation_work(side.tracked) * rotated,
+        )
 
     def score_vectors(
         self, vectors: dict[str, QueryVectors], candidates: Iterable[Any], partial: PartialScores | None = None

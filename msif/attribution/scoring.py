@@ -75,7 +75,13 @@ def split_bias(vectors: Vectors, biased: dict[str, bool]) -> dict[str, QueryVect
 
 
 def cheapest_route(positions: int, d_out: int, d_in: int, queries: int, rank: int | None) -> Route:
-    """Which algebra to use for one module, from the number of multiply-adds and touched elements of a sequence.
+    """Which algebra to use for one module."""
+    costs = route_costs(positions, d_out, d_in, queries, rank)
+    return min(costs, key=lambda route: costs[route])
+
+
+def route_costs(positions: int, d_out: int, d_in: int, queries: int, rank: int | None) -> dict[Route, float]:
+    """The number of multiply-adds and touched elements of a sequence, for each algebra that there is for one module.
 
     gradient: form Σ_t g_t x_tᵀ, contract it with all queries; direct: g_tᵀ v x_t for each query; low-rank: the same
     through r columns.
@@ -87,7 +93,7 @@ def cheapest_route(positions: int, d_out: int, d_in: int, queries: int, rank: in
     }
     if rank is not None:
         costs = {"low-rank": queries * positions * rank * (d_out + d_in + TOUCH), **costs}
-    return min(costs, key=lambda route: costs[route])
+    return costs
 
 
 class ScorePass:

@@ -130,9 +130,8 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
 
     def _kernel_of(self, data: Iterable[Any]) -> Tensor:
         """ΦᵀΦ, float64, (D, D)."""
-        output = measurement_cotangent(self.candidate_side.objective, self.measurement)
         total = None
-        with GradientProjector(self.candidate_side, self.projection, [output]) as project:
+        with GradientProjector(self.candidate_side, self.projection, [self._index_cotangent()]) as project:
             for batch in tqdm(data, desc="kernel", unit="batch", disable=None):
                 features = project(batch)[0]
                 if total is None:
@@ -145,10 +144,11 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
     def _solved(self, kernel: Tensor, phi: Tensor) -> Tensor:
         return solve_damped(kernel, phi.T, self.damping, self.damping_scale, "TRAK's kernel")
 
-    def _cotangent(self) -> Cotangent:
-        if self.weighting == "token":
-            return super()._cotangent()
+    def _index_cotangent(self) -> Cotangent:
         return measurement_cotangent(self.candidate_side.objective, self.measurement)
+
+    def _cotangent(self) -> Cotangent:
+        return super()._cotangent() if self.weighting == "token" else self._index_cotangent()
 
     def _scores(self, project: GradientProjector, batch: Any, vectors: Tensor) -> Tensor:
         """φ(z)ᵀ v, (B, Q); weighted by example, Q(z) is one more column."""

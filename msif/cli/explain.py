@@ -12,6 +12,7 @@ from msif.attribution.methods import PROJECTED
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer
 from msif.attribution.stages import Damping, build_scorer
+from msif.cli.dry_run import worth_checking
 from msif.cli.flags import field_arguments
 from msif.cli.job import Job
 from msif.cli.method import check_measurement, index_batches, scorer_options, with_measurement
@@ -57,7 +58,8 @@ def prepare(args: argparse.Namespace) -> Job:
     pretrained_store, finetuned_store = (FactorStore.open(path) if path else None for path in paths)
     queries = _queries(args)
     corpus = _rows(args.corpus, args)
-    check_ids(corpus)
+    if worth_checking(corpus, args):
+        check_ids(corpus)
     # candidates are a classifier's documents only where no pre-trained model is given
     corpus_task = "lm" if args.pretrained else args.task
     choose_format(corpus, task=corpus_task, **field_arguments(args))
@@ -69,13 +71,16 @@ def prepare(args: argparse.Namespace) -> Job:
     args = argparse.Namespace(**{**vars(args), "max_length": length})  # a copy: the given one is written down
     labels = label_arguments(first, corpus_task)
     format = choose_format(corpus, task=corpus_task, **labels, **field_arguments(args))
-    check_rows(corpus, format)
+    if worth_checking(corpus, args):
+        check_rows(corpus, format)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
     rates = list(args.learning_rate_sum or [None, None])
     first_stage = stage_of("pretrained", pretrained, pretrained_store, "lm", args, damping.needs_tau(False), rates[0])
     needed = damping.needs_tau(pretrained is not None)
     last_stage = stage_of("finetuned", finetuned, finetuned_store, args.task, args, needed, rates[-1])
     index = None
+    solved = [s.batches for s in (first_stage, last_stage) if s and isinstance(s.batches, TokenBatches)]
+    solved = solved[:1] if args.method == "single-stage" else solved
     if args.method in PROJECTED:
         of_corpus = TokenBatches(corpus, format, first.tokenizer, length, args.batch_tokens)
         read = partial(_read, task=corpus_task, model=first, args=args)
@@ -91,13 +96,15 @@ def prepare(args: argparse.Namespace) -> Job:
     assert asked is not None
     queries = with_numbers(queries, label_arguments(last, args.task))
     args = with_measurement(args, queries, asked.side.objective)
-    scorer = build_scorer(args.method, first_stage, last_stage, damping, ihvp_of(args), **scorer_options(args))
+    # a solver reads all factors when it is built
+    ihvp = None if args.dry_run else ihvp_of(args)
+    scorer = build_scorer(args.method, first_stage, last_stage, damping, ihvp, **scorer_options(args))
     check_measurement(scorer)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
     weights = [model.weights for model in (pretrained, finetuned) if model]
     measured = first if args.method == "single-stage" else last
-    job = Job(args, corpus, format, queries, first, measured, last, scorer, weights, index).checked()
+    job = Job(args, corpus, format, queries, first, measured, last, scorer, weights, index, solved).checked()
     if warning:
         log.warning("%s", warning)
     return job

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from msif.attribution.estimate import describe_scoring
 from msif.attribution.partial import PARTIAL, PartialScores
 from msif.attribution.scorers import PairScorer
 from msif.candidates.build import build_selector
@@ -46,6 +45,7 @@ class Job:
         answering_model: the model that answers where no answer is given.
         weights: fingerprints of the models that take part.
         index: what the method's own curvature is taken from, if it has one.
+        solved: the stages' own data, where their inverses are solved for on it.
     """
 
     args: argparse.Namespace
@@ -58,6 +58,7 @@ class Job:
     scorer: PairScorer
     weights: list[str]
     index: TokenBatches | None = None
+    solved: Sequence[TokenBatches] = ()
 
     def documents(self, rows: Sequence[int]) -> TokenBatches:
         """The named rows of the corpus as batches."""
@@ -173,16 +174,6 @@ class Job:
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
-
-    def describe(self) -> str:
-        """What a run would take, from one batch of candidates."""
-        spec = parse_candidates(self.args.candidates)
-        asked = len(self.queries) * sum(count for _, count in spec.parts)
-        candidates = len(self.corpus) if spec.all else min(len(self.corpus), asked)
-        batch = next(iter(self.documents(range(min(len(self.corpus), 64)))))
-        factors = [self.args.pretrained_factors, self.args.finetuned_factors]
-        index = 0 if self.index is None else self.index.size or 0
-        return describe_scoring(self.scorer, batch, len(self.queries), candidates, factors, index)
 
 
 def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:

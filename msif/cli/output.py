@@ -16,7 +16,7 @@ from msif.cli.models import versions
 from msif.cli.parsing import configuration
 from msif.cli.showing import shown_documents
 from msif.data.labels import describe_label
-from msif.errors import MsifError, is_out_of_memory
+from msif.errors import MsifError, is_out_of_memory, one_line
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 
@@ -52,14 +52,14 @@ def not_lost(kept: Path, then: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if is_out_of_memory(error):  # which has a sentence of its own
+    except BaseException as error:
+        safe = f"The scores are safe in {kept}: {then}." if kept.exists() else ""
+        if not isinstance(error, Exception) or is_out_of_memory(error):  # which are told elsewhere
+            log.warning("%s", safe)
             raise
-        what = str(error) if isinstance(error, MsifError) else f"{type(error).__name__} after scoring: {error}."
-        raise MsifError(f"{what} The scores are safe in {kept}: {then}." if kept.exists() else what) from error
-    except BaseException:
-        log.warning("the scores are safe in %s: %s", kept, then)
-        raise
+        told = isinstance(error, MsifError)
+        what = str(error) if told else f"{type(error).__name__} after scoring: {one_line(error)}."
+        raise MsifError(f"{what} {safe}") from error
 
 
 def score_into(path: Path, job: Job) -> None:

@@ -50,7 +50,7 @@ def check_ids(corpus: Corpus) -> None:
     Raises:
         MsifError: names the row that has none, or two rows that share one.
     """
-    if "id" not in corpus.columns:
+    if not corpus.has("id"):
         return
     hashes = np.fromiter((hash(id_text(value)) for value in corpus.iterate_ids()), np.int64)
     order = np.argsort(hashes, kind="stable")

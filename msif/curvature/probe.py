@@ -1,0 +1,238 @@
+"""How fast a model and a device are: one small batch, products of small matrices, and nothing larger."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_groups
+from msif.curvature.work import Work
+from msif.data.sample import Plan
+from msif.models.blocks import TrackedModule
+from msif.models.capture import Capture, Cotangent
+from msif.models.objectives import Objective
+
+# of the small batch: most tokens, most elements of its outputs, its share of a pass, seconds that it may take
+TOKENS, OUTPUTS, SHARE, SECONDS = 256, 2**23, 0.01, 4.0
+FEW = 8  # tokens of the first runs, which warm up and tell how many more there may be
+# a token of the small batch takes no less than one part in so many of its time, whatever a call takes by itself
+LEAST = 8
+# seconds of an eigendecomposition of a d × d matrix go with d²(d + this): a GPU is waiting more than computing
+LATENCY = {"cpu": 200.0, "cuda": 8000.0}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a call, whatever its size, and of each token in it."""
+
+    call: float
+    token: float
+
+    def seconds(self, plan: Plan) -> float:
+        return plan.batches * self.call + plan.tokens * self.token
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured, in seconds.
+
+    Attributes:
+        groups: module name -> the first module that reads the same input.
+        outputs: elements of the model's outputs for a token.
+        step: the model's forward pass of a few tokens.
+        forward, backward: of the model, up to its outputs and down from them.
+        cotangents: from the outputs to the gradient with respect to them, by name.
+        multiply_add, element, double, page: of ``Work``.
+        eigen: of an eigendecomposition, by d²(d + latency).
+        latency: see ``LATENCY``.
+    """
+
+    groups: Mapping[str, str]
+    outputs: float
+    step: float
+    forward: Line
+    backward: Line
+    cotangents: Mapping[str, Line]
+    multiply_add: float
+    element: float
+    double: float
+    page: float
+    eigen: float
+    latency: float
+
+    def of(self, work: Work) -> float:
+        products = work.multiply_adds * self.multiply_add + work.double * self.double
+        return products + work.elements * self.element + work.paged * self.page
+
+    def over(self, plan: Plan, work: Callable[[int, int], Work]) -> float:
+        """Of a pass over a plan, ``work`` being that of a batch of so many documents and positions."""
+        return plan.times * sum(count * self.of(work(*shape)) for shape, count in plan.shapes.items())
+
+    def passes(self, plan: Plan, cotangent: str, draws: int = 1) -> float:
+        """The model's own part of a pass: forward once, and backward for each draw."""
+        down = self.cotangents[cotangent].seconds(plan) + self.backward.seconds(plan)
+        return self.forward.seconds(plan) + draws * down
+
+    def eigenvectors(self, sizes: Iterable[tuple[int, int]]) -> float:
+        """Of eigendecompositions: (dimension, how many)."""
+        return self.eigen * sum(count * d * d * (d + self.latency) for d, count in sizes)
+
+
+def measure(
+    model: nn.Module,
+    tracked: Sequence[TrackedModule],
+    objective: Objective,
+    plan: Plan,
+    cotangents: Mapping[str, Cotangent],
+) -> Speed:
+    """Runs a few tokens of the plan's documents, and then one small batch of them.
+
+    Raises:
+        MsifError: a tracked module does not run, or what ``Capture`` refuses.
+    """
+    device, dtype = device_and_dtype(model)
+    few = plan.small_batch(FEW, 1).to(device)
+    groups = find_input_groups(model, tracked, objective, few)
+    check_all_run(tracked, groups)
+    with Capture(model, tracked, Nothing()) as capture:
+        timer = _Timer(capture, objective, cotangents, device)
+        small = timer.run(few)
+        if sum(small) < SECONDS / 4:
+            small = timer.run(few)  # the first one warmed up
+        affordable = FEW * SECONDS / sum(small)
+        tokens = int(min(TOKENS, OUTPUTS / timer.outputs, SHARE * plan.tokens, affordable))
+        lines = [Line(0.0, seconds / few.input_ids.numel()) for seconds in small]
+        if tokens >= 2 * FEW:
+            batch = plan.small_batch(tokens).to(device)
+            pairs = zip(small, timer.run(batch), strict=True)
+            lines = [_line(few.input_ids.numel(), a, batch.input_ids.numel(), b) for a, b in pairs]
+    width = max(max(module.shape) for module in tracked)
+    double = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    if device.type == "cuda":
+        # the small batch may leave it idle, and would then take no longer if it were larger
+        weights, kind = sum(module.d_in * module.d_out for module in tracked), next(model.parameters()).dtype
+        least = weights * _product(device, kind, width)
+        lines[:2] = [Line(line.call, max(line.token, least)) for line in lines[:2]]
+    return Speed(
+        groups=groups,
+        outputs=timer.outputs,
+        step=small[0],
+        forward=lines[0],
+        backward=lines[1],
+        cotangents=dict(zip(cotangents, lines[2:], strict=True)),
+        multiply_add=_product(device, dtype, width),
+        element=_element(device, dtype, min(2**20, int(timer.outputs * few.input_ids.numel()))),
+        double=_product(double, torch.float64, width),
+        page=_page() if device.type == "cpu" else 0.0,
+        eigen=_eigen(double, width),
+        latency=_latency(double),
+    )
+
+
+def _line(few: int, short: float, many: int, long: float) -> Line:
+    """The line through two runs."""
+    token = max((long - short) / (many - few), long / many / LEAST)
+    return Line(max(0.0, long - many * token), token)
+
+
+class Nothing:
+    """A consumer that leaves a pass to the model."""
+
+    def begin(self, batch: Any, objective: Objective) -> None: ...
+
+    def forward(self, module: TrackedModule, x: Tensor) -> None: ...
+
+    def backward(self, module: TrackedModule, saved: Any, g: Tensor) -> None: ...
+
+    def end(self, batch: Any) -> None: ...
+
+
+class _Timer:
+    """Times the parts of a pass: forward, backward, and the step between them for each cotangent."""
+
+    def __init__(
+        self, capture: Capture, objective: Objective, cotangents: Mapping[str, Cotangent], device: torch.device
+    ) -> None:
+        self.capture, self.objective, self.cotangents, self.device = capture, objective, cotangents, device
+        self.outputs = 1.0
+
+    def run(self, batch: Any) -> list[float]:
+        """Seconds of the forward pass, of the backward pass, and of each cotangent."""
+        ticks = [self._now()]
+
+        def all_of_them(outputs: Tensor, batch: Any) -> Tensor:
+            ticks.append(self._now())
+            for cotangent in self.cotangents.values():
+                gradient = cotangent(outputs, batch)
+                ticks.append(self._now())
+            return gradient
+
+        outputs = self.capture.run(self.objective, batch, [all_of_them])
+        ticks.append(self._now())
+        self.outputs = outputs.numel() / self.objective.live(batch).numel()
+        forward, *between, backward = (after - before for before, after in pairwise(ticks))
+        return [forward, backward, *between]
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of some runs."""
+    found = []
+    for _ in range(5):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def _side(width: int, most: int) -> int:
+    """Of a matrix to measure with: well below the model's own."""
+    return max(16, min(most, 3 * width // 16))
+
+
+def _product(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Seconds of a multiply-add."""
+    side = _side(width, 2048 if device.type == "cuda" else 512)
+    matrix = torch.rand(side, side, device=device, dtype=dtype)
+    return _best(lambda: matrix @ matrix, device) / side**3
+
+
+def _element(device: torch.device, dtype: torch.dtype, count: int) -> float:
+    values = torch.rand(count, device=device, dtype=dtype)
+    return _best(lambda: values + 1, device) / count
+
+
+def _page() -> float:
+    """Seconds of a float32 number in memory that comes from the system."""
+    best = math.inf
+    for _ in range(3):
+        with mmap.mmap(-1, 1000 * mmap.PAGESIZE) as memory:
+            start = time.perf_counter()
+            for place in range(0, len(memory), mmap.PAGESIZE):
+                memory[place] = 1
+            best = min(best, (time.perf_counter() - start) / (len(memory) / 4))
+    return best
+
+
+def _latency(device: torch.device) -> float:
+    return LATENCY.get(device.type, LATENCY["cpu"])
+
+
+def _eigen(device: torch.device, width: int) -> float:
+    side = _side(width, 256)
+    matrix = torch.rand(side, side, device=device, dtype=torch.float64)
+    return _best(lambda: torch.linalg.eigh(matrix), device) / (side**2 * (side + _latency(device)))

@@ -1,0 +1,170 @@
+"""What a fit will take: counted as it is done, measured on a small batch, with nothing of the factors' size."""
+
+from collections import Counter
+
+import pytest
+import torch
+from helpers import documents, tiny_classifier, tiny_lm, track_modules
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from msif.curvature import probe
+from msif.curvature.covariance import CovariancePass
+from msif.curvature.eigenvalues import LambdaPass
+from msif.curvature.estimate import fit_seconds, fit_speed, sizes
+from msif.curvature.factors import ModuleFactors
+from msif.curvature.filters import DampedInverse
+from msif.curvature.fit import FitSettings
+from msif.curvature.inputs import find_input_groups
+from msif.curvature.preconditioners import EKFAC
+from msif.curvature.work import PAGED, Work, covariance_work, lambda_work, rotation_work, temporaries
+from msif.data.documents import collate
+from msif.data.sample import Plan
+from msif.models.capture import Capture
+from msif.models.objectives import CausalLM, SequenceClassification
+
+
+class Products(TorchDispatchMode):
+    """Multiply-adds of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.rstrip("_")
+        if name in ("mm", "bmm"):
+            self.count += args[0].numel() * args[1].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.count += args[1].numel() * args[2].shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+def products(work):
+    with Products() as counter:
+        work()
+    return counter.count
+
+
+def products_of_pass(model, tracked, consumer, batch, cotangents):
+    """Beside the model's own."""
+
+    def run(consumer):
+        with Capture(model, tracked, consumer) as capture:
+            return products(lambda: capture.run(CausalLM(), batch, cotangents))
+
+    return run(consumer) - run(probe.Nothing())
+
+
+def plan_of(docs, times=1):
+    return Plan(Counter((1, len(document)) for document in docs), times, len(docs) * times, 0.0, docs)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    model = tiny_lm(dtype=torch.float32, hidden_size=16, intermediate_size=40, max_position_embeddings=512)
+    return model, track_modules(model)
+
+
+@pytest.mark.parametrize("length", [12, 300])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_products_are_counted_as_they_are_done(lm, length, samples):
+    """Short sequences have their inputs rotated, long ones their gradients."""
+    model, tracked = lm
+    batch = collate(documents([length] * 3))
+    groups = find_input_groups(model, tracked, CausalLM(), batch)
+    cotangents = FitSettings(label_samples=samples).cotangents(CausalLM(), 1)
+    covariances = CovariancePass(tracked, groups, torch.device("cpu"), label_samples=samples)
+    done = products_of_pass(model, tracked, covariances, batch, cotangents)
+    assert covariance_work(tracked, groups, 3, length, samples).multiply_adds == pytest.approx(done, rel=0.1)
+    factors = covariances.decompose([module.name for module in tracked])
+    second_moments = LambdaPass(tracked, groups, factors, torch.device("cpu"), label_samples=samples)
+    done = products_of_pass(model, tracked, second_moments, batch, cotangents)
+    assert lambda_work(tracked, groups, 3, length, samples).multiply_adds == pytest.approx(done, rel=0.1)
+
+
+def test_rotations_are_counted_as_they_are_done(lm):
+    _, tracked = lm
+    factors, vectors = {}, {}
+    for module in tracked:
+        (d_out, d), rows = module.shape, module.block_rows
+        Q_G, S_G = torch.eye(rows).repeat(len(module.blocks), 1, 1), torch.ones(len(module.blocks), rows)
+        Lambda = torch.ones(len(module.blocks), rows, d)
+        factors[module.name] = ModuleFactors(torch.eye(d), Q_G, torch.ones(d), S_G, Lambda)
+        vectors[module.name] = torch.ones(1, d_out, d)
+    done = products(lambda: EKFAC(factors, DampedInverse(1.0)).apply(vectors))
+    assert rotation_work(tracked).multiply_adds == done
+
+
+def test_large_temporaries_come_page_by_page():
+    assert temporaries(2, 10, PAGED - 1) == Work(elements=40)
+    assert temporaries(2, 10, PAGED) == Work(elements=40, paged=20)
+    assert Work(1, 2, 3, 4) + Work(1, 1, 1, 1) * 2 == Work(3, 4, 5, 6)
+
+
+class Allocated(TorchDispatchMode):
+    """The largest tensor that is made, views of what was there before left out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.there = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.largest, self.shapes = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in self.there:
+                self.largest = max(self.largest, value.numel())
+                self.shapes.add(tuple(value.shape))
+        return result
+
+
+@pytest.fixture
+def tokens_run(monkeypatch):
+    """Tokens of every batch that goes through a model."""
+    outputs, tokens = CausalLM.outputs, []
+
+    def counted(self, model, batch):
+        tokens.append(batch.input_ids.numel())
+        return outputs(self, model, batch)
+
+    monkeypatch.setattr(CausalLM, "outputs", counted)
+    return tokens
+
+
+def test_nothing_of_the_factors_size_is_made_and_one_small_batch_is_run(tokens_run):
+    model = tiny_lm(dtype=torch.float32, hidden_size=64, num_attention_heads=1, intermediate_size=256)
+    tracked = track_modules(model)
+    plan = plan_of(documents([20] * 50), times=2)
+    with Allocated(model) as made:
+        speed = fit_speed(model, tracked, CausalLM(), plan, FitSettings())
+        passes, eigen = fit_seconds(speed, plan, tracked, FitSettings())
+    assert passes > 0 and eigen > 0
+    assert 2 * made.largest < min(module.d_out * module.d_in for module in tracked if "mlp" in module.name)
+    size = sizes(tracked, speed.groups)
+    assert not made.shapes & ({(d, d) for d in size.eigen} | {(1, d, d) for d in size.eigen})
+    assert tokens_run[:-1] == [probe.FEW] * 3 and tokens_run[-1] <= probe.SHARE * plan.tokens
+
+
+@pytest.mark.parametrize(("limit", "value"), [("TOKENS", 20), ("OUTPUTS", 20 * 11), ("SECONDS", 0.0)])
+def test_the_small_batch_is_small_whatever_the_data(tokens_run, monkeypatch, limit, value):
+    monkeypatch.setattr(probe, limit, value)
+    model = tiny_lm(dtype=torch.float32)
+    fit_speed(model, track_modules(model), CausalLM(), plan_of(documents([20] * 9), times=1e6), FitSettings())
+    assert max(tokens_run) <= 20 and len(tokens_run) <= 4
+
+
+def test_time_goes_with_the_data(lm):
+    model, tracked = lm
+    docs = documents([20] * 50)
+    speed = fit_speed(model, tracked, CausalLM(), plan_of(docs), FitSettings())
+    (one, eigen), (ten, same) = (fit_seconds(speed, plan_of(docs, n), tracked, FitSettings()) for n in (100, 1000))
+    assert ten == pytest.approx(10 * one, rel=0.05) and eigen == same
+    drawn, _ = fit_seconds(speed, plan_of(docs, 1000), tracked, FitSettings(label_samples=4))
+    assert 1.2 * ten < drawn < 4 * ten
+
+
+def test_a_classifier_is_measured_too():
+    model = tiny_classifier(dtype=torch.float32)
+    docs = documents([20] * 9, labels=True)
+    speed = fit_speed(model, track_modules(model), SequenceClassification(0), plan_of(docs, 100), FitSettings())
+    assert speed.outputs < 1 and speed.forward.token > 0 and speed.cotangents["labels"].token >= 0
