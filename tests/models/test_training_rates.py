@@ -22,6 +22,12 @@ RECORDED = [json.loads(line) for line in (Path(__file__).parent / "recorded_rate
 PLAIN = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"]
 
 
+@pytest.fixture(autouse=True)
+def only_warnings(caplog):
+    """Whatever level a command left in this process."""
+    caplog.set_level(logging.WARNING, "msif")
+
+
 def group(final, initial=PEAK, **more):
     return {"lr": final, "params": []} | ({} if initial is None else {"initial_lr": initial}) | more
 
