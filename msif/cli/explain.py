@@ -58,11 +58,11 @@ def prepare(args: argparse.Namespace) -> Job:
     pretrained_store, finetuned_store = (FactorStore.open(path) if path else None for path in paths)
     queries = _queries(args)
     corpus = _rows(args.corpus, args)
-    if worth_checking(corpus, args):
-        check_ids(corpus)
     # candidates are a classifier's documents only where no pre-trained model is given
     corpus_task = "lm" if args.pretrained else args.task
     choose_format(corpus, task=corpus_task, **field_arguments(args))
+    if worth_checking(corpus, args):
+        check_ids(corpus)
     pretrained = load_model(args.pretrained, "lm", args.dtype, args.device) if args.pretrained else None
     finetuned = load_model(args.finetuned, args.task, args.dtype, args.device) if args.finetuned else None
     first, last = pretrained or finetuned, finetuned or pretrained

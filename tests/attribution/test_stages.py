@@ -159,21 +159,3 @@ def test_options_name_methods_and_flags_that_there_are():
 
     flags = {action.dest for action in parser()._actions}
     assert flags >= READ_BY.keys() and {name for readers in READ_BY.values() for name in readers} <= set(METHODS)
-
-
-def test_zero_vectors_are_shaped_like_a_querys(stages):
-    """And give zero scores, whatever the method keeps of a query."""
-    pretrained, finetuned = replace(stages[0], batches=[collate(documents([7, 4, 8], seed=6))]), stages[1]
-    queries, texts = alone(documents([5, 6], seed=4)), [collate(documents([4, 6, 5], seed=5))]
-
-    def shapes(value):
-        if isinstance(value, torch.Tensor):
-            return value.shape, value.dtype
-        parts = value if isinstance(value, dict) else vars(value)
-        return {name: shapes(part) for name, part in parts.items() if part is not None}
-
-    for name in METHODS:
-        scorer = build_scorer(name, pretrained, finetuned, Damping(0.05))
-        zero = scorer.zero_vectors(2)
-        assert shapes(zero) == shapes(scorer.query_vectors(queries))
-        assert not scorer.score_vectors(zero, texts).values.any()

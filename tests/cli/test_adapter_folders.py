@@ -73,7 +73,7 @@ def test_a_natural_scale_of_weights_that_were_not_trained(explain, world, adapte
     given = {"finetuned": adapter, "finetuned_factors": adapter.parent / "factors"}
     sums = ["--learning-rate-sum", 1, 1]
     for flags in (["--alpha", "auto"], ["--alpha", "auto", *sums], ["--damping", "auto", *sums]):
-        explain("only an adapter was: give numbers for --alpha and --damping", *flags, **given)
+        explain("is an adapter, .* says nothing of the weights that it is merged into: give numbers", *flags, **given)
 
 
 def test_factors_of_another_adapter(explain, world, adapter, tmp_path):

@@ -85,7 +85,7 @@ def test_more_positions_than_a_model_has(fit, explain):
 def test_labels_that_a_classifier_does_not_know(fit, world, data):
     rows = data("rows.jsonl", [{"text": "fine", "label": "odd"}, {"text": "bad", "label": "blue"}])
     fit(
-        "label of row 1 .* is 'blue'.* its labels are calm, loud, odd",
+        "label of row 1 .* is 'blue'.* its labels are calm, odd, loud",
         "--task",
         "classification",
         model=world.judge,

@@ -14,6 +14,7 @@ from msif.attribution.scoring import ScorePass
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
 from msif.errors import is_out_of_memory
+from msif.models.capture import Capture
 
 CPU = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
 FULL = {
@@ -128,13 +129,14 @@ def test_projections_have_a_size_of_their_own(explain, monkeypatch):
     explain("a --projection-size, or fewer queries", "--method", "logra", **given)
 
 
-def test_explaining(explain, monkeypatch):
+def test_explaining_keeps_the_scores(world, tmp_path, monkeypatch, capsys):
     runs_out(monkeypatch, _ContributionPass, "backward", FULL["CPU"])
-    explain(r"memory ran out: give a smaller --batch-tokens")
+    assert influence(*world.pair, *world.factors, *QUERY, *ALL, "--output", tmp_path / "out") == 2
+    assert "memory ran out: give a smaller --batch-tokens" in capsys.readouterr().err
+    assert (tmp_path / "out" / "scores.parquet").exists()
 
 
 def test_a_dry_run(explain, fit, monkeypatch):
-    runs_out(monkeypatch, ScorePass, "backward", FULL["CPU"])
+    runs_out(monkeypatch, Capture, "run", FULL["CPU"])
     explain("memory ran out: give a smaller --batch-tokens", "--dry-run")
-    runs_out(monkeypatch, CovariancePass, "backward", FULL["CPU"])
     fit("memory ran out: give a smaller --batch-tokens", "--dry-run")

@@ -243,7 +243,7 @@ def test_hub_files_that_do_not_fit_together(monkeypatch):
         raise DatasetGenerationError("An error occurred") from TypeError("Couldn't cast array\nof type x")
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    with pytest.raises(MsifError, match=r"cannot be put together \(Couldn't cast array\); .*hf download"):
+    with pytest.raises(MsifError, match=r"cannot be put together \(Couldn't cast array of type x\); .*hf download"):
         load_corpus("owner/name")
 
 

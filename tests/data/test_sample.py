@@ -8,6 +8,7 @@ import pytest
 from msif.data import sample
 from msif.data.batching import TokenBatches
 from msif.data.corpus import corpus_from_rows
+from msif.data.encoding import Encoder
 from msif.data.format import Format
 from msif.data.sample import FEW, MANY, foretell
 from msif.errors import MsifError
@@ -68,6 +69,6 @@ def test_a_small_batch_is_of_common_documents_and_small(tokenizer, tokens, docum
 
 
 def test_a_corpus_of_nothing_is_told(tokenizer, monkeypatch):
-    monkeypatch.setattr(TokenBatches, "documents", lambda self: iter(()))
+    monkeypatch.setattr(Encoder, "documents", lambda self, rows, tally=None: iter(()))
     with pytest.raises(MsifError, match="none of 3 rows of 'rows' has anything to predict"):
         foretell(batches_of_lengths(tokenizer, [9] * 3))

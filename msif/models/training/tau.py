@@ -49,7 +49,10 @@ def natural_tau(
     folder = Path(folder).expanduser()
     try:
         if is_adapter(folder):
-            raise _frozen("the model under an adapter", folder)
+            raise TrainingUnknown(
+                f"{folder} is an adapter, and how its own parameters were trained says nothing of the weights that it is "
+                "merged into"
+            )
         state = optimizer_state(folder)
         if state is not None:
             return _Optimizer(folder, state, model).tau(tracked, learning_rate_sum)
