@@ -38,7 +38,7 @@ def test_a_field_at_fault_is_told_before_models_are_loaded(fit, explain, messy):
     fit(message, data=messy, model="no-such-model")
     fit(message, "--streaming", data=messy)
     explain(message, corpus=messy, pretrained="no-such-model")
-    write_rows(messy / "zoo.jsonl", [{"text": "fine"}, {"text": 7}])
+    write_rows(messy / "zoo.jsonl", [{"id": 90, "text": "fine"}, {"id": 91, "text": 7}])
     message = r"Field 'text' of row 9 of '.*messy' \(row 1 of '.*zoo\.jsonl'\) is not text but int"
     fit(message, data=messy)
     explain(message, corpus=messy)

@@ -50,8 +50,8 @@ def natural_tau(
     try:
         if is_adapter(folder):
             raise TrainingUnknown(
-                f"{folder} is an adapter, and how its own parameters were trained says nothing of the weights that it is "
-                "merged into"
+                f"{folder} is an adapter, and how its own parameters were trained says nothing of the weights that it "
+                "is merged into"
             )
         state = optimizer_state(folder)
         if state is not None:
