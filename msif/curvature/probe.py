@@ -104,9 +104,8 @@ def measure(
     check_all_run(tracked, groups)
     with Capture(model, tracked, Nothing()) as capture:
         timer = _Timer(capture, objective, cotangents, device)
+        timer.run(few)  # weights come into memory with the first one
         small = timer.run(few)
-        if sum(small) < SECONDS / 4:
-            small = timer.run(few)  # the first one warmed up
         affordable = FEW * SECONDS / sum(small)
         tokens = int(min(TOKENS, OUTPUTS / timer.outputs, SHARE * plan.tokens, affordable))
         lines = [Line(0.0, seconds / few.input_ids.numel()) for seconds in small]
