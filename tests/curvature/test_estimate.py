@@ -168,3 +168,15 @@ def test_a_classifier_is_measured_too():
     docs = documents([20] * 9, labels=True)
     speed = fit_speed(model, track_modules(model), SequenceClassification(0), plan_of(docs, 100), FitSettings())
     assert speed.outputs < 1 and speed.forward.token > 0 and speed.cotangents["labels"].token >= 0
+
+
+def test_a_first_run_that_brings_weights_into_memory_is_not_measured(lm, monkeypatch):
+    (model, tracked), run, runs = lm, probe._Timer.run, []
+
+    def cold(self, batch):
+        runs.append(batch)
+        return [seconds + (100.0 if len(runs) == 1 else 0.0) for seconds in run(self, batch)]
+
+    monkeypatch.setattr(probe._Timer, "run", cold)
+    speed = fit_speed(model, tracked, CausalLM(), plan_of(documents([30] * 20)), FitSettings())
+    assert len(runs) >= 2 and speed.forward.token < 1.0 and speed.step < 1.0
