@@ -96,7 +96,7 @@ def _queries(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule], each:
 
 # a product with the curvature beside a forward and a backward pass: two forward passes, one with tangents, and its
 # attention is written out
-PRODUCT = 4.0
+PRODUCT = 3.0
 
 
 def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: Asked) -> float:
@@ -112,7 +112,7 @@ def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: 
     if ihvp.kind.startswith("ekfac"):
         vectors += speed.of(rotation_work(tracked))
     if ihvp.kind.endswith("cg"):
-        return queries * (steps + 1) * (product + vectors)
+        return queries * (steps + (ihvp.kind == "ekfac-cg")) * (product + vectors)
     share = product / max(1.0, stage.batches)
     power = LiSSASettings().power_iterations
     scale = power * (product if ihvp.scale else min(MEASURED, stage.batches) * share)
