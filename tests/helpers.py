@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
 from msif.data.documents import Batch, Document, collate
@@ -172,6 +173,39 @@ def dense_gradients(model: nn.Module, tracked: Sequence[TrackedModule], loss: Te
 def _parameters(model: nn.Module, module: TrackedModule) -> list[nn.Parameter]:
     inner = model.get_submodule(module.path)
     return [inner.weight] + ([inner.bias] if module.bias else [])
+
+
+class Products(TorchDispatchMode):
+    """Multiply-adds of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.rstrip("_")
+        if name in ("mm", "bmm"):
+            self.count += args[0].numel() * args[1].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.count += args[1].numel() * args[2].shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+class Allocated(TorchDispatchMode):
+    """The largest tensor that is made, views of what was there before left out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.there = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.largest, self.shapes = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in self.there:
+                self.largest = max(self.largest, value.numel())
+                self.shapes.add(tuple(value.shape))
+        return result
 
 
 __all__ = [name for name in dir() if not name.startswith("_")] + ["track_modules"]

@@ -237,6 +237,17 @@ def test_dry_runs_do_nothing(world, tmp_path, capfd):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["ekfac", "kfac", "ekfac-cg", "lissa", "arnoldi"])
+def test_a_dry_run_reads_no_factors(world, capfd, monkeypatch, kind):
+    def load(*_):
+        raise AssertionError("factors are read")
+
+    monkeypatch.setattr(FactorStore, "_load", load)
+    flags = [*world.pair, *world.factors, *QUERY, "--ihvp", kind, "--damping", 0.1]
+    assert influence(*flags, "--dry-run") == 0
+    assert ("at most about" in capfd.readouterr().out) == (kind not in ("ekfac", "kfac"))
+
+
 def test_the_estimated_size_on_disk_is_right(world, capfd):
     from msif.curvature.estimate import human_bytes, sizes
 

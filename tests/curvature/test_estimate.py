@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import documents, tiny_classifier, tiny_lm, track_modules
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers import Allocated, Products, documents, tiny_classifier, tiny_lm, track_modules
 
 from msif.curvature import probe
 from msif.curvature.covariance import CovariancePass
@@ -21,22 +20,6 @@ from msif.data.documents import collate
 from msif.data.sample import Plan
 from msif.models.capture import Capture
 from msif.models.objectives import CausalLM, SequenceClassification
-
-
-class Products(TorchDispatchMode):
-    """Multiply-adds of matrix products."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__.rstrip("_")
-        if name in ("mm", "bmm"):
-            self.count += args[0].numel() * args[1].shape[-1]
-        elif name in ("addmm", "baddbmm"):
-            self.count += args[1].numel() * args[2].shape[-1]
-        return func(*args, **(kwargs or {}))
 
 
 def products(work):
@@ -99,23 +82,6 @@ def test_large_temporaries_come_page_by_page():
     assert temporaries(2, 10, PAGED - 1) == Work(elements=40)
     assert temporaries(2, 10, PAGED) == Work(elements=40, paged=20)
     assert Work(1, 2, 3, 4) + Work(1, 1, 1, 1) * 2 == Work(3, 4, 5, 6)
-
-
-class Allocated(TorchDispatchMode):
-    """The largest tensor that is made, views of what was there before left out."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.there = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        self.largest, self.shapes = 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in self.there:
-                self.largest = max(self.largest, value.numel())
-                self.shapes.add(tuple(value.shape))
-        return result
 
 
 @pytest.fixture
