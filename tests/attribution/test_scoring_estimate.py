@@ -110,7 +110,8 @@ def test_no_vector_is_made_and_one_small_batch_is_run(stages, monkeypatch, metho
     with Allocated(scorer.candidate_side.model) as made:
         told = describe_scoring(scorer, question, [])
     assert 2 * made.largest < 64 * 256
-    assert tokens[:-1] == [probe.FEW] * 3 and tokens[-1] <= probe.SHARE * question.candidates.tokens
+    assert tokens[:3] == [probe.FEW] * 3 and len(tokens) == 5
+    assert tokens[3] == tokens[4] <= probe.SHARE * question.candidates.tokens
     assert "for 100 candidates, after preselection" in told and "for the vectors of 3 queries" in told
     assert ("for 100 sequences of index data" in told) == (method in ("trak", "logra"))
     assert ("to explain 12 documents" in told) == (method not in ("trak", "logra", "cka"))
