@@ -25,9 +25,10 @@ from msif.attribution.scorers import score_batches
 from msif.attribution.scoring import QueryVectors, ScorePass
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.layouts import in_attention
 from msif.models.objectives import Objective
+from msif.models.outer import Outer
 
 M = TypeVar("M")
 
@@ -47,7 +48,7 @@ def kind_of(name: str) -> str:
     return "attention" if in_attention(name) else "mlp"
 
 
-class PartsPass:
+class PartsPass(Consumer):
     """Sends each module's inputs and gradients to the pass of its kind."""
 
     def __init__(self, vectors: Mapping[str, QueryVectors]) -> None:
@@ -61,11 +62,8 @@ class PartsPass:
         for part in self.parts.values():
             part.begin(batch, objective)
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return self.parts[kind_of(module.name)].forward(module, x)
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
-        self.parts[kind_of(module.name)].backward(module, saved, g)
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
+        self.parts[kind_of(module.name)].backward(module, uses)
 
     def end(self, batch: Any) -> None:
         for part in self.parts.values():

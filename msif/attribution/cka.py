@@ -19,23 +19,23 @@ and Q r² for Q queries, whose Gram matrices are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from msif.attribution.cost import Cost, cka_work
-from msif.attribution.gradients import Side, query_gradients, sequence_gradient
+from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.partial import PartialScores
 from msif.attribution.scorers import InfluenceScorer, Scores, score_batches
-from msif.attribution.scoring import CHUNK_ELEMENTS
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, FiniteGuard
+from msif.models.capture import Capture, Consumer, FiniteGuard
 from msif.models.objectives import Measurement, Objective
+from msif.models.outer import CHUNK_ELEMENTS, Outer, sequence_gradients
 from msif.models.select import match_modules
 
 
@@ -65,9 +65,9 @@ class CKAScorer:
             raise MsifError(f"the rows of CKA are '{rows}': choose 'units' or 'whole'.")
         shared, self.left_out = match_modules(list(query_side.tracked), list(candidate_side.tracked))
         if rows == "units":
-            single = {module.name for module in candidate_side.tracked if module.block_rows == 1}
-            self.left_out |= {name: "its blocks have one row" for name in shared if name in single}
-            shared = [name for name in shared if name not in single]
+            why = {module.name: _unfit(module) for module in candidate_side.tracked}
+            self.left_out |= {name: why[name] for name in shared if why[name]}
+            shared = [name for name in shared if not why[name]]
             if not shared:
                 raise MsifError("every shared block has one row, where CKA is not defined: track larger --modules.")
         self.query_side = query_side.restricted(shared)
@@ -129,6 +129,13 @@ class CKAScorer:
         return self.score_vectors(self.query_vectors(queries), candidates)
 
 
+def _unfit(module: TrackedModule) -> str:
+    """Why its blocks have no CKA, or nothing; a Gram matrix over the vocabulary would not fit."""
+    if module.row_basis == "identity" and module.block_rows > 1:
+        return "its rows are tokens"
+    return "its blocks have one row" if module.block_rows == 1 else ""
+
+
 def unit_grams(gradients: Tensor, blocks: int) -> Tensor:
     """XXᵀ / ‖XXᵀ‖_F of each block's centred gradient, (n, blocks·r·r), from (n, d_out, d); zero where X is.
 
@@ -147,7 +154,7 @@ def unit_grams(gradients: Tensor, blocks: int) -> Tensor:
     return (gram / torch.where(norm > 0, norm, torch.ones_like(norm))).flatten(1)
 
 
-class _CKAPass:
+class _CKAPass(Consumer):
     """After a run, ``scores`` is (B, Q)."""
 
     def __init__(self, grams: Vectors, tracked: Iterable[TrackedModule]) -> None:
@@ -160,15 +167,12 @@ class _CKAPass:
         some = next(iter(self.grams.values()))
         self.scores = some.new_zeros(len(batch), len(some))
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return x
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         grams = self.grams[module.name]
         step = max(1, CHUNK_ELEMENTS // (module.d_out * max(module.shape[1], module.block_rows)))
-        for start in range(0, len(g), step):
+        for start in range(0, len(self.scores), step):
             part = slice(start, start + step)
-            gradients = sequence_gradient(g[part], saved[part], module, grams.dtype)
+            gradients = sequence_gradients([use.of(part).to(grams.dtype) for use in uses], module.d_out)
             self._guard.watch(module.name, gradients.sum())
             self.scores[part] += unit_grams(gradients, len(module.blocks)) @ grams.T
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from msif.attribution.gradients import Side, sequence_gradient
+from msif.attribution.gradients import Side
 from msif.attribution.scoring import QueryVectors
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import Objective
+from msif.models.outer import Outer, squared_norms
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def block_names(tracked: Iterable[TrackedModule]) -> list[str]:
     ]
 
 
-class _ContributionPass:
+class _ContributionPass(Consumer):
     def __init__(self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors], with_norms: bool) -> None:
         self.vectors = vectors
         self.with_norms = with_norms
@@ -65,22 +66,20 @@ class _ContributionPass:
         self.blocks = torch.zeros(sequences, self.queries, self.total_blocks, dtype=torch.float64, device=live.device)
         self.squares = torch.zeros(sequences, dtype=torch.float64, device=live.device)
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return x
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         v = self.vectors[module.name]
         weight = v.dense()
-        x, g = saved.to(weight.dtype), g.to(weight.dtype)
+        uses = [use.to(weight.dtype) for use in uses]
         if self.with_norms:
-            self.squares += sequence_gradient(g, x, module, weight.dtype).square().sum((1, 2))
-        for query in range(self.queries):
-            mapped = x @ weight[query].T
+            self.squares += squared_norms(uses, module.d_out)
             if v.bias is not None:
-                mapped = mapped + v.bias[query]
-            parts = (mapped * g).unflatten(2, (len(module.blocks), -1)).sum(3, dtype=torch.float64)  # (B, T, nb)
-            self.tokens[:, query] += parts.sum(2)
-            self.blocks[:, query, self.columns[module.name]] += parts.sum(1)
+                self.squares += torch.stack([use.bias_gradient() for use in uses]).sum(0).square().sum(1)
+        for query in range(self.queries):
+            V = weight[query] if v.bias is None else torch.cat([weight[query], v.bias[query][:, None]], dim=1)
+            for use in uses:
+                parts = use.parts(V, len(module.blocks))  # (B, T, nb)
+                self.tokens[:, query] += parts.sum(2)
+                self.blocks[:, query, self.columns[module.name]] += parts.sum(1)
 
     def end(self, batch: Any) -> None:
         if self.with_norms:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msif.attribution.projection import Projection
-from msif.attribution.scoring import CHUNK_ELEMENTS, route_costs
+from msif.attribution.scoring import route_costs
 from msif.curvature.work import Work, temporaries
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Cotangent
+from msif.models.outer import CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True)

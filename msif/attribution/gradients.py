@@ -13,8 +13,9 @@ from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, FiniteGuard
+from msif.models.capture import Capture, Consumer, FiniteGuard
 from msif.models.objectives import Measurement, Objective
+from msif.models.outer import Outer, sequence_gradients
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,7 @@ class Side:
         return Side(self.model, [module for module in self.tracked if module.name in kept], self.objective)
 
 
-def sequence_gradient(g: Tensor, x: Tensor, module: TrackedModule, dtype: torch.dtype) -> Tensor:
-    """Σ_t g_t x̄_tᵀ, (B, d_out, d) from g (B, T, d_out) and x (B, T, d_in)."""
-    g, x = g.to(dtype), x.to(dtype)
-    weight = g.transpose(1, 2) @ x
-    return torch.cat([weight, g.sum(1).unsqueeze(2)], dim=2) if module.bias else weight
-
-
-class _GradientPass:
+class _GradientPass(Consumer):
     """Collects per-sequence gradients, in the order in which the sequences come."""
 
     def __init__(self, side: Side) -> None:
@@ -51,11 +45,8 @@ class _GradientPass:
     def begin(self, batch: Any, objective: Objective) -> None:
         self._reached: set[str] = set()
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return x
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
-        gradient = sequence_gradient(g, saved, module, self.dtype)
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
+        gradient = sequence_gradients([use.to(self.dtype) for use in uses], module.d_out)
         self.collected[module.name].append(gradient)
         self._reached.add(module.name)
         self._guard.watch(module.name, gradient.sum())

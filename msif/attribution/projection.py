@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from msif.attribution.gradients import Side, query_rows
 from msif.curvature.inputs import device_and_dtype
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Cotangent, FiniteGuard
+from msif.models.capture import Capture, Consumer, Cotangent, FiniteGuard
 from msif.models.objectives import Measurement, Objective
+from msif.models.outer import Outer
 
 
 def sign_matrix(p: int, d: int, seed: int, label: str) -> np.ndarray:
@@ -121,12 +123,12 @@ class Projection:
         return sum(rows * columns for rows, columns in map(self.shape, tracked))
 
 
-class FeaturePass:
+class FeaturePass(Consumer):
     """A consumer that projects gradients; after a run, ``features`` is (C, B, D), one matrix for each cotangent.
 
     Attributes:
         current: the cotangent whose backward pass is under way.
-        weights: (B, T), multiplies g_t, position by position; None for ones. At hidden layers g_t also carries the
+        weights: (B, T), multiplies what each position adds; None for ones. At hidden layers g_t also carries the
             losses of later tokens: to weight the tokens' losses, weight them in the cotangent.
     """
 
@@ -151,22 +153,28 @@ class FeaturePass:
         cotangents, width = self.size
         self.features = torch.zeros(cotangents, len(batch), width, device=self.device, dtype=self.dtype)
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
+    def right(self, module: TrackedModule, right: Tensor) -> Tensor:
         """P_in x̄, (B, T, p_in): the input itself need not be kept."""
-        x = x.to(self.dtype)
+        x = right.to(self.dtype)
         _, P_in = self._maps[module.name]
         if P_in is None:
             return torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2) if module.bias else x
         mapped = x @ P_in[:, : module.d_in].T
         return mapped + P_in[:, module.d_in] if module.bias else mapped
 
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
-        g = g.to(self.dtype)
-        if self.weights is not None:
-            g = g * self.weights.to(self.dtype).unsqueeze(2)
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
+        for use in uses:
+            self._add(module, use.to(self.dtype))
+
+    def _add(self, module: TrackedModule, use: Outer) -> None:
         P_out, _ = self._maps[module.name]
-        mapped = g if P_out is None else g @ P_out.T
-        phi = (mapped.transpose(1, 2) @ saved).flatten(1)
+        if P_out is not None:
+            mapped = use.mapped(P_out.T)
+        else:
+            mapped = F.one_hot(use.left, module.d_out).to(self.dtype) if use.lookup else use.left
+        if self.weights is not None:
+            mapped = mapped * self.weights.to(self.dtype).unsqueeze(2)
+        phi = (mapped.transpose(1, 2) @ use.right).flatten(1)
         features = self.features[self.current]
         if self._sketches:
             index, signs = self._sketches[module.name]

@@ -5,7 +5,7 @@ Letters: B sequences of T positions, Q queries, P = d_out·d_in, r the rank of v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,12 @@ from torch import Tensor
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import FiniteGuard
+from msif.models.capture import Consumer, FiniteGuard
 from msif.models.objectives import Objective
+from msif.models.outer import Outer, squared_norms, weight_gradients
 
 Route = Literal["gradient", "direct", "low-rank"]
 
-# per-sequence gradients are formed for as many sequences at a time as fit in this many elements
-CHUNK_ELEMENTS = 2**24
 # what touching one element of a temporary costs, in multiply-adds of a matrix product
 TOUCH = 16
 # a full decomposition up to this width; beyond it, subspace iteration with so many more columns and rounds
@@ -96,7 +95,7 @@ def route_costs(positions: int, d_out: int, d_in: int, queries: int, rank: int |
     return costs
 
 
-class ScorePass:
+class ScorePass(Consumer):
     """Computes the scores of each batch; after a run, ``scores`` is (B, Q), and ``norms`` (B,) where asked for.
 
     Norms are those of ∇L(z) over the tracked modules.
@@ -116,66 +115,57 @@ class ScorePass:
         self.scores = kept.new_zeros(len(batch), some.queries)
         self.norms = kept.new_zeros(len(batch))
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return x
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         v = self.vectors[module.name]
-        x, g = saved.to(self.scores.dtype), g.to(self.scores.dtype)
-        rank = None if v.left is None else v.left.shape[2]
-        route = cheapest_route(x.shape[1], module.d_out, module.d_in, v.queries, rank)
-        if route == "low-rank":
-            scores = _by_rank(g, x, v)
-        elif route == "direct":
-            scores = _directly(g, x, v.dense())
-        else:
+        uses = [use.to(self.scores.dtype) for use in uses]
+        routes = [self._route(use, v) for use in uses]
+        formed = "gradient" in routes
+        if formed:
             scores = torch.zeros_like(self.scores)
-        if route == "gradient" or self.with_norms:
-            weight = v.dense().flatten(1).T if route == "gradient" else None
-            for rows, gradient in _sequence_gradients(g, x):
-                if weight is not None:
-                    scores[rows] = gradient @ weight
+            weight = v.dense().flatten(1).T
+            for rows, gradient in weight_gradients(uses, module.d_out):
+                scores[rows] = gradient.flatten(1) @ weight
                 if self.with_norms:
-                    self.norms[rows] += gradient.square().sum(1)
+                    self.norms[rows] += gradient.square().sum((1, 2))
+        else:
+            scores = torch.stack(
+                [
+                    _by_rank(use, v) if route == "low-rank" else _directly(use, v.dense())
+                    for use, route in zip(uses, routes, strict=True)
+                ]
+            ).sum(0)
+            if self.with_norms:
+                self.norms += squared_norms(uses, module.d_out)
         if v.bias is not None:
-            summed = g.sum(1)
+            summed = torch.stack([use.bias_gradient() for use in uses]).sum(0)
             scores = scores + summed @ v.bias.T
             if self.with_norms:
                 self.norms += summed.square().sum(1)
         self.scores += scores
         self._guard.watch(module.name, scores.sum())
 
+    def _route(self, use: Outer, v: QueryVectors) -> Route:
+        if use.lookup:  # its rows are there to be read
+            return "direct" if v.left is None else "low-rank"
+        rank = None if v.left is None else v.left.shape[2]
+        return cheapest_route(use.right.shape[1], use.left.shape[2], use.right.shape[2], v.queries, rank)
+
     def end(self, batch: Any) -> None:
         self.norms = self.norms.sqrt()
         self._guard.check(batch)
 
 
-def _sequence_gradients(g: Tensor, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Σ_t g_t x_tᵀ, (b, d_out·d_in), of b sequences at a time, and which they are."""
-    step = max(1, CHUNK_ELEMENTS // (g.shape[2] * x.shape[2]))
-    for start in range(0, len(g), step):
-        rows = slice(start, start + step)
-        yield rows, (g[rows].transpose(1, 2) @ x[rows]).flatten(1)
+def _directly(use: Outer, weight: Tensor) -> Tensor:
+    """Σ_t left_tᵀ v_q right_t, (B, Q)."""
+    return torch.stack([use.contracted(v) for v in weight], dim=1)
 
 
-def _directly(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Σ_t g_tᵀ v_q x_t, (B, Q); the wider side is contracted first, so that the temporary is narrow."""
-    d_out, d_in = weight.shape[1:]
-    columns = []
-    for v in weight:
-        if d_out >= d_in:
-            columns.append(torch.linalg.vecdot((g @ v).flatten(1), x.flatten(1)))
-        else:
-            columns.append(torch.linalg.vecdot((x @ v.T).flatten(1), g.flatten(1)))
-    return torch.stack(columns, dim=1)
-
-
-def _by_rank(g: Tensor, x: Tensor, v: QueryVectors) -> Tensor:
-    """Σ_t (g_t · U_q) · (x_t · B_q), (B, Q)."""
+def _by_rank(use: Outer, v: QueryVectors) -> Tensor:
+    """Σ_t (left_t · U_q) · (right_t · B_q), (B, Q)."""
     assert v.left is not None and v.right is not None
     queries, _, rank = v.left.shape
-    left = g @ v.left.permute(1, 0, 2).flatten(1)
-    right = x @ v.right.permute(1, 0, 2).flatten(1)
+    left = use.mapped(v.left.permute(1, 0, 2).flatten(1))
+    right = use.right @ v.right.permute(1, 0, 2).flatten(1)
     return (left * right).sum(1).unflatten(1, (queries, rank)).sum(2)
 
 

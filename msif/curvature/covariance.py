@@ -1,4 +1,4 @@
-"""The covariance pass: A of inputs and G of pseudo-gradients (Grosse et al. 2023, arXiv 2308.03296; docs/method.md)."""
+"""The covariance pass: A of right sides and G of left ones (Grosse et al. 2023, arXiv 2308.03296; docs/method.md)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from msif.curvature.factors import ModuleFactors, eigendecompose
 from msif.curvature.gram import accumulate_block_grams, accumulate_gram
 from msif.curvature.inputs import SharedInputs
 from msif.curvature.sums import RunningSums
-from msif.models.blocks import TrackedModule
+from msif.models.blocks import Basis, TrackedModule
 from msif.models.objectives import Objective
+from msif.models.outer import Outer
 
 
 class CovariancePass(RunningSums):
     """Accumulates A = (1/T) Σ x̄ x̄ᵀ and, for each block, G = (1/T) Σ g gᵀ over the T live positions.
 
     A is summed in the forward pass, once for all modules that read the same input, so no input is kept; g is zero at
-    positions that are not live. With several label samples a sequence, G is their mean.
+    positions that are not live. With several label samples a sequence, G is their mean, and with several uses of one
+    parameter A is their mean and G their sum. Where a side's basis is the identity, only the diagonal is summed.
+
+    The uses of an embedding that is tied to the unembedding differ by orders of magnitude, and so their sides are
+    weighted by each other: A = (1/T) Σ ‖left‖² right rightᵀ, and the same the other way, over the sum of all weights.
     """
 
     stream = 1
@@ -39,11 +44,15 @@ class CovariancePass(RunningSums):
         self._label_samples = label_samples
         self._shared = SharedInputs(groups)
         for module in tracked:
+            d, blocks, rows = module.d_in, len(module.blocks), module.block_rows
             if groups[module.name] == module.name:
-                self._sums[f"A.{module.name}"] = torch.zeros(module.d_in, module.d_in, device=device, dtype=dtype)
-                self._sums[f"a.{module.name}"] = torch.zeros(module.d_in, device=device, dtype=dtype)
-            blocks, rows = len(module.blocks), module.block_rows
-            self._sums[f"G.{module.name}"] = torch.zeros(blocks, rows, rows, device=device, dtype=dtype)
+                square = (d, d) if module.column_basis == "eigenvectors" else (d,)
+                self._sums[f"A.{module.name}"] = torch.zeros(square, device=device, dtype=dtype)
+                self._sums[f"n.{module.name}"] = torch.zeros(1, dtype=torch.float64)  # rows that went in
+                if module.bias:
+                    self._sums[f"a.{module.name}"] = torch.zeros(d, device=device, dtype=dtype)
+            shape = (blocks, rows, rows) if module.row_basis == "eigenvectors" else (blocks, rows)
+            self._sums[f"G.{module.name}"] = torch.zeros(shape, device=device, dtype=dtype)
 
     def begin(self, batch: Any, objective: Objective) -> None:
         super().begin(batch, objective)
@@ -52,37 +61,66 @@ class CovariancePass(RunningSums):
         self._all_live = len(self._live) == live.numel()
         self._shared.clear()
 
-    def forward(self, module: TrackedModule, x: Tensor) -> None:
-        self._shared.get(module, x, lambda x: self._add_inputs(self.groups[module.name], x))
+    def right(self, module: TrackedModule, right: Tensor) -> Tensor | None:
+        if module.mixed:
+            return right  # its weight is not known yet
+        if module.is_map:
+            self._shared.get(module, right, lambda x: self._add_right(module, x))
+        else:
+            self._add_right(module, right)
+        return None
 
-    def _add_inputs(self, leader: str, x: Tensor) -> None:
-        rows = x.reshape(-1, x.shape[-1])
-        if not self._all_live:
-            rows = rows.index_select(0, self._live)
-        total = self._sums[f"A.{leader}"]
-        accumulate_gram(total, rows)
-        if self.modules[leader].bias:
+    def _add_right(self, module: TrackedModule, right: Tensor, weights: Tensor | None = None) -> None:
+        leader = self.groups[module.name]
+        total, rows = self._sums[f"A.{leader}"], self._rows(right)
+        if weights is not None:
+            rows = rows.to(total.dtype) * weights.sqrt()[:, None]
+        if total.ndim == 2:
+            accumulate_gram(total, rows)
+        else:
+            total += rows.to(total.dtype).square().sum(0)
+        if module.bias:
             self._sums[f"a.{leader}"] += rows.sum(0, dtype=total.dtype)
-        self._guard.watch(leader, total.diagonal().sum())
+        self._sums[f"n.{leader}"] += len(rows)
+        self._guard.watch(leader, total.diagonal().sum() if total.ndim == 2 else total.sum())
 
-    def backward(self, module: TrackedModule, saved: Any, g: Tensor) -> None:
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         total = self._sums[f"G.{module.name}"]
-        accumulate_block_grams(total, g.reshape(-1, g.shape[-1]))
-        self._guard.watch(module.name, total.diagonal(dim1=1, dim2=2).sum())
+        for use in uses:
+            left, weights = self._rows(use.left), None
+            if module.mixed:
+                weights = self._rows(use.right).to(total.dtype).square().sum(1)
+                size = torch.ones_like(weights) if use.lookup else left.to(total.dtype).square().sum(1)
+                self._add_right(module, use.right, size)
+            _add_left(total, left, weights)
+        self._guard.watch(module.name, _trace(total))
+
+    def _rows(self, side: Tensor) -> Tensor:
+        """Of live positions, (n, …)."""
+        rows = side.flatten(0, 1)
+        return rows if self._all_live else rows.index_select(0, self._live)
 
     def A(self, leader: str) -> Tensor:
-        """(d, d) with the bias column last; d = d_in + bias."""
-        weight = self._sums[f"A.{leader}"]
-        count = max(self.counts["positions"], 1)
-        if not self.modules[leader].bias:
+        """(d, d) with the bias column last, d = d_in + bias; or a diagonal, (d,)."""
+        module, weight = self.modules[leader], self._sums[f"A.{leader}"]
+        count = self._positions() if module.mixed else max(float(self._sums[f"n.{leader}"]), 1.0)
+        if not module.bias:
             return weight / count
-        ones = self._sums[f"a.{leader}"][:, None]
-        corner = ones.new_full((1, 1), float(count))
-        return torch.cat([torch.cat([weight, ones], 1), torch.cat([ones.T, corner], 1)], 0) / count
+        ones = self._sums[f"a.{leader}"]
+        if weight.ndim == 1:
+            return torch.cat([weight, weight.new_full((1,), count)]) / count
+        corner = ones.new_full((1, 1), count)
+        return torch.cat([torch.cat([weight, ones[:, None]], 1), torch.cat([ones[None], corner], 1)], 0) / count
 
     def G(self, name: str) -> Tensor:
-        """(nb, r, r)."""
-        return self._sums[f"G.{name}"] / max(self.counts["positions"] * self._label_samples, 1)
+        """(nb, r, r), or a diagonal, (nb, r)."""
+        total = self._sums[f"G.{name}"]
+        if self.modules[name].mixed:
+            return total / total.sum().clamp(min=torch.finfo(total.dtype).tiny)
+        return total / self._positions()
+
+    def _positions(self) -> int:
+        return max(self.counts["positions"] * self._label_samples, 1)
 
     def estimates(self) -> Iterator[tuple[str, Tensor]]:
         """Every A and G as it stands, one after the other."""
@@ -93,13 +131,34 @@ class CovariancePass(RunningSums):
 
     def decompose(self, names: Sequence[str]) -> dict[str, ModuleFactors]:
         """Eigenvectors of the named modules, each A once for the modules that share it; Λ is not there yet."""
-        inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        inputs: dict[str, tuple[Tensor, Tensor | None]] = {}
         factors = {}
         for name in names:
             leader = self.groups[name]
             if leader not in inputs:
-                inputs[leader] = eigendecompose(self.A(leader), leader)
+                inputs[leader] = _basis(self.A(leader), self.modules[leader].column_basis, leader)
             S_A, Q_A = inputs[leader]
-            S_G, Q_G = eigendecompose(self.G(name), name)
+            S_G, Q_G = _basis(self.G(name), self.modules[name].row_basis, name)
             factors[name] = ModuleFactors(Q_A=Q_A, Q_G=Q_G, S_A=S_A, S_G=S_G)
         return factors
+
+
+def _add_left(total: Tensor, left: Tensor, weights: Tensor | None) -> None:
+    """total += Σ left leftᵀ by block, or its diagonal; ``weights`` (n,) only of a diagonal."""
+    if total.ndim == 3:
+        return accumulate_block_grams(total, left)
+    if left.dtype == torch.int64:
+        ones = torch.ones(len(left), device=left.device, dtype=total.dtype) if weights is None else weights
+        total.view(-1).index_add_(0, left, ones)
+        return
+    squares = left.to(total.dtype).square()
+    total.view(-1).add_(squares.sum(0) if weights is None else weights @ squares)
+
+
+def _trace(total: Tensor) -> Tensor:
+    return total.diagonal(dim1=-2, dim2=-1).sum() if total.ndim == 3 else total.sum()
+
+
+def _basis(moment: Tensor, basis: Basis, name: str) -> tuple[Tensor, Tensor | None]:
+    """(eigenvalues or diagonal, eigenvectors or None)."""
+    return (moment, None) if basis == "identity" else eigendecompose(moment, name)

@@ -13,8 +13,10 @@ from msif.curvature.inputs import SharedInputs
 from msif.curvature.sums import RunningSums
 from msif.models.blocks import TrackedModule
 from msif.models.objectives import Objective
+from msif.models.outer import Outer, sequence_gradients, summed_rows
 
-# per-sequence gradients are formed for as many sequences at a time as fit in this many elements
+# per-sequence gradients are formed for as many sequences, and rows of a large one, at a time as fit in this many
+# elements
 CHUNK_ELEMENTS = 2**22
 
 
@@ -23,7 +25,8 @@ class LambdaPass(RunningSums):
 
     Each side is rotated before the positions are contracted or after, whichever is cheaper for the batch:
     rotating x costs T·d² a sequence (once for all modules that share it), rotating the gradient d_out·d²; likewise g
-    costs T·d_out·r before and d_out·r·d after.
+    costs T·d_out·r before and d_out·r·d after. Of a table only the rows that a sequence reads are touched, and no
+    gradient of vocabulary size is held at once.
     """
 
     stream = 2
@@ -57,36 +60,68 @@ class LambdaPass(RunningSums):
         super().begin(batch, objective)
         self._shared.clear()
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        factors = self.factors[module.name]
-        if not self._rotates_input_first(module, x.shape[1]):
-            return x
-        return self._shared.get(module, x, lambda x: _rotate_input(x, factors.Q_A, module.bias))
+    def right(self, module: TrackedModule, right: Tensor) -> Tensor:
+        Q_A = self.factors[module.name].Q_A
+        if Q_A is None or not self._rotates_right_first(module, right.shape[1]):
+            return right
+        if not module.is_map:
+            return _rotate_right(right, Q_A, module.bias)
+        return self._shared.get(module, right, lambda x: _rotate_right(x, Q_A, module.bias))
 
-    def _rotates_input_first(self, module: TrackedModule, positions: int) -> bool:
-        return positions <= self._rows_reading[module.name]
+    def _rotates_right_first(self, module: TrackedModule, positions: int) -> bool:
+        return module.is_table or positions <= self._rows_reading[module.name]
 
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
-        factors, total = self.factors[module.name], self._sums[f"Lambda.{module.name}"]
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
+        total = self._sums[f"Lambda.{module.name}"]
+        Q_A = self.factors[module.name].Q_A
+        rotated = Q_A is not None and self._rotates_right_first(module, uses[0].right.shape[1])
+        # a rotated side has its bias column already
+        uses = [Outer(use.left, use.right, module.bias and not rotated).to(total.dtype) for use in uses]
+        if len(uses) == 1 and uses[0].lookup:
+            _, rows, sums = summed_rows(uses[0], module.d_out)
+            total[0].index_add_(0, rows, sums.square_())
+        elif module.row_basis == "identity" and total.numel() > CHUNK_ELEMENTS:
+            self._add_by_rows(total[0], uses, None if rotated else Q_A)
+        else:
+            self._add(module, total, uses, None if rotated else Q_A)
+        self._guard.watch(module.name, total.sum())
+
+    def _add(self, module: TrackedModule, total: Tensor, uses: Sequence[Outer], Q_A: Tensor | None) -> None:
+        """Whole gradients of a few sequences at a time; Q_A is None where it has been applied, or is the identity."""
+        Q_G = self.factors[module.name].Q_G
         blocks, rows, columns = total.shape
-        g = g.to(total.dtype)
-        rotated_input = self._rotates_input_first(module, g.shape[1])
-        rotate_g_first = g.shape[1] <= columns
-        if rotate_g_first:
-            g = (g.unflatten(2, (blocks, rows)).transpose(1, 2) @ factors.Q_G).transpose(1, 2).flatten(2)
+        rotate_left_first = uses[0].left.shape[1] <= columns
+        if rotate_left_first and Q_G is not None:
+            uses = [Outer(_rotate_left(use.left, Q_G), use.right, use.bias) for use in uses]
         step = max(1, CHUNK_ELEMENTS // total.numel())
-        for start in range(0, len(g), step):
-            gradient = _sequence_gradients(
-                g[start : start + step], saved[start : start + step].to(total.dtype), module, rotated_input
-            )
-            if not rotated_input:
-                gradient = gradient @ factors.Q_A
+        for start in range(0, len(uses[0].left), step):
+            gradient = sequence_gradients([use.of(slice(start, start + step)) for use in uses], module.d_out)
+            if Q_A is not None:
+                gradient = gradient @ Q_A
             gradient = gradient.unflatten(1, (blocks, rows))
-            if not rotate_g_first:
-                gradient = factors.Q_G.transpose(1, 2) @ gradient
+            if not rotate_left_first and Q_G is not None:
+                gradient = Q_G.transpose(1, 2) @ gradient
             for one in gradient:
                 total.addcmul_(one, one)
-        self._guard.watch(module.name, total.sum())
+
+    def _add_by_rows(self, total: Tensor, uses: Sequence[Outer], Q_A: Tensor | None) -> None:
+        """Of rows that are not rotated, a chunk of them at a time: (d_out, d)."""
+        looked_up = [summed_rows(use, len(total)) for use in uses if use.lookup]
+        products = [use for use in uses if not use.lookup]
+        step = max(1, CHUNK_ELEMENTS // total.shape[1])
+        for sequence in range(len(uses[0].left)):
+            for start in range(0, len(total), step):
+                rows = slice(start, start + step)
+                part = total[rows]
+                one = slice(sequence, sequence + 1)
+                alone = [Outer(use.left[one, :, rows], use.right[one], use.bias) for use in products]
+                gradient = sequence_gradients(alone, len(part))[0] if alone else torch.zeros_like(part)
+                for owner, row, sums in looked_up:
+                    mine = (owner == sequence) & (row >= start) & (row < start + len(part))
+                    gradient.index_add_(0, row[mine] - start, sums[mine])
+                if Q_A is not None:
+                    gradient = gradient @ Q_A
+                part.addcmul_(gradient, gradient)
 
     def Lambda(self, name: str) -> Tensor:
         """(nb, r, d) of one module."""
@@ -98,7 +133,7 @@ class LambdaPass(RunningSums):
             yield f"{name}:Lambda", self.Lambda(name)
 
 
-def _rotate_input(x: Tensor, Q_A: Tensor, bias: bool) -> Tensor:
+def _rotate_right(x: Tensor, Q_A: Tensor, bias: bool) -> Tensor:
     """x̄ Q_A, (B, T, d), without forming x̄ = [x; 1]."""
     x = x.to(Q_A.dtype)
     if not bias:
@@ -107,9 +142,6 @@ def _rotate_input(x: Tensor, Q_A: Tensor, bias: bool) -> Tensor:
     return flat.view(*x.shape[:-1], -1)
 
 
-def _sequence_gradients(g: Tensor, x: Tensor, module: TrackedModule, augmented: bool) -> Tensor:
-    """Σ_t g_t x̄_tᵀ of each sequence, (B, d_out, d); ``augmented`` says that x has its bias column already."""
-    weight = g.transpose(1, 2) @ x
-    if augmented or not module.bias:
-        return weight
-    return torch.cat([weight, g.sum(1).unsqueeze(2)], dim=2)
+def _rotate_left(g: Tensor, Q_G: Tensor) -> Tensor:
+    """Q_Gᵀ g by block, (B, T, nb·r)."""
+    return (g.unflatten(2, Q_G.shape[:2]).transpose(1, 2) @ Q_G).transpose(1, 2).flatten(2)

@@ -20,21 +20,23 @@ class ModuleFactors:
     """EK-FAC of one module with nb blocks of r rows; d = d_in + bias.
 
     Attributes:
-        Q_A: (d, d), eigenvectors of A in its columns; one tensor for all modules that read the same input.
-        Q_G: (nb, r, r), eigenvectors of each block's G in its columns.
-        S_A: (d,) and S_G: (nb, r), the eigenvalues, ascending; EK-FAC does not use them, K-FAC does.
+        Q_A: (d, d), eigenvectors of A in its columns; one tensor for all modules that read the same input. None stands
+            for the identity.
+        Q_G: (nb, r, r), eigenvectors of each block's G in its columns, or None.
+        S_A: (d,) and S_G: (nb, r), the eigenvalues, ascending, or the diagonals where the basis is the identity; EK-FAC
+            does not use them, K-FAC does.
         Lambda: (nb, r, d), the corrected eigenvalues, undamped; None until the Λ pass has run.
     """
 
-    Q_A: Tensor
-    Q_G: Tensor
+    Q_A: Tensor | None
+    Q_G: Tensor | None
     S_A: Tensor
     S_G: Tensor
     Lambda: Tensor | None = None
 
     @property
     def blocks(self) -> int:
-        return self.Q_G.shape[0]
+        return self.S_G.shape[0]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ModuleFactors:
         return replace(self, **{k: v.to(device, dtype) for k, v in vars(self).items() if v is not None})
@@ -42,11 +44,19 @@ class ModuleFactors:
     def rotate(self, V: Tensor) -> Tensor:
         """Q_Gᵀ V Q_A for V (..., nb·r, d) -> (..., nb, r, d)."""
         split = V.unflatten(-2, (self.blocks, -1))
-        return (self.Q_G.transpose(1, 2) @ split) @ self.Q_A
+        if self.Q_G is not None:
+            split = self.Q_G.transpose(1, 2) @ split
+        return split.clone() if self.Q_A is None and self.Q_G is None else _times(split, self.Q_A)
 
     def rotate_back(self, V: Tensor) -> Tensor:
         """Q_G V Q_Aᵀ for V (..., nb, r, d) -> (..., nb·r, d)."""
-        return ((self.Q_G @ V) @ self.Q_A.T).flatten(-3, -2)
+        if self.Q_G is not None:
+            V = self.Q_G @ V
+        return _times(V, None if self.Q_A is None else self.Q_A.T).flatten(-3, -2)
+
+
+def _times(V: Tensor, Q: Tensor | None) -> Tensor:
+    return V if Q is None else V @ Q
 
 
 Factors = Mapping[str, ModuleFactors]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,10 +26,11 @@ from msif.curvature.store import (
     remove_if_nothing_done,
     save_tensors,
 )
+from msif.curvature.sums import RunningSums
 from msif.data.documents import batches_after, batches_identity
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, Cotangent
+from msif.models.capture import Capture, Cotangent
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.objectives import Objective, generators_for
 
@@ -71,15 +72,6 @@ class FitSettings:
             return cotangent
 
         return [draw(number) for number in range(self.label_samples)]
-
-
-class FittingPass(Consumer, Protocol):
-    stream: int
-    counts: dict[str, int]
-
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
-    def estimates(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
 def fit(
@@ -184,7 +176,7 @@ class _Fit:
     def remove_checkpoint(self) -> None:
         (self.store.path / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    def _run(self, part: str, consumer: FittingPass) -> None:
+    def _run(self, part: str, consumer: RunningSums) -> None:
         """Sends all batches through a pass, from its last checkpoint on; leaves a checkpoint that holds all of it."""
         convergence = Convergence()
         done = self._load_checkpoint(part, consumer, convergence)
@@ -227,12 +219,12 @@ class _Fit:
     def _total(self) -> int | None:
         return getattr(self.batches, "size", None)
 
-    def _save_checkpoint(self, part: str, consumer: FittingPass, convergence: Convergence, done: int) -> None:
+    def _save_checkpoint(self, part: str, consumer: RunningSums, convergence: Convergence, done: int) -> None:
         snapshots, counts = convergence.state()
         metadata = {"part": part, "batches": str(done), "counts": json.dumps(consumer.counts), "snapshots": counts}
         save_tensors(self.store.path / "checkpoint.safetensors", {**consumer.state(), **snapshots}, metadata)
 
-    def _load_checkpoint(self, part: str, consumer: FittingPass, convergence: Convergence) -> int:
+    def _load_checkpoint(self, part: str, consumer: RunningSums, convergence: Convergence) -> int:
         path = self.store.path / "checkpoint.safetensors"
         if not path.exists():
             return 0

@@ -22,9 +22,11 @@ from msif.curvature.inputs import device_and_dtype
 from msif.curvature.tangents import AnyModel, Tangents
 from msif.curvature.vectors import Part, Vectors
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, input_of
-from msif.models.capture import Capture, FiniteGuard, widened
+from msif.models.blocks import TrackedModule, Use
+from msif.models.capture import Capture, Consumer, FiniteGuard, widened
 from msif.models.objectives import Objective
+from msif.models.outer import Outer, add_total
+from msif.models.uses import Reading, read
 
 
 class Operator(Protocol):
@@ -89,8 +91,8 @@ class GaussNewton(ABC, Generic[P]):
 class GGN(GaussNewton[TrackedModule]):
     """H over tracked maps, (Q, d_out, d) each.
 
-    Each map adds V x̄ to its output's tangent, so no weight needs a tangent of its own; of the backward pass only x and
-    g are read.
+    Each use adds V x̄ (a row of V, V ⊙ x̂) to its output's tangent, so no weight needs a tangent of its own; of the
+    backward pass only both sides of the gradient are read.
     """
 
     def _linearised(self) -> AbstractContextManager[Linearised]:
@@ -103,7 +105,8 @@ class _LinearisedMaps:
     def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule]) -> None:
         self.model, self.tracked = model, tracked
         self._any_model = AnyModel()
-        self._added: Callable[[TrackedModule, Tensor, Tensor], Tensor]
+        self._added: Callable[[TrackedModule, Reading, Tensor], Tensor]
+        self._size: tuple[int, int]
 
     def __enter__(self) -> _LinearisedMaps:
         self._consumer = _WeightGradients()
@@ -113,9 +116,10 @@ class _LinearisedMaps:
             self._capture = stack.enter_context(Capture(self.model, self.tracked, self._consumer))
             # after the capture's own hooks, which detach the first maps' outputs, and tangents with them
             for module in self.tracked:
-                hook = self._tangent_hook(module)
-                handle = self.model.get_submodule(module.path).register_forward_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
+                for use in module.uses:
+                    hook = self._tangent_hook(module, use)
+                    handle = self.model.get_submodule(use.path).register_forward_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
             self._stack = stack.pop_all()
         return self
 
@@ -126,10 +130,9 @@ class _LinearisedMaps:
         self._consumer.sums, self._consumer.query = sums, query
 
         def run(tangents: Tangents) -> None:
-            def added(module: TrackedModule, x: Tensor, output: Tensor) -> Tensor:
-                V = vectors[module.name][query].to(x.dtype)
-                moved = x @ V[:, : module.d_in].T
-                return tangents.attach(output, moved + V[:, -1] if module.bias else moved)
+            def added(module: TrackedModule, reading: Reading, output: Tensor) -> Tensor:
+                moved = reading.along(vectors[module.name][query])
+                return tangents.attach(output, moved.to(output.dtype).expand_as(output))
 
             def cotangent(outputs: Tensor, batch: Any) -> Tensor:
                 tangent = tangents.read(outputs)
@@ -137,20 +140,21 @@ class _LinearisedMaps:
                     raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
                 return objective.loss_hessian_product(outputs.detach(), tangent, batch)
 
-            self._added = added
+            B, T = objective.live(batch).shape
+            self._added, self._size = added, (B, T)
             self._capture.run(objective, batch, [cotangent])
 
         self._any_model.run(run)
 
-    def _tangent_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
+    def _tangent_hook(self, module: TrackedModule, use: Use) -> Callable[..., Tensor]:
         def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            return self._added(module, input_of(inner, args, kwargs).detach(), output)
+            return self._added(module, read(module, use, inner, args, kwargs, output, self._size), output)
 
         return hook
 
 
-class _WeightGradients:
-    """Adds Σ_z Σ_t g_t x̄_tᵀ of a batch to one vector of each module."""
+class _WeightGradients(Consumer):
+    """Adds Σ_z ∇ of a batch to one vector of each parameter."""
 
     sums: Vectors
     query: int
@@ -158,17 +162,9 @@ class _WeightGradients:
     def __init__(self) -> None:
         self._guard = FiniteGuard("the curvature product")
 
-    def begin(self, batch: Any, objective: Objective) -> None: ...
-
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return x
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         total = self.sums[module.name][self.query]
-        rows = g.flatten(0, 1).to(total.dtype)
-        total[:, : module.d_in] += rows.T @ saved.flatten(0, 1).to(total.dtype)
-        if module.bias:
-            total[:, -1] += rows.sum(0)
+        add_total(total, uses)
         self._guard.watch(module.name, total.sum())
 
     def end(self, batch: Any) -> None:

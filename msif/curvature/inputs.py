@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.devices import check_float64
 from msif.models.objectives import Objective
 
@@ -21,28 +21,32 @@ def find_input_groups(
     """Module name -> name of the first module that reads the very same tensor (with or without a bias, like it).
 
     Found by one forward pass, so that it holds for any architecture: q/k/v and gate/up projections share, and so do
-    attention and MLP maps of a parallel block behind one norm. A module that does not run in it is left out.
+    attention and MLP maps of a parallel block behind one norm. A module that runs several times shares with those that
+    it shares with each time. A parameter that is no linear map is alone, and one that does not run is left out.
     """
     probe = _InputProbe()
     with Capture(model, tracked, probe) as capture:
         capture.run(objective, batch, [])
-    return probe.groups
+        ran = capture.ran
+    return {module.name: probe.leader(module.name) for module in tracked if module.name in ran}
 
 
-class _InputProbe:
+class _InputProbe(Consumer):
     def __init__(self) -> None:
-        self.groups: dict[str, str] = {}
+        self._leaders: dict[str, list[str]] = {}
         self._seen: dict[tuple[object, ...], tuple[str, Tensor]] = {}
 
-    def begin(self, batch: Any, objective: Objective) -> None: ...
+    def leader(self, name: str) -> str:
+        leaders = self._leaders.get(name, [name])
+        first = leaders[0]
+        always = set(leaders) == {first} and len(leaders) == len(self._leaders.get(first, leaders))
+        return first if always else name
 
-    def forward(self, module: TrackedModule, x: Tensor) -> None:
-        key = (*_identity(x), module.bias)
-        # x is kept, so that its memory is not given to another input before the pass ends
-        leader, _ = self._seen.setdefault(key, (module.name, x))
-        self.groups[module.name] = leader
-
-    def backward(self, module: TrackedModule, saved: Any, g: Tensor) -> None: ...
+    def right(self, module: TrackedModule, right: Tensor) -> None:
+        key = (*_identity(right), module.bias, module.is_map, len(module.uses))
+        # it is kept, so that its memory is not given to another input before the pass ends
+        leader, _ = self._seen.setdefault(key, (module.name, right))
+        self._leaders.setdefault(module.name, []).append(leader if module.is_map else module.name)
 
     def end(self, batch: Any) -> None:
         self._seen.clear()

@@ -85,4 +85,5 @@ class Diagonal(EKFAC):
 def curvature_diagonal(factors: ModuleFactors) -> Tensor:
     """(Q_G ∘ Q_G) Λ (Q_A ∘ Q_A)ᵀ: the diagonal of EK-FAC's curvature at each parameter, (nb, r, d)."""
     assert factors.Lambda is not None
-    return factors.Q_G.square() @ factors.Lambda @ factors.Q_A.square().T
+    diagonal = factors.Lambda if factors.Q_G is None else factors.Q_G.square() @ factors.Lambda
+    return diagonal if factors.Q_A is None else diagonal @ factors.Q_A.square().T

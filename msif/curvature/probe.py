@@ -17,7 +17,7 @@ from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_gr
 from msif.curvature.work import Work
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Cotangent
+from msif.models.capture import Capture, Consumer, Cotangent
 from msif.models.objectives import Objective
 
 # of the small batch: most tokens, most elements of its outputs, its share of a pass, seconds that it may take
@@ -102,7 +102,7 @@ def measure(
     few = plan.small_batch(FEW, 1).to(device)
     groups = find_input_groups(model, tracked, objective, few)
     check_all_run(tracked, groups)
-    with Capture(model, tracked, Nothing()) as capture:
+    with Capture(model, tracked, Consumer()) as capture:
         timer = _Timer(capture, objective, cotangents, device)
         timer.run(few)  # weights come into memory with the first one
         small = timer.run(few)
@@ -142,18 +142,6 @@ def _line(few: int, short: float, many: int, long: float) -> Line:
     """The line through two runs."""
     token = max((long - short) / (many - few), long / many / LEAST)
     return Line(max(0.0, long - many * token), token)
-
-
-class Nothing:
-    """A consumer that leaves a pass to the model."""
-
-    def begin(self, batch: Any, objective: Objective) -> None: ...
-
-    def forward(self, module: TrackedModule, x: Tensor) -> None: ...
-
-    def backward(self, module: TrackedModule, saved: Any, g: Tensor) -> None: ...
-
-    def end(self, batch: Any) -> None: ...
 
 
 class _Timer:

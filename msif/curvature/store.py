@@ -23,11 +23,11 @@ from torch import Tensor
 from msif.atomic import atomic_path, write_json
 from msif.curvature.factors import ModuleFactors
 from msif.errors import MsifError
-from msif.models.blocks import Block, TrackedModule
+from msif.models.blocks import Block, TrackedModule, Use
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 PARTS = ("covariance", "eigenvectors", "lambda")
 
 
@@ -41,6 +41,7 @@ class FactorStore(Mapping[str, ModuleFactors]):
         self.path = path
         self.manifest = manifest
         self.tracked = [_module_from_json(entry) for entry in manifest["modules"]]
+        self._modules = {module.name: module for module in self.tracked}
         self.groups = {entry["name"]: entry["input"] for entry in manifest["modules"]}
 
     @classmethod
@@ -86,7 +87,7 @@ class FactorStore(Mapping[str, ModuleFactors]):
             wanted = [name for name in names if name in members]
             if not wanted:
                 continue
-            keys = {key for name in wanted for key in _keys(name, self.groups[name])}
+            keys = {key for name in wanted for key in self._keys(name)}
             try:
                 with safe_open(self.path / file, framework="pt") as handle:
                     tensors |= {key: handle.get_tensor(key) for key in handle.keys() if key in keys}  # noqa: SIM118
@@ -97,21 +98,32 @@ class FactorStore(Mapping[str, ModuleFactors]):
 
     def _check(self, file: str, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         complete = self.manifest["parts"]["lambda"]
-        for key in (key for name in names for key in _keys(name, self.groups[name])):
+        for key in (key for name in names for key in self._keys(name)):
             if key not in tensors and (complete or not key.endswith(":Lambda")):
                 raise MsifError(f"{self.path / file} is damaged (it lacks {key}): fit the factors again.")
             if key in tensors and not bool(torch.isfinite(tensors[key]).all()):
                 raise MsifError(f"{self.path / file} holds NaN or infinity in {key}: fit the factors again.")
+
+    def _keys(self, name: str) -> list[str]:
+        """The tensors that belong to a module; of an identity there is none."""
+        module, leader = self._modules[name], self.groups[name]
+        vectors = [f"{leader}:Q_A"] if module.column_basis == "eigenvectors" else []
+        vectors += [f"{name}:Q_G"] if module.row_basis == "eigenvectors" else []
+        return [*vectors, f"{leader}:S_A", f"{name}:S_G", f"{name}:Lambda"]
 
     def save_layer(self, file: str, factors: Mapping[str, ModuleFactors]) -> None:
         """Writes one layer's factors, with or without Λ."""
         tensors: dict[str, Tensor] = {}
         for name, module in factors.items():
             leader = self.groups[name]
-            tensors[f"{leader}:Q_A"], tensors[f"{leader}:S_A"] = module.Q_A, module.S_A
-            tensors[f"{name}:Q_G"], tensors[f"{name}:S_G"] = module.Q_G, module.S_G
-            if module.Lambda is not None:
-                tensors[f"{name}:Lambda"] = module.Lambda
+            found = {
+                f"{leader}:Q_A": module.Q_A,
+                f"{leader}:S_A": module.S_A,
+                f"{name}:Q_G": module.Q_G,
+                f"{name}:S_G": module.S_G,
+                f"{name}:Lambda": module.Lambda,
+            }
+            tensors |= {key: tensor for key, tensor in found.items() if tensor is not None}
         save_tensors(self.path / file, tensors)
 
     def save_manifest(self) -> None:
@@ -255,22 +267,21 @@ def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
 def module_to_json(module: TrackedModule, leader: str) -> dict[str, Any]:
     blocks = [[block.start, block.stop, block.role, block.head] for block in module.blocks]
     shape = {"d_in": module.d_in, "d_out": module.d_out, "bias": module.bias}
-    return {"name": module.name, "path": module.path, "input": leader, **shape, "blocks": blocks}
+    uses = [[use.path, use.kind, use.key] for use in module.uses]
+    bases = {"row_basis": module.row_basis, "column_basis": module.column_basis}
+    return {"name": module.name, "path": module.path, "input": leader, **shape, "blocks": blocks, "uses": uses, **bases}
 
 
 def _module_from_json(entry: Mapping[str, Any]) -> TrackedModule:
-    fields = {key: entry[key] for key in ("name", "path", "d_in", "d_out", "bias")}
-    return TrackedModule(**fields, blocks=tuple(Block(*block) for block in entry["blocks"]))
-
-
-def _keys(name: str, leader: str) -> list[str]:
-    return [f"{leader}:Q_A", f"{leader}:S_A", f"{name}:Q_G", f"{name}:S_G", f"{name}:Lambda"]
+    fields = {key: entry[key] for key in ("name", "path", "d_in", "d_out", "bias", "row_basis", "column_basis")}
+    blocks, uses = (Block(*block) for block in entry["blocks"]), (Use(*use) for use in entry["uses"])
+    return TrackedModule(**fields, blocks=tuple(blocks), uses=tuple(uses))
 
 
 def _factors_from(tensors: Mapping[str, Tensor], name: str, leader: str) -> ModuleFactors:
     return ModuleFactors(
-        Q_A=tensors[f"{leader}:Q_A"],
-        Q_G=tensors[f"{name}:Q_G"],
+        Q_A=tensors.get(f"{leader}:Q_A"),
+        Q_G=tensors.get(f"{name}:Q_G"),
         S_A=tensors[f"{leader}:S_A"],
         S_G=tensors[f"{name}:S_G"],
         Lambda=tensors.get(f"{name}:Lambda"),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from msif.models.capture import FiniteGuard
+from msif.models.capture import Consumer, FiniteGuard
 from msif.models.objectives import Objective
 
 
-class RunningSums:
+class RunningSums(Consumer):
     """The part that fitting passes share: named sums, counts, and a look at the sums after every batch.
 
     Attributes:
         counts: sequences, live positions and supervised tokens that went in; the same of every pass over one data.
     """
+
+    stream: int
+    """Of label draws, so that each pass has its own."""
 
     def __init__(self, what: str) -> None:
         self.counts = dict.fromkeys(("sequences", "positions", "supervised"), 0)
@@ -34,6 +37,10 @@ class RunningSums:
     def state(self) -> dict[str, Tensor]:
         """The running sums; what a checkpoint holds."""
         return self._sums
+
+    def estimates(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, matrix) of everything that is fitted, as it stands."""
+        raise NotImplementedError
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the sums of a checkpoint."""

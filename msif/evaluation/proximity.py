@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, augmented_weight
+from msif.models.blocks import TrackedModule, matrix_of
 from msif.models.layouts import in_attention
 from msif.models.select import track_modules
 
@@ -150,7 +150,7 @@ def pieces(model: nn.Module) -> dict[str, Piece]:
     for module in track_modules(model):
         inner = model.get_submodule(module.path)
         done |= {f"{module.path}.{name}" for name, _ in inner.named_parameters()}
-        found |= dict(_pieces_of(module, inner, hidden_size(model)))
+        found |= dict(_pieces_of(module, model, hidden_size(model)))
     embeddings = {id(p) for p in _embedding_parameters(model)}
     base = getattr(model, "base_model_prefix", "")
     for path, parameter in model.named_parameters():
@@ -161,7 +161,7 @@ def pieces(model: nn.Module) -> dict[str, Piece]:
     return found
 
 
-def _pieces_of(module: TrackedModule, inner: nn.Module, hidden: int | None) -> Iterator[tuple[str, Piece]]:
+def _pieces_of(module: TrackedModule, model: nn.Module, hidden: int | None) -> Iterator[tuple[str, Piece]]:
     """One piece for each kind of row that a linear map has."""
     layer = layer_of(module.name)
     kinds = row_kinds(module, hidden)
@@ -173,7 +173,7 @@ def _pieces_of(module: TrackedModule, inner: nn.Module, hidden: int | None) -> I
             for row in range(block.start, block.stop)
         ]
         name = module.name if len(set(kinds)) == 1 else f"{module.name}:{kind}"
-        read = lambda rows=rows: augmented_weight(inner)[rows]  # noqa: E731
+        read = lambda rows=rows: matrix_of(model, module)[rows]  # noqa: E731
         yield name, Piece((layer, kind), (len(rows), module.d_in), module.bias, read)
 
 

@@ -26,9 +26,10 @@ from msif.curvature.ggn import GGN
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors, dot
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, augmented_weight, is_transposed
-from msif.models.capture import Capture, frozen
+from msif.models.blocks import TrackedModule, as_matrix, matrix_of, stored
+from msif.models.capture import Capture, Consumer, frozen
 from msif.models.objectives import Objective
+from msif.models.outer import Outer
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,13 @@ def changes_of(
     first: nn.Module, tracked: Sequence[TrackedModule], second: nn.Module, others: Sequence[TrackedModule]
 ) -> dict[str, Tensor]:
     """Δ = W̄_1 − W̄_0 in float32 or better, for each tracked module of the first model that the second has by name."""
-    paths = {module.name: module.path for module in others}
+    named = {module.name: module for module in others}
     changes = {}
     for module in tracked:
-        if module.name in paths:
-            a = augmented_weight(first.get_submodule(module.path))
+        if module.name in named:
+            a = matrix_of(first, module)
             wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-            b = augmented_weight(second.get_submodule(paths[module.name]))
-            changes[module.name] = b.to(a.device, wide) - a.to(wide)
+            changes[module.name] = matrix_of(second, named[module.name]).to(a.device, wide) - a.to(wide)
     return changes
 
 
@@ -67,15 +67,12 @@ def moved(
     model: nn.Module, tracked: Sequence[TrackedModule], changes: Mapping[str, Tensor], t: float
 ) -> Iterator[None]:
     """The model with W̄ + tΔ in its tracked maps inside the block, and its own weights back after it."""
-    kept = {
-        parameter: parameter.detach().clone()
-        for module in tracked
-        for parameter in model.get_submodule(module.path).parameters(recurse=False)
-    }
+    own = [parameter for module in tracked for parameter in stored(model, module) if parameter is not None]
+    kept = {parameter: parameter.detach().clone() for parameter in own}
     try:
         with torch.no_grad():
             for module in tracked:
-                _add(model.get_submodule(module.path), module, t * changes[module.name])
+                _add(model, module, t * changes[module.name])
         yield
     finally:
         with torch.no_grad():
@@ -83,11 +80,11 @@ def moved(
                 parameter.copy_(value)
 
 
-def _add(inner: Any, module: TrackedModule, change: Tensor) -> None:
-    weight = change[:, : module.d_in]
-    inner.weight.add_(weight.T if is_transposed(inner) else weight)
-    if module.bias:
-        inner.bias.add_(change[:, -1])
+def _add(model: nn.Module, module: TrackedModule, change: Tensor) -> None:
+    weight, bias = stored(model, module)
+    as_matrix(model, module, weight).add_(change[:, : module.d_in])
+    if bias is not None:
+        bias.add_(change[:, -1])
 
 
 @torch.no_grad()
@@ -143,22 +140,13 @@ def _slope(side: Side, delta: Vectors, batches: Sequence[Any]) -> float:
     return consumer.total / tokens
 
 
-class _Slope:
+class _Slope(Consumer):
     """Σ_z Σ_t g_tᵀ Δ x̄_t."""
 
     def __init__(self, delta: Vectors) -> None:
         self.delta, self.total = delta, 0.0
 
-    def begin(self, batch: Any, objective: Objective) -> None: ...
-
-    def forward(self, module: TrackedModule, x: Tensor) -> Tensor:
-        return x
-
-    def backward(self, module: TrackedModule, saved: Tensor, g: Tensor) -> None:
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         change = self.delta[module.name][0]
-        mapped = saved.to(change.dtype) @ change[:, : module.d_in].T
-        if module.bias:
-            mapped = mapped + change[:, -1]
-        self.total += (mapped * g).sum(dtype=torch.float64).item()
-
-    def end(self, batch: Any) -> None: ...
+        for use in uses:
+            self.total += use.to(change.dtype).parts(change, 1).sum().item()

@@ -1,21 +1,24 @@
-"""Hooks that hand each tracked module's input x and output gradient g to a consumer, with the model left as it was.
+"""Hooks that hand both sides of each parameter's gradient to a consumer, with the model left as it was.
 
-``∇L = Σ_t g_t x̄_tᵀ`` is all that the toolkit ever needs of a backward pass, so parameters stay frozen, no ``.grad`` is
-built, and gradients stop at the first tracked module.
+``∇L = Σ_t left_t ⊗ right_t`` over all uses is all that the toolkit ever needs of a backward pass, so parameters stay
+frozen, no ``.grad`` is built, and gradients stop at the first tracked module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, input_of
+from msif.models.blocks import TrackedModule, Use
 from msif.models.objectives import Objective
+from msif.models.outer import Outer
+from msif.models.uses import Reading, read
 
 # float16 gradients of a summed loss underflow below 6e-8: they are carried at this multiple
 HALF_GRADIENT_SCALE = 256.0
@@ -24,17 +27,21 @@ Cotangent = Callable[[Tensor, Any], Tensor]
 """(outputs, batch) -> gradient of a scalar with respect to the outputs."""
 
 
-class Consumer(Protocol):
-    """What a pass does with inputs and gradients. B sequences, T positions."""
+class Consumer:
+    """What a pass does with both sides of gradients; of this base class, nothing. B sequences, T positions."""
 
     def begin(self, batch: Any, objective: Objective) -> None:
         """Called before a batch's forward pass."""
 
-    def forward(self, module: TrackedModule, x: Tensor) -> Any:
-        """x: (B, T, d_in). Returns what ``backward`` will need, or None."""
+    def right(self, module: TrackedModule, right: Tensor) -> Any:
+        """One use's right side, (B, T, d_in), once it is known. Returns what ``backward`` will need of it.
 
-    def backward(self, module: TrackedModule, saved: Any, g: Tensor) -> None:
-        """g: (B, T, d_out), in forward order reversed; once for each cotangent."""
+        A linear map's is its input, known in the forward pass and kept for all cotangents; those of other uses hold g.
+        """
+        return right
+
+    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
+        """All uses of a parameter, in forward order reversed; once for each cotangent."""
 
     def end(self, batch: Any) -> None:
         """Called after a batch's last backward pass."""
@@ -70,19 +77,36 @@ def widened(model: nn.Module) -> Iterator[None]:
             parameter.data = data
 
 
+@dataclass
+class _Run:
+    """One use in the forward pass under way."""
+
+    reading: Reading
+    saved: Any
+    version: int | None
+
+
 class Capture:
-    """A context in which ``run`` sends batches through the model and their x and g through the consumer.
+    """A context in which ``run`` sends batches through the model and both sides of gradients through the consumer.
+
+    Attributes:
+        ran: names of the parameters that the last forward pass used.
 
     Raises:
-        MsifError: a tracked module that runs twice in a pass, gradient checkpointing, an input that was changed in
-            place, rows that are not one a position, or an output that holds NaN or infinity.
+        MsifError: gradient checkpointing, an input that was changed in place, rows that are not one a position, or an
+            output that holds NaN or infinity.
     """
 
     def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule], consumer: Consumer) -> None:
         self.model = model
         self.tracked = tracked
         self.consumer = consumer
-        self._saved: dict[str, tuple[Any, int | None]] = {}
+        self._places: dict[str, list[tuple[TrackedModule, Use]]] = {}
+        for module in tracked:
+            for use in module.uses:
+                self._places.setdefault(use.path, []).append((module, use))
+        self._runs: dict[str, int] = {}
+        self._arrived: dict[str, list[Outer]] = {}
         self._sizes: tuple[int, int] = (0, 0)
         self._phase = "idle"
         self._batch: Any = None
@@ -90,24 +114,28 @@ class Capture:
         half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         self._scale = HALF_GRADIENT_SCALE if half else 1.0
 
+    @property
+    def ran(self) -> set[str]:
+        return set(self._runs)
+
     def __enter__(self) -> Capture:
         with ExitStack() as stack:
             stack.enter_context(frozen(self.model))
-            for module in self.tracked:
-                hook = self._forward_hook(module)
-                handle = self.model.get_submodule(module.path).register_forward_hook(hook, with_kwargs=True)
+            for path, members in self._places.items():
+                hook = self._forward_hook(members)
+                handle = self.model.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._saved.clear()
+        self._arrived.clear()
         self._stack.close()
 
     def run(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> Tensor:
         """One forward pass and a backward pass for each cotangent; returns the outputs, detached."""
         self.consumer.begin(batch, objective)
-        self._saved.clear()
+        self._runs.clear()
         live = objective.live(batch)
         self._sizes = (live.shape[0], live.shape[1])
         with torch.enable_grad():
@@ -126,53 +154,73 @@ class Capture:
                 self._phase = "backward"
                 outputs.backward(gradient, retain_graph=self._keep)
                 self._phase = "between"
+                self._hand_over_the_rest()
         self._phase = "idle"
-        self._saved.clear()
         self.consumer.end(batch)
         return outputs.detach()
 
-    def _forward_hook(self, module: TrackedModule) -> Callable[..., Tensor]:
+    def _forward_hook(self, members: Sequence[tuple[TrackedModule, Use]]) -> Callable[..., Tensor]:
+        name = members[0][0].name
+
         def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             if self._phase == "diagnosis":
                 if not _all_finite(output):
-                    raise MsifError(_not_finite(f"the output of module '{module.name}'", self._batch))
+                    raise MsifError(_not_finite(f"the output of module '{name}'", self._batch))
                 return output
             if self._phase != "forward" or not torch.is_grad_enabled():
                 raise MsifError(
-                    f"module '{module.name}' is recomputed during the backward pass: "
+                    f"module '{name}' is recomputed during the backward pass: "
                     "switch gradient checkpointing off (model.gradient_checkpointing_disable())."
                 )
-            if module.name in self._saved:
-                raise MsifError(
-                    f"module '{module.name}' runs more than once in a forward pass, which is not supported: "
-                    "leave it out with --modules."
-                )
-            x = input_of(inner, args, kwargs)
-            saved = self.consumer.forward(module, self._per_sequence(module, x.detach()))
-            # a detached view counts the changes of its base: what is kept must be what was read
-            self._saved[module.name] = (saved, _version(saved))
+            runs = []
+            for module, use in members:
+                reading = read(module, use, inner, args, kwargs, output, self._sizes)
+                saved = None if reading.right is None else self.consumer.right(module, reading.right)
+                # a detached view counts the changes of its base: what is kept must be what was read
+                runs.append((module, _Run(reading, saved, _version(saved))))
+                self._runs[module.name] = self._runs.get(module.name, 0) + 1
+            if members[0][1].kind == "lookup":
+                output = _for_each_sequence(output, self._sizes)
             if not output.requires_grad:
-                # the first maps of the model: gradients start here. A copy, for an in-place activation may follow
+                # the first modules of the model: gradients start here. A copy, for an in-place activation may follow
                 output = output.detach().requires_grad_().clone()
 
             def on_gradient(g: Tensor) -> None:
                 if self._phase != "backward":  # a cotangent is made by a backward pass of its own
                     return
-                saved, version = self._saved[module.name]
-                if _version(saved) != version:
-                    raise MsifError(
-                        f"the input of module '{module.name}' is changed in place after the module read it: "
-                        "use an out-of-place operation there, or leave the module out with --modules."
-                    )
-                if not self._keep:
-                    self._saved[module.name] = (None, None)
-                g = self._per_sequence(module, g)
-                self.consumer.backward(module, saved, g.float() / self._scale if self._scale != 1.0 else g)
+                if self._scale != 1.0:
+                    g = g.float() / self._scale
+                for module, run in runs:
+                    self._arrive(module, run, g)
 
             output.register_hook(on_gradient)
             return output
 
         return hook
+
+    def _arrive(self, module: TrackedModule, run: _Run, g: Tensor) -> None:
+        """Takes in a use's gradient; the last one of a parameter hands all of them over."""
+        if _version(run.saved) != run.version:
+            raise MsifError(
+                f"the input of module '{module.name}' is changed in place after the module read it: "
+                "use an out-of-place operation there, or leave the module out with --modules."
+            )
+        if run.reading.right is None:
+            right = self.consumer.right(module, run.reading.right_of(g))
+        else:
+            right = run.saved
+            if not self._keep:
+                run.saved, run.version = None, None
+        arrived = self._arrived.setdefault(module.name, [])
+        arrived.append(Outer(run.reading.left_of(g), right, module.bias))
+        if len(arrived) == self._runs[module.name]:
+            self.consumer.backward(module, self._arrived.pop(module.name))
+
+    def _hand_over_the_rest(self) -> None:
+        """Parameters of which a use takes no part in the outputs."""
+        for module in self.tracked:
+            if module.name in self._arrived:
+                self.consumer.backward(module, self._arrived.pop(module.name))
 
     def _name_what_is_not_finite(self, objective: Objective, batch: Any) -> None:
         """Runs the batch again to find the first module whose output is not finite, and raises."""
@@ -181,16 +229,13 @@ class Capture:
             objective.outputs(self.model, batch)
         raise MsifError(_not_finite("the model's output", batch))
 
-    def _per_sequence(self, module: TrackedModule, values: Tensor) -> Tensor:
-        """(B, T, d) from (B, T, d), (1, B·T, d), (B·T, d), or (B, d) where T = 1."""
-        sequences, positions = self._sizes
-        rows = tuple(values.shape[:-1])
-        if rows not in ((sequences, positions), (1, sequences * positions), (sequences * positions,)):
-            raise MsifError(
-                f"module '{module.name}' reads {rows} rows where the batch has {sequences} "
-                f"sequences of {positions} positions, in this order (a routed expert?): leave it out with --modules."
-            )
-        return values.reshape(sequences, positions, values.shape[-1])
+
+def _for_each_sequence(output: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table's rows that all sequences share, such as those of positions, as rows of each: gradients come apart."""
+    lead = tuple(output.shape[:-1])
+    if lead in ((1, size[1]), (size[1],)) and size[0] > 1:
+        return output.expand(*size, output.shape[-1])
+    return output
 
 
 def _version(saved: Any) -> int | None:

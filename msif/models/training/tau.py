@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from msif.models.adapters import is_adapter
-from msif.models.blocks import TrackedModule, is_transposed
+from msif.models.blocks import TrackedModule, as_matrix, stored
 from msif.models.training.files import (
     NUMBERS,
     OPTIMIZER,
@@ -101,22 +101,22 @@ class _Optimizer:
 
     def tau(self, tracked: Sequence[TrackedModule], given: float | None) -> dict[str, Tensor]:
         """See ``natural_tau``."""
-        modules: list[Any] = [self.model.get_submodule(module.path) for module in tracked]
-        names = [self.names[id(module.weight)] for module in modules]
+        weights = [stored(self.model, module)[0] for module in tracked]
+        names = [self.names[id(weight)] for weight in weights]
         places = self._places(names)
         first = self.shares.index(1.0)
         total = _above_zero(
             self.folder, learning_rates_summed(self.folder, self.groups, first) if given is None else given
         )
         result = {}
-        for one, module, name in zip(tracked, modules, names, strict=True):
+        for module, weight, name in zip(tracked, weights, names, strict=True):
             place = places[name]
             share = 0.0 if place is None else self.shares[place.group]
             if place is None or share == 0:
                 raise _frozen(name, self.folder)
-            root = self._root(name, place, module.weight)
-            means = self._means(name, root.T if is_transposed(module) else root, one)
-            result[one.name] = (total * share / means).float()
+            root = self._root(name, place, weight)
+            means = self._means(name, as_matrix(self.model, module, root), module)
+            result[module.name] = (total * share / means).float()
         return result
 
     def _places(self, names: Sequence[str]) -> Placed:

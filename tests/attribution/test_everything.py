@@ -1,0 +1,232 @@
+"""All parameters of the architectures that people have, against autograd's own gradients in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, tiny_model
+from helpers import alone, documents, spread
+from torch import nn
+
+from msif.attribution import contributions as parts
+from msif.attribution.contributions import block_names
+from msif.attribution.gradients import Side
+from msif.attribution.projection import GradientProjector, Projection
+from msif.attribution.scorers import InfluenceScorer
+from msif.curvature import eigenvalues
+from msif.curvature.covariance import CovariancePass
+from msif.curvature.eigenvalues import LambdaPass
+from msif.curvature.fit import FitSettings
+from msif.curvature.ggn import GGN
+from msif.curvature.inputs import find_input_groups
+from msif.curvature.preconditioners import EKFAC
+from msif.data.documents import collate
+from msif.models.blocks import as_matrix, stored
+from msif.models.capture import Capture
+from msif.models.objectives import CausalLM
+from msif.models.select import coverage, track_modules
+
+
+class SharedDepth(nn.Module):
+    """One layer for every depth, a tied unembedding with a bias of its own, and learned positions."""
+
+    def __init__(self, vocabulary: int = 11, hidden: int = 8) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, hidden)
+        self.positions = nn.Embedding(16, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.up, self.down = nn.Linear(hidden, 12), nn.Linear(12, hidden, bias=False)
+        self.head = nn.Linear(hidden, vocabulary)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, input_ids, attention_mask=None, **_):
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.shape[1])[None])
+        for _ in range(3):
+            past = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+            x = x + self.down(torch.tanh(self.up(self.norm(past))))
+        return type("Output", (), {"logits": self.head(x)})()
+
+
+NAMED = ["gpt2", "llama", "gemma2", "gemma3", "opt", "bloom", "gpt_neox", "phi3", "qwen3"]
+MORE = ["cohere", "persimmon", "stablelm", "phi", "olmo2", "gptj", "mpt", "starcoder2", "biogpt", "openai-gpt"]
+TEXTS = documents([5, 9, 3, 7], seed=9, prompt=2)
+QUESTIONS = documents([4, 6], seed=7, prompt=2)
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "shared depth":
+        return spread(SharedDepth()).double().eval()
+    model = tiny_model(name, **({"tie_word_embeddings": True} if name in ("llama", "qwen3") else {}))
+    for parameter in model.parameters():  # no norm at one, no bias at zero
+        with torch.no_grad():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.double().eval()
+
+
+def gradients(model, tracked, text):
+    """Of one document, each parameter's as a matrix, by autograd with respect to the very parameters."""
+    objective = CausalLM()
+    loss = objective.losses(objective.outputs(model, text), text).sum()
+    found = {}
+    for module in tracked:
+        weight, bias = stored(model, module)
+        own = [weight] if bias is None else [weight, bias]
+        grads = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+        grads = [torch.zeros_like(p) if g is None else g for p, g in zip(own, grads, strict=True)]
+        W = as_matrix(model, module, grads[0])
+        found[module.name] = W if bias is None else torch.cat([W, grads[1][:, None]], 1)
+    return found
+
+
+def check(found, expected, tolerance=1e-5):
+    """To 1e-5 of the largest entry: transformers' norms and rotations compute in float32, whatever the model's dtype."""
+    found, expected = torch.as_tensor(found), torch.as_tensor(expected)
+    assert found.shape == expected.shape and bool(expected.any())
+    assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+def flat(vectors):
+    return torch.cat([V.flatten() for V in vectors.values()])
+
+
+@pytest.fixture(params=[*NAMED, "shared depth"])
+def case(request):
+    model = made(request.param)
+    return model, track_modules(model, "everything")
+
+
+@pytest.mark.parametrize("name", [*NAMED, *MORE, "shared depth"])
+def test_dot_products_and_contributions_are_those_of_all_parameters(name):
+    model = made(name)
+    tracked = track_modules(model, "everything")
+    held = {id(p) for module in tracked for p in stored(model, module) if p is not None}
+    assert held == {id(p) for p in model.parameters()} and "100.0%" in coverage(model, tracked)
+    assert sum(module.shape[0] * module.shape[1] for module in tracked) == sum(p.numel() for p in model.parameters())
+    side = Side(model, tracked, CausalLM())
+    expected = torch.stack([flat(gradients(model, tracked, q)) for q in alone(QUESTIONS)])
+    texts = torch.stack([flat(gradients(model, tracked, z)) for z in alone(TEXTS)])
+    batches = [collate(TEXTS[:3]), collate(TEXTS[3:])]
+    scorer = InfluenceScorer(side, side)
+    vectors = scorer.query_vectors([collate(QUESTIONS)])
+    scores = scorer.score_vectors(vectors, batches).values
+    check(scores, expected @ texts.T)
+    cosine = InfluenceScorer(side, side, normalize="both").score([collate(QUESTIONS)], batches).values
+    unit = [nn.functional.normalize(rows) for rows in (expected, texts)]
+    check(cosine, unit[0] @ unit[1].T)
+    found = scorer.explain(vectors, batches)
+    assert found[0].blocks.shape[1] == len(block_names(tracked))
+    for part, column in zip(found, scores.T, strict=True):
+        check(part.scores, column)
+        check(part.tokens.sum(1), column)
+    assert isinstance(found[0], parts.Contributions)
+
+
+def fitted(model, tracked, batches):
+    settings, objective = FitSettings(fisher="empirical"), CausalLM()
+    groups = find_input_groups(model, tracked, objective, batches[0])
+    covariances = CovariancePass(tracked, groups, torch.device("cpu"), torch.float64)
+    for which in (0, 1):
+        consumer = covariances if which == 0 else LambdaPass(tracked, groups, factors, torch.device("cpu"), torch.float64)
+        with Capture(model, tracked, consumer) as capture:
+            for batch in batches:
+                capture.run(objective, batch, settings.cotangents(objective, consumer.stream))
+        if which == 0:
+            factors = covariances.decompose([module.name for module in tracked])
+    return {name: replace(f, Lambda=consumer.Lambda(name)) for name, f in factors.items()}
+
+
+@pytest.mark.parametrize("chunk", [eigenvalues.CHUNK_ELEMENTS, 17])
+def test_eigenvalues_are_squares_of_whole_gradients_in_both_bases(case, chunk, monkeypatch):
+    model, tracked = case
+    monkeypatch.setattr(eigenvalues, "CHUNK_ELEMENTS", chunk)
+    factors = fitted(model, tracked, [collate(TEXTS[:3]), collate(TEXTS[3:])])
+    expected = {module.name: 0.0 for module in tracked}
+    for text in alone(TEXTS):
+        for name, gradient in gradients(model, tracked, text).items():
+            f = factors[name]
+            rows = gradient.unflatten(0, (f.blocks, -1))
+            rows = rows if f.Q_G is None else f.Q_G.transpose(1, 2) @ rows
+            expected[name] = expected[name] + (rows if f.Q_A is None else rows @ f.Q_A).square()
+    supervised = sum(int(text.supervised.sum()) for text in alone(TEXTS))
+    for module in tracked:
+        f = factors[module.name]
+        check(f.Lambda, expected[module.name] / supervised)
+        assert (f.Q_G is None) == (module.row_basis == "identity")
+        # each side's bases belong to what the factors say: orthogonal, with the moments' eigenvalues
+        assert f.S_A.shape == (module.shape[1],) and f.S_G.shape == (len(module.blocks), module.block_rows)
+
+
+def test_products_with_the_curvature_are_dense_ones(case):
+    model, tracked = case
+    texts = [collate(TEXTS[:2])]
+    generator = torch.Generator().manual_seed(3)
+    vectors = {m.name: torch.randn(1, *m.shape, generator=generator, dtype=torch.float64) for m in tracked}
+    product = GGN(model, tracked, CausalLM(), texts).matvec(vectors)
+    objective, weights = CausalLM(), list(dict.fromkeys(model.parameters()))
+    batch = texts[0]
+
+    def outputs(*values):
+        names = [name for name, _ in model.named_parameters()]
+        held = {name: value for name, value in zip(names, values, strict=True)}
+        wrapped = type("Wrapped", (nn.Module,), {"forward": lambda self, b: objective.outputs(self.model, b)})()
+        wrapped.model = model
+        return torch.func.functional_call(wrapped, {f"model.{n}": v for n, v in held.items()}, (batch,))
+
+    tangents = {id(p): torch.zeros_like(p) for p in weights}
+    for module in tracked:
+        weight, bias = stored(model, module)
+        as_matrix(model, module, tangents[id(weight)]).copy_(vectors[module.name][0][:, : module.d_in])
+        if bias is not None:
+            tangents[id(bias)].copy_(vectors[module.name][0][:, -1])
+    ordered = [tangents[id(p)] for p in weights]
+    out, along = torch.autograd.functional.jvp(outputs, tuple(p.detach() for p in weights), tuple(ordered))
+    u = objective.loss_hessian_product(out.detach(), along, batch)
+    grads = torch.autograd.grad(objective.outputs(model, batch), weights, u, allow_unused=True)
+    grads = {id(p): torch.zeros_like(p) if g is None else g for p, g in zip(weights, grads, strict=True)}
+    supervised = int(batch.supervised.sum())
+    for module in tracked:
+        weight, bias = stored(model, module)
+        dense = as_matrix(model, module, grads[id(weight)])
+        dense = dense if bias is None else torch.cat([dense, grads[id(bias)][:, None]], 1)
+        check(product[module.name][0], dense / supervised)
+
+
+def test_projected_gradients_are_the_projections_of_whole_ones(case):
+    model, tracked = case
+    side, projection = Side(model, tracked, CausalLM()), Projection(3, 5, seed=4)
+    with GradientProjector(side, projection, [side.objective.loss_gradient]) as project:
+        found = torch.cat([project(collate(TEXTS[:3]))[0], project(collate(TEXTS[3:]))[0]])
+    for row, text in zip(found, alone(TEXTS), strict=True):
+        whole = gradients(model, tracked, text)
+        for module in tracked:
+            P_out, P_in = projection.matrices(module)
+            expected = whole[module.name] if P_out is None else P_out @ whole[module.name]
+            expected = expected if P_in is None else expected @ P_in.T
+            columns = projection.columns(tracked)[module.name]
+            check(row[columns], expected.flatten())
+
+
+def test_influence_with_fitted_factors_is_the_dense_formula(case):
+    model, tracked = case
+    side = Side(model, tracked, CausalLM())
+    factors = fitted(model, tracked, [collate(TEXTS)])
+    scores = InfluenceScorer(side, side, [EKFAC(factors)]).score([collate(QUESTIONS)], [collate(TEXTS)]).values
+    expected = np.zeros_like(scores)
+    for row, question in enumerate(alone(QUESTIONS)):
+        left = gradients(model, tracked, question)
+        for column, text in enumerate(alone(TEXTS)):
+            right = gradients(model, tracked, text)
+            for name, f in factors.items():
+                a, b = f.rotate(left[name]), f.rotate(right[name])
+                shift = 0.1 * f.Lambda.mean((1, 2), keepdim=True)
+                value = torch.where(f.Lambda.amax((1, 2), keepdim=True) > 0, a * b / (f.Lambda + shift), 0.0)
+                expected[row, column] += float(value.sum())
+    check(scores, expected)
+
+
+def test_the_architectures_are_there():
+    assert set(NAMED + MORE) <= set(ARCHITECTURES)
