@@ -55,7 +55,7 @@ def parser() -> Parser:
         "--diagnostics", action="store_true", help="one line a module: how much A, G, Λ move as data doubles"
     )
     add_module_flags(p)
-    p.set_defaults(modules="all", split_heads=True)
+    p.set_defaults(modules="layers", split_heads=True)
     add_machine_flags(p)
     return p
 
@@ -104,6 +104,7 @@ def _fit(args: argparse.Namespace) -> None:
         identity=identity(args, loaded),
         provenance=provenance(args),
         checkpoint_every=args.checkpoint_every,
+        memory=args.memory,
     )
     write_configuration(store.path / "config.yaml", args)
     print(summary(store, time.perf_counter() - start))

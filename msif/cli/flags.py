@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from msif.cli.parsing import positive_int
+from msif.cli.parsing import byte_count, positive_int
 
 DATA_SOURCES = "hub name, save_to_disk folder, or .jsonl .json .csv .tsv .txt (also .gz .zst .bz2 .xz) or .parquet"
 FIELDS = ("text_field", "prompt_field", "completion_field", "messages_field", "label_field")
@@ -33,7 +33,7 @@ def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def add_module_flags(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("modules")
     group.add_argument(
-        "--modules", help="mlp, attention, all, everything, or a regular expression on names (default all)"
+        "--modules", help="layers, attention, mlp, everything, or a regular expression on names (default layers)"
     )
     group.add_argument(
         "--split-heads",
@@ -50,6 +50,12 @@ def add_machine_flags(p: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 ...")
     group.add_argument(
         "--batch-tokens", type=positive_int, default=8192, metavar="N", help="tokens of a padded batch (default 8192)"
+    )
+    group.add_argument(
+        "--memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="for sums, factors and query vectors, such as 20GB (default: most of what is free)",
     )
     group.add_argument("--quiet", action="store_true", help="warnings only")
     group.add_argument(

@@ -107,7 +107,7 @@ def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
 _OTHER_ENDS = re.compile("[\r\x85\u2028\u2029]")
 NOT_CONFIGURATION = ("config", "dry_run", "quiet")
 # how a run is carried out and where its results go: other values of these make no other run
-NOT_RESULTS = ("output", "batch_tokens")
+NOT_RESULTS = ("output", "batch_tokens", "memory")
 
 
 def configuration(values: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +177,16 @@ def _let_tokenizers_use_threads() -> None:
     os.register_at_fork(
         before=lambda: os.environ.setdefault(name, "false"), after_in_parent=lambda: os.environ.pop(name, None)
     )
+
+
+def byte_count(text: str) -> int:
+    """An argument type: "20GB", "512MB", "1.5 GiB" or a number of bytes."""
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([KMGT]I?)?B?", text.strip().upper())
+    if match is None or float(match.group(1)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give one such as 20GB")
+    unit = match.group(2) or ""
+    base, power = (2**10 if unit.endswith("I") else 1000), " KMGT".index(unit[:1] or " ")
+    return int(float(match.group(1)) * base**power)
 
 
 def positive_int(text: str) -> int:

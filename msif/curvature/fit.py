@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,12 @@ from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.factors import held
 from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_groups
+from msif.curvature.residency import covariance_bytes, decomposition_bytes, free_memory, lambda_bytes, partition
 from msif.curvature.store import (
+    CHECKPOINT,
     FactorStore,
     files_of,
+    load_metadata,
     load_tensors,
     open_or_create,
     remove_if_nothing_done,
@@ -85,11 +88,13 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     checkpoint_every: float = 600.0,
+    memory: int | None = None,
 ) -> FactorStore:
     """Fits EK-FAC factors of a model over a dataset into a folder (George et al. 2018; Grosse et al. 2023).
 
-    Two passes over ``batches``, which must give the same batches each time it is iterated over. A run that was
-    interrupted resumes from its last checkpoint when called again, and ends with the same result.
+    Two passes over ``batches``, which must give the same batches each time it is iterated over; more of either where
+    not all sums, or all factors, fit into memory at once, with the same result. A run that was interrupted resumes
+    from its last checkpoint when called again, and ends with the same result.
 
     Args:
         output: the folder; a finished one with the same settings is returned as it is.
@@ -98,10 +103,11 @@ def fit(
             theirs, or a hash of their tensors).
         provenance: what is worth knowing (names, versions); stored, never compared.
         checkpoint_every: seconds between checkpoints within a pass.
+        memory: bytes for sums and factors, beside the model and a batch; by default a share of what is free.
 
     Raises:
         MsifError: the folder holds other things or other settings, there is no data or it is not the same the second
-            time, or NaN or infinity appears.
+            time, NaN or infinity appears, or one layer alone does not fit into memory.
     """
     settings = settings or FitSettings()
     path = Path(output)
@@ -119,9 +125,12 @@ def fit(
     if "data" not in run:
         run["data"] = batches_identity(batches)
     store = open_or_create(path, run, tracked, groups, provenance or {})
-    fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every)
+    memory, tokens = free_memory(device) if memory is None else memory, objective.live(first).numel()
+    fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every, memory, tokens)
     parts = store.manifest["parts"]
     try:
+        for part in (part for part in parts if not parts[part]):
+            fit.residents(part)  # what does not fit is told first
         if not parts["eigenvectors"]:
             fit.eigenvectors()
         if not parts["lambda"]:
@@ -144,95 +153,153 @@ class _Fit:
     settings: FitSettings
     store: FactorStore
     checkpoint_every: float
+    memory: int
+    tokens: int
 
     def eigenvectors(self) -> None:
         device, dtype = device_and_dtype(self.model)
-        samples = self.settings.label_samples
-        covariances = CovariancePass(self.tracked, self.store.groups, device, dtype, samples)
-        self._run("covariance", covariances)
-        files = files_of(self.store.groups)
-        for file, names in tqdm(files.items(), desc="eigenvectors", unit="layer", disable=None):
-            if not (self.store.path / file).exists():
-                self.store.save_layer(file, covariances.decompose(names))
+        samples, leaders = self.settings.label_samples, self.store.groups
+        groups = self.residents("eigenvectors")
+        for number, files in enumerate(groups, start=1):
+            modules = self._modules(files)
+            covariances = CovariancePass(modules, _of(leaders, modules), device, dtype, samples)
+            self._run(_Pass("covariance", number, len(groups), files, modules), covariances)
+            progress = tqdm(files, desc="eigenvectors", unit="layer", disable=None)
+            for file in progress:
+                if not self.store.has_bases(file):
+                    self.store.save_bases(file, covariances.decompose(self._names(file)))
+            self.remove_checkpoint()
         self._finish("eigenvectors")
 
     def eigenvalues(self) -> None:
         device, dtype = device_and_dtype(self.model)
-        factors = held(self.store.load_all(), device, dtype)
-        second_moments = LambdaPass(
-            self.tracked, self.store.groups, factors, device, dtype, self.settings.label_samples
-        )
-        self._run("lambda", second_moments)
-        for file, names in files_of(self.store.groups).items():
-            complete = {name: replace(factors[name], Lambda=second_moments.Lambda(name)) for name in names}
-            self.store.save_layer(file, complete)
+        groups = self.residents("lambda")
+        for number, files in enumerate(groups, start=1):
+            modules = self._modules(files)
+            factors = held(self.store.load_all([module.name for module in modules]), device, dtype)
+            leaders, samples = _of(self.store.groups, modules), self.settings.label_samples
+            moments = LambdaPass(modules, leaders, factors, device, dtype, samples)
+            self._run(_Pass("lambda", number, len(groups), files, modules), moments)
+            for file in files:
+                self.store.save_lambda(file, {name: moments.Lambda(name) for name in self._names(file)})
+            self.remove_checkpoint()
         self._finish("lambda")
+
+    def residents(self, part: str) -> list[list[str]]:
+        """The files that are still to be made, in groups that fit; a pass that was interrupted keeps its group.
+
+        Raises:
+            MsifError: one of them alone does not fit.
+        """
+        done = self.store.has_bases if part == "eigenvectors" else self.store.has_lambda
+        under_way = self._under_way("covariance" if part == "eigenvectors" else "lambda")
+        left = {f: n for f, n in files_of(self.store.groups).items() if f not in under_way and not done(f)}
+        size = device_and_dtype(self.model)[1].itemsize
+        groups = partition(left, lambda names: self._bytes(part, names, size), self.memory)
+        return [under_way, *groups] if under_way else groups
+
+    def _bytes(self, part: str, names: Sequence[str], size: int) -> int:
+        modules = [module for module in self.tracked if module.name in names]
+        leads = {module.name: self.store.groups[module.name] == module.name for module in modules}
+        if part == "lambda":
+            return sum(lambda_bytes(module, leads[module.name], size, self.tokens) for module in modules)
+        sums = sum(covariance_bytes(module, leads[module.name], size) for module in modules)
+        return sums + decomposition_bytes(modules)
+
+    def _names(self, file: str) -> list[str]:
+        return files_of(self.store.groups)[file]
+
+    def _modules(self, files: Sequence[str]) -> list[TrackedModule]:
+        names = {name for file in files for name in self._names(file)}
+        return [module for module in self.tracked if module.name in names]
 
     def _finish(self, part: str) -> None:
         self.store.manifest["parts"][part] = True
         self.store.save_manifest()
-        self.remove_checkpoint()
 
     def remove_checkpoint(self) -> None:
-        (self.store.path / "checkpoint.safetensors").unlink(missing_ok=True)
+        (self.store.path / CHECKPOINT).unlink(missing_ok=True)
 
-    def _run(self, part: str, consumer: RunningSums) -> None:
+    def _run(self, step: _Pass, consumer: RunningSums) -> None:
         """Sends all batches through a pass, from its last checkpoint on; leaves a checkpoint that holds all of it."""
         convergence = Convergence()
-        done = self._load_checkpoint(part, consumer, convergence)
+        done = self._load_checkpoint(step, consumer, convergence)
         cotangents = self.settings.cotangents(self.objective, consumer.stream)
         device, _ = device_and_dtype(self.model)
         progress = tqdm(
-            desc=f"{part} pass", unit="seq", initial=consumer.counts["sequences"], total=self._total(), disable=None
+            desc=step.title, unit="seq", initial=consumer.counts["sequences"], total=self._total(), disable=None
         )
         last = time.monotonic()
-        with Capture(self.model, self.tracked, consumer) as capture, progress:
+        with Capture(self.model, step.modules, consumer) as capture, progress:
             for batch in batches_after(self.batches, done):
                 capture.run(self.objective, batch.to(device), cotangents)
                 done += 1
                 progress.update(len(batch))
                 convergence.observe(consumer.counts["sequences"], consumer.estimates)
                 if time.monotonic() - last >= self.checkpoint_every:
-                    self._save_checkpoint(part, consumer, convergence, done)
+                    self._save_checkpoint(step, consumer, convergence, done)
                     last = time.monotonic()
-        if part == "lambda":
-            self._check_counts(consumer.counts)
-        self._save_checkpoint(part, consumer, convergence, done)
+        self._check_counts(consumer.counts)
+        self._save_checkpoint(step, consumer, convergence, done)
         changes = convergence.changes(consumer.counts["sequences"], consumer.estimates())
         self.store.manifest["convergence"].update(changes)
         self.store.manifest["counts"].update(consumer.counts)
-        if part == "covariance":
-            self.store.manifest["parts"]["covariance"] = True
         self.store.save_manifest()
 
     def _check_counts(self, counts: Mapping[str, int]) -> None:
-        """Before the Λ pass is believed: it must have read what the covariance pass read."""
+        """Before a pass is believed: it must have read what the first one read."""
         first = self.store.manifest["counts"]
         odd = [name for name in counts if name in first and first[name] != counts[name]]
         if odd:
             self.remove_checkpoint()  # its sums are over other data
             raise MsifError(
-                f"the data gave {first[odd[0]]} {NAMED[odd[0]]} in the covariance pass and {counts[odd[0]]} in the Λ "
-                "pass: give batches that are the same each time they are gone over."
+                f"the data gave {first[odd[0]]} {NAMED[odd[0]]} in the first pass and {counts[odd[0]]} in a later one: "
+                "give batches that are the same each time they are gone over."
             )
 
     def _total(self) -> int | None:
         return getattr(self.batches, "size", None)
 
-    def _save_checkpoint(self, part: str, consumer: RunningSums, convergence: Convergence, done: int) -> None:
+    def _save_checkpoint(self, step: _Pass, consumer: RunningSums, convergence: Convergence, done: int) -> None:
         snapshots, counts = convergence.state()
-        metadata = {"part": part, "batches": str(done), "counts": json.dumps(consumer.counts), "snapshots": counts}
-        save_tensors(self.store.path / "checkpoint.safetensors", {**consumer.state(), **snapshots}, metadata)
+        metadata = {"part": step.part, "files": json.dumps(step.files), "batches": str(done)}
+        metadata |= {"counts": json.dumps(consumer.counts), "snapshots": counts}
+        save_tensors(self.store.path / CHECKPOINT, {**consumer.state(), **snapshots}, metadata)
 
-    def _load_checkpoint(self, part: str, consumer: RunningSums, convergence: Convergence) -> int:
-        path = self.store.path / "checkpoint.safetensors"
+    def _under_way(self, part: str) -> list[str]:
+        """The files of an interrupted pass."""
+        path = self.store.path / CHECKPOINT
+        metadata = load_metadata(path) if path.exists() else {}
+        return json.loads(metadata["files"]) if metadata.get("part") == part else []
+
+    def _load_checkpoint(self, step: _Pass, consumer: RunningSums, convergence: Convergence) -> int:
+        path = self.store.path / CHECKPOINT
         if not path.exists():
             return 0
         tensors, metadata = load_tensors(path)
-        if metadata.get("part") != part:  # the kill came after a part's end and before its checkpoint was removed
+        if metadata.get("part") != step.part:  # the kill came after a part's end and before its checkpoint was removed
             return 0
         consumer.load_state(tensors)
         consumer.counts.update(json.loads(metadata["counts"]))
         convergence.load_state(tensors, metadata["snapshots"])
-        log.info("resuming the %s pass after %s batches", part, metadata["batches"])
+        log.info("resuming the %s pass after %s batches", step.part, metadata["batches"])
         return int(metadata["batches"])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the data: which of how many, and what it makes."""
+
+    part: str
+    number: int
+    passes: int
+    files: list[str]
+    modules: list[TrackedModule]
+
+    @property
+    def title(self) -> str:
+        return f"{self.part} pass" + (f" {self.number}/{self.passes}" if self.passes > 1 else "")
+
+
+def _of(leaders: Mapping[str, str], modules: Sequence[TrackedModule]) -> dict[str, str]:
+    return {module.name: leaders[module.name] for module in modules}

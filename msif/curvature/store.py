@@ -1,7 +1,8 @@
 """Factors on disk: a manifest, and one safetensors file a layer, read lazily (docs/method.md).
 
 factors/NAME/manifest.json            what was fitted, on what, how far it came
-factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G, Lambda (each module)
+factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G (each module)
+factors/NAME/layers.0.lambda.safetensors   Lambda (each module)
 factors/NAME/checkpoint.safetensors   running sums, while a pass is under way
 """
 
@@ -28,7 +29,8 @@ from msif.models.blocks import Block, TrackedModule, Use
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
-PARTS = ("covariance", "eigenvectors", "lambda")
+PARTS = ("eigenvectors", "lambda")
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class FactorStore(Mapping[str, ModuleFactors]):
@@ -87,32 +89,39 @@ class FactorStore(Mapping[str, ModuleFactors]):
             wanted = [name for name in names if name in members]
             if not wanted:
                 continue
-            keys = {key for name in wanted for key in self._keys(name)}
-            try:
-                with safe_open(self.path / file, framework="pt") as handle:
-                    tensors |= {key: handle.get_tensor(key) for key in handle.keys() if key in keys}  # noqa: SIM118
-            except Exception as error:
-                raise MsifError(f"{self.path / file} cannot be read ({error}): fit the factors again.") from error
-            self._check(file, wanted, tensors)
+            tensors |= self._read(file, {key for name in wanted for key in self._keys(name)})
+            if self.has_lambda(file):
+                tensors |= self._read(lambda_file(file), {f"{name}:Lambda" for name in wanted})
         return tensors
 
-    def _check(self, file: str, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        complete = self.manifest["parts"]["lambda"]
-        for key in (key for name in names for key in self._keys(name)):
-            if key not in tensors and (complete or not key.endswith(":Lambda")):
+    def _read(self, file: str, keys: set[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(self.path / file, framework="pt") as handle:
+                tensors = {key: handle.get_tensor(key) for key in handle.keys() if key in keys}  # noqa: SIM118
+        except Exception as error:
+            raise MsifError(f"{self.path / file} cannot be read ({error}): fit the factors again.") from error
+        for key in sorted(keys):
+            if key not in tensors:
                 raise MsifError(f"{self.path / file} is damaged (it lacks {key}): fit the factors again.")
-            if key in tensors and not bool(torch.isfinite(tensors[key]).all()):
+            if not bool(torch.isfinite(tensors[key]).all()):
                 raise MsifError(f"{self.path / file} holds NaN or infinity in {key}: fit the factors again.")
+        return tensors
+
+    def has_bases(self, file: str) -> bool:
+        return (self.path / file).exists()
+
+    def has_lambda(self, file: str) -> bool:
+        return self.manifest["parts"]["lambda"] or (self.path / lambda_file(file)).exists()
 
     def _keys(self, name: str) -> list[str]:
         """The tensors that belong to a module; of an identity there is none."""
         module, leader = self._modules[name], self.groups[name]
         vectors = [f"{leader}:Q_A"] if module.column_basis == "eigenvectors" else []
         vectors += [f"{name}:Q_G"] if module.row_basis == "eigenvectors" else []
-        return [*vectors, f"{leader}:S_A", f"{name}:S_G", f"{name}:Lambda"]
+        return [*vectors, f"{leader}:S_A", f"{name}:S_G"]
 
-    def save_layer(self, file: str, factors: Mapping[str, ModuleFactors]) -> None:
-        """Writes one layer's factors, with or without Λ."""
+    def save_bases(self, file: str, factors: Mapping[str, ModuleFactors]) -> None:
+        """Writes one layer's factors without Λ."""
         tensors: dict[str, Tensor] = {}
         for name, module in factors.items():
             leader = self.groups[name]
@@ -121,10 +130,12 @@ class FactorStore(Mapping[str, ModuleFactors]):
                 f"{leader}:S_A": module.S_A,
                 f"{name}:Q_G": module.Q_G,
                 f"{name}:S_G": module.S_G,
-                f"{name}:Lambda": module.Lambda,
             }
             tensors |= {key: tensor for key, tensor in found.items() if tensor is not None}
         save_tensors(self.path / file, tensors)
+
+    def save_lambda(self, file: str, Lambda: Mapping[str, Tensor]) -> None:
+        save_tensors(self.path / lambda_file(file), {f"{name}:Lambda": tensor for name, tensor in Lambda.items()})
 
     def save_manifest(self) -> None:
         write_json(self.path / "manifest.json", self.manifest)
@@ -185,10 +196,9 @@ def open_or_create(
                 "now): choose another --output or remove that folder."
             )
         return FactorStore(path, manifest)
-    parts = {"covariance": False, "eigenvectors": False, "lambda": False}
     manifest = {
         "schema": SCHEMA,
-        "parts": parts,
+        "parts": dict.fromkeys(PARTS, False),
         "provenance": dict(provenance),
         "run": {key: value for key, value in run.items() if key != "modules"},
         "counts": {},
@@ -211,7 +221,7 @@ def _by_name(modules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def remove_if_nothing_done(store: FactorStore) -> None:
     """A failed fit that has nothing to resume from leaves no folder, which would refuse other settings."""
-    if not any(store.manifest["parts"].values()) and not (store.path / "checkpoint.safetensors").exists():
+    if not any(store.path.glob("*.safetensors")):
         (store.path / "manifest.json").unlink(missing_ok=True)
         with suppress(OSError):  # it holds other things
             store.path.rmdir()
@@ -254,6 +264,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {}, {}
 
 
+def load_metadata(path: Path) -> dict[str, str]:
+    """Of a file of running sums; of a damaged one nothing."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return handle.metadata() or {}
+    except SafetensorError:
+        return {}
+
+
 def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
     """File name -> modules in it: one file a layer, which is the leader's name up to its first number."""
     files: dict[str, list[str]] = {}
@@ -262,6 +281,11 @@ def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
         layer = match.group(1) if match else "modules"
         files.setdefault(f"{layer}.safetensors", []).append(name)
     return files
+
+
+def lambda_file(file: str) -> str:
+    """Where a layer's Λ is, beside its bases."""
+    return f"{file.removesuffix('.safetensors')}.lambda.safetensors"
 
 
 def module_to_json(module: TrackedModule, leader: str) -> dict[str, Any]:

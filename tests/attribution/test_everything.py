@@ -130,7 +130,9 @@ def fitted(model, tracked, batches):
     groups = find_input_groups(model, tracked, objective, batches[0])
     covariances = CovariancePass(tracked, groups, torch.device("cpu"), torch.float64)
     for which in (0, 1):
-        consumer = covariances if which == 0 else LambdaPass(tracked, groups, factors, torch.device("cpu"), torch.float64)
+        consumer = (
+            covariances if which == 0 else LambdaPass(tracked, groups, factors, torch.device("cpu"), torch.float64)
+        )
         with Capture(model, tracked, consumer) as capture:
             for batch in batches:
                 capture.run(objective, batch, settings.cotangents(objective, consumer.stream))
