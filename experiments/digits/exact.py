@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.digits.images import Images
 from msif.attribution.gradients import Side, query_gradients
 from msif.curvature.filters import Filter
+from msif.curvature.preconditioners import Preconditioner
 from msif.curvature.vectors import Vectors
 
 
@@ -35,7 +36,7 @@ class ExactCurvature:
         self.sigma[: len(values)] = values.clamp(min=0)
 
 
-class Exact:
+class Exact(Preconditioner):
     """f(H) V, as a preconditioner; f is one of the library's filters."""
 
     def __init__(self, curvature: ExactCurvature, filter: Filter) -> None:

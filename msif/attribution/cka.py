@@ -100,6 +100,7 @@ class CKAScorer:
         side = self.candidate_side
         return Cost(
             vector=sum(module.d_out * module.block_rows for module in side.tracked),
+            making=2 * sum(module.d_out * module.shape[1] for module in side.tracked),
             candidates=side.objective.loss_gradient,
             batch=lambda B, T, queries: cka_work(side.tracked, B, T, queries),
             query=cka_work(side.tracked, 1, 0, 0),

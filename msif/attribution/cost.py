@@ -19,6 +19,7 @@ class Cost:
 
     Attributes:
         vector: numbers that a query's vectors hold, in float32.
+        making: numbers that they take while they are made.
         candidates: the gradient that candidates' passes start from.
         batch: (documents, positions, queries) -> of a batch of candidates.
         query: of a query's vectors, once its gradient is there.
@@ -28,6 +29,7 @@ class Cost:
     """
 
     vector: float
+    making: float
     candidates: Cotangent
     batch: Callable[[int, int, int], Work]
     query: Work

@@ -69,6 +69,17 @@ def query_gradients(side: Side, queries: Iterable[Any], measurement: str | Measu
     Raises:
         MsifError: an unknown measurement, no query, or NaN or infinity in a gradient.
     """
+    vectors, order = collected_gradients(side, queries, measurement)
+    rows = query_rows(order).to(next(side.model.parameters()).device)
+    if rows.tolist() == list(range(len(rows))):
+        return vectors
+    return {name: vectors.pop(name)[rows] for name in list(vectors)}
+
+
+def collected_gradients(
+    side: Side, queries: Iterable[Any], measurement: str | Measurement
+) -> tuple[Vectors, list[Tensor]]:
+    """The same with rows in the order in which the queries come, and the ``indices`` of each batch."""
     objective = side.objective
     measure = objective.measurement(measurement) if isinstance(measurement, str) else measurement
     consumer = _GradientPass(side)
@@ -78,12 +89,12 @@ def query_gradients(side: Side, queries: Iterable[Any], measurement: str | Measu
             cotangent = lambda outputs, batch: objective.measurement_gradient(outputs, batch, measure)  # noqa: E731
             capture.run(objective, batch.to(consumer.device), [cotangent])
             order.append(batch.indices)
-    rows = query_rows(order).to(consumer.device)
     vectors: Vectors = {}
     for name in list(consumer.collected):
         parts = consumer.collected.pop(name)
-        vectors[name] = torch.cat(parts)[rows] if len(parts) > 1 or len(rows) > 1 else parts[0]
-    return vectors
+        if parts:
+            vectors[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return vectors, order
 
 
 def query_rows(indices: Sequence[Tensor]) -> Tensor:

@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 PARTIAL = "partial.safetensors"
 
 
+def partial_file(number: int) -> str:
+    """Of the pass of that number, from 0."""
+    return PARTIAL if number == 0 else f"partial.{number}.safetensors"
+
+
 class PartialScores:
     """The scores of some batches of a pass over candidates.
 

@@ -91,6 +91,7 @@ class ProjectedScorer(ABC, Generic[Kernel]):
             kernel = [columns.stop - columns.start for columns in self.projection.columns(side.tracked).values()]
         return Cost(
             vector=2 * width,  # in float64
+            making=6 * width,
             candidates=self._cotangent(),
             batch=lambda B, T, queries: features(B, T) + Work(double=B * width * queries),
             query=Work(double=sum(size**2 for size in kernel)),

@@ -30,6 +30,13 @@ class Ranking:
     rows: np.ndarray
     scores: np.ndarray
 
+    def shown(self, k: int) -> list[tuple[str, int]]:
+        """(kind, place) of the first k with positive scores, and of the last k with negative ones, strongest first."""
+        places = range(len(self.rows))
+        proponents = [("proponent", place) for place in places if self.scores[place] > 0][:k]
+        opponents = [("opponent", place) for place in reversed(places) if self.scores[place] < 0][:k]
+        return proponents + opponents
+
 
 @dataclass(frozen=True)
 class Shown:

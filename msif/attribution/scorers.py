@@ -13,17 +13,21 @@ from tqdm import tqdm
 
 from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.cost import Cost, score_work
-from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
 from msif.attribution.partial import PartialScores
-from msif.attribution.scoring import QueryVectors, ScorePass, compress, split_bias
+from msif.attribution.scoring import QueryVectors, ScorePass, compress, picked, split_bias, stack
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
 from msif.curvature.vectors import Vectors
 from msif.curvature.work import rotation_work
 from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture
 from msif.models.objectives import Measurement
 from msif.models.select import match_modules
+
+# what an iterative solver holds of each query: right-hand side, solution, residual, directions and products
+SOLVER_VECTORS = 7
 
 
 @dataclass(frozen=True)
@@ -152,24 +156,41 @@ class InfluenceScorer:
         self.rank_errors: Tensor | None = None
 
     def query_vectors(self, queries: Iterable[Any]) -> dict[str, QueryVectors]:
-        """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part."""
-        vectors = query_gradients(self.query_side, queries, self.measurement)
+        """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part.
+
+        With a rank, one batch after the other, so that only one batch's vectors are whole at a time.
+        """
+        if self.query_rank is None:
+            return self._through_stages(query_gradients(self.query_side, queries, self.measurement))
+        parts, errors, order = [], [], []
+        for batch in queries:
+            gradients, _ = collected_gradients(self.query_side, [batch], self.measurement)
+            vectors, error = compress(self._through_stages(gradients), self.query_rank)
+            parts.append(vectors)
+            errors.append(error)
+            order.append(batch.indices)
+        rows = query_rows(order)
+        self.rank_errors = torch.cat(errors)[rows.to(errors[0].device)]
+        return picked(stack(parts), rows.to(errors[0].device))
+
+    def _through_stages(self, vectors: Vectors) -> dict[str, QueryVectors]:
         for preconditioner in reversed(self.preconditioners):
             vectors = consume(preconditioner, vectors)
         if self.normalize == "both":
             vectors = _unit(vectors)
         device, dtype = device_and_dtype(self.candidate_side.model)
         vectors = {name: V.to(device, dtype) for name, V in vectors.items()}
-        split = split_bias(vectors, {module.name: module.bias for module in self.candidate_side.tracked})
-        if self.query_rank is not None:
-            split, self.rank_errors = compress(split, self.query_rank)
-        return split
+        return split_bias(vectors, {module.name: module.bias for module in self.candidate_side.tracked})
 
     def cost(self) -> Cost:
         side, rank, normalized = self.candidate_side, self.query_rank, self.normalize != "none"
         rotated = sum(not isinstance(preconditioner, Identity) for preconditioner in self.preconditioners)
+        whole = sum(module.d_out * module.shape[1] for module in side.tracked)
+        solved = any(not preconditioner.blockwise for preconditioner in self.preconditioners)
         return Cost(
-            vector=sum(module.d_out * module.shape[1] for module in side.tracked),
+            vector=whole if rank is None else sum(_held(module, rank) for module in side.tracked),
+            # a module's gradient and its two products at a time; a solver holds directions, residuals and products
+            making=(SOLVER_VECTORS if solved else 1.5) * whole,
             candidates=side.objective.loss_gradient,
             batch=lambda B, T, queries: score_work(side.tracked, B, T, queries, rank, normalized),
             query=rotation_work(side.tracked) * rotated,
@@ -201,6 +222,13 @@ class InfluenceScorer:
     def explain(self, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> list[Contributions]:
         """Per-token and per-block parts of the scores of a few candidates."""
         return contributions(self.candidate_side, vectors, candidates, normalized=self.normalize != "none")
+
+
+def _held(module: TrackedModule, rank: int) -> int:
+    """Numbers that a query's vector of a module holds at a rank."""
+    dense = rank >= min(module.d_out, module.d_in)
+    weight = module.d_out * module.d_in if dense else rank * (module.d_out + module.d_in)
+    return weight + module.d_out * module.bias
 
 
 class EnsembleScorer:

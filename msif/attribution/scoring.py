@@ -73,6 +73,33 @@ def split_bias(vectors: Vectors, biased: dict[str, bool]) -> dict[str, QueryVect
     return result
 
 
+def stack(vectors: list[dict[str, QueryVectors]]) -> dict[str, QueryVectors]:
+    """Takes several sets of vectors over, one module at a time, and puts them one after the other.
+
+    A module is factored in all of them or in none.
+    """
+    if len(vectors) == 1:
+        return vectors[0]
+    result = {}
+    for name in list(vectors[0]):
+        parts = [vars(one.pop(name)) for one in vectors]
+        result[name] = QueryVectors(
+            **{
+                key: None if value is None else torch.cat([part[key] for part in parts])
+                for key, value in parts[0].items()
+            }
+        )
+    return result
+
+
+def picked(vectors: dict[str, QueryVectors], rows: Tensor) -> dict[str, QueryVectors]:
+    """The vectors of some queries, in the order of ``rows``."""
+    return {
+        name: QueryVectors(**{key: None if value is None else value[rows] for key, value in vars(v).items()})
+        for name, v in vectors.items()
+    }
+
+
 def cheapest_route(positions: int, d_out: int, d_in: int, queries: int, rank: int | None) -> Route:
     """Which algebra to use for one module."""
     costs = route_costs(positions, d_out, d_in, queries, rank)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from msif.attribution.contributions import Contributions
 from msif.attribution.methods import PROJECTED
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer
@@ -30,6 +32,9 @@ from msif.models.loading import LoadedModel, load_model, resolve_device
 log = logging.getLogger(__name__)
 
 
+Parts = Callable[[int, Sequence[int]], dict[int, Contributions]]
+
+
 @dataclass(frozen=True)
 class Scored:
     """The result of a job.
@@ -37,13 +42,13 @@ class Scored:
     Attributes:
         rankings: each query's.
         ids: row number -> what results call a candidate.
-        vectors: of the queries, to explain scores with; None where scores have no parts and none were needed.
+        parts: (a query's number, rows) -> row number -> parts of its score; empty where scores have none.
         anew: whether this run has scored, and not an earlier one that ended after that.
     """
 
     rankings: list[Ranking]
     ids: dict[int, int | str]
-    vectors: Any
+    parts: Parts
     anew: bool
 
 
@@ -133,20 +138,52 @@ def _queries(args: argparse.Namespace) -> list[Query]:
 def score(job: Job) -> Scored:
     """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
     queries = job.answered()
-    query_batches = job.encoded(queries)
+    chunks = job.chunks(queries)
     candidates = job.select(queries)
     rows = sorted({int(row) for selected in candidates for row in selected})
-    partial = job.partial_scores(rows, queries)
-    anew = not partial.complete
-    done = "scoring" if anew else "an earlier run has scored"
-    log.info("%s %d of %d documents for %d queries", done, len(rows), len(job.corpus), len(queries))
-    if anew:
-        check_vocabulary(job.documents(rows), job.candidate_model)
-    vectors = job.scorer.query_vectors(query_batches) if anew or isinstance(job.scorer, Explainer) else None
-    if job.rank_errors is not None:
-        worst = float(job.rank_errors.max())
-        log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
-    scores = job.scorer.score_vectors(vectors, job.documents(rows), partial)
-    scored = [int(row) for row in scores.candidates]
+    rankings: list[Ranking] = []
+    parts: list[Parts] = []
+    anew = False
+    for number, (places, batches) in enumerate(chunks):
+        asked, wanted = [queries[place] for place in places], [candidates[place] for place in places]
+        partial = job.partial_scores(rows, asked, number)
+        log.info("%s", _telling(job, rows, asked, partial.complete, number, len(chunks)))
+        if not partial.complete and not anew:
+            check_vocabulary(job.documents(rows), job.candidate_model)
+        anew |= not partial.complete
+        needed = not partial.complete or isinstance(job.scorer, Explainer)
+        vectors = job.scorer.query_vectors(batches) if needed else None
+        if job.rank_errors is not None:
+            worst = float(job.rank_errors.max())
+            log.info("rank %d leaves out %.2g of the query vectors' norm at worst", job.args.query_rank, worst)
+        scores = job.scorer.score_vectors(vectors, job.documents(rows), partial)
+        found = rank(scores, asked, wanted)
+        rankings += found
+        scored = [int(row) for row in scores.candidates]
+        parts.append(_parts_of(job, vectors, found, keep=len(chunks) > 1))
     ids = dict(zip(scored, written_ids(job.corpus.ids(scored)), strict=True))
-    return Scored(rank(scores, queries, candidates), ids, vectors, anew)
+    size = len(chunks[0][0])
+    return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), anew)
+
+
+def _telling(job: Job, rows: Sequence[int], asked: Sequence[Query], done: bool, number: int, chunks: int) -> str:
+    what = "an earlier run has scored" if done else "scoring"
+    chunk = f", pass {number + 1} of {chunks}" if chunks > 1 else ""
+    return f"{what} {len(rows)} of {len(job.corpus)} documents for {len(asked)} queries{chunk}"
+
+
+def _parts_of(job: Job, vectors: Any, rankings: Sequence[Ranking], keep: bool) -> Parts:
+    """The parts of scores of one pass's queries; made at once where the vectors must go for the next pass's."""
+    if not isinstance(job.scorer, Explainer):
+        return lambda query, rows: {}
+    explainer = job.scorer
+
+    def parts(query: int, rows: Sequence[int]) -> dict[int, Contributions]:
+        own = {name: v.only(query) for name, v in vectors.items()}
+        return {part.index: part for part in explainer.explain(own, job.documents(rows))}
+
+    if not keep:
+        return parts
+    shown = [[int(one.rows[place]) for _, place in one.shown(job.args.top_k)] for one in rankings]
+    kept = [parts(query, rows) if rows else {} for query, rows in enumerate(shown)]
+    return lambda query, rows: kept[query]

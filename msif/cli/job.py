@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from msif.attribution.partial import PARTIAL, PartialScores
+from msif.attribution.chunks import chunks_of
+from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.scorers import PairScorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
 from msif.cli.models import label_arguments, positions
 from msif.cli.parsing import NOT_RESULTS, configuration
+from msif.curvature.inputs import device_and_dtype
+from msif.curvature.residency import free_memory
 from msif.curvature.store import read_manifest
-from msif.data.batching import TokenBatches, batches_of
+from msif.data.batching import TokenBatches
 from msif.data.corpus import Corpus
-from msif.data.documents import Batch
+from msif.data.documents import Batch, Document
 from msif.data.encoding import fingerprint_tokenizer
 from msif.data.format import Format
 from msif.data.queries import Query, ask, encode_queries
@@ -126,8 +129,20 @@ class Job:
         messages = query.messages and [*query.messages, turn]
         return replace(query, completion=answer.text, messages=messages)
 
-    def encoded(self, queries: Sequence[Query]) -> list[Batch]:
-        """Queries with answers as batches, numbered as in the list."""
+    def chunks(self, queries: Sequence[Query]) -> list[tuple[range, list[Batch]]]:
+        """For each pass over candidates its queries and their batches, as many as fit into memory.
+
+        Raises:
+            MsifError: not one fits.
+        """
+        memory = self.args.memory
+        if memory is None:
+            device, _ = device_and_dtype(self.candidate_model.model)
+            memory = free_memory(device)
+        return chunks_of(self.encoded(queries), self.scorer.cost(), memory, self.args.batch_tokens)
+
+    def encoded(self, queries: Sequence[Query]) -> list[Document]:
+        """Queries with answers as documents, numbered as in the list."""
         classifies = isinstance(self.scorer.query_side.objective, DocumentHead)
         task = "classification" if classifies else "lm"
         labels = label_arguments(self.query_model, task)
@@ -136,7 +151,7 @@ class Job:
         documents = encode_queries(queries, tokenizer, **limits)
         for document in documents:
             refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
-        return batches_of(documents, self.args.batch_tokens)
+        return documents
 
     def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Each query's candidates, row numbers; rows without a text are no candidates."""
@@ -153,11 +168,11 @@ class Job:
         chosen = selector.select([query.text for query in queries], [texts[row] for row in rows])
         return [rows[places] for places in chosen]
 
-    def partial_scores(self, rows: Sequence[int], queries: Sequence[Query]) -> PartialScores:
-        """What an interrupted run of the same job has scored; in memory only without an output folder."""
+    def partial_scores(self, rows: Sequence[int], queries: Sequence[Query], number: int) -> PartialScores:
+        """What an interrupted run of the same job has scored in a pass; in memory only without an output folder."""
         if not self.args.output:
             return PartialScores()
-        return PartialScores(Path(self.args.output) / PARTIAL, lambda: self._identity(rows, queries))
+        return PartialScores(Path(self.args.output) / partial_file(number), lambda: self._identity(rows, queries))
 
     def _identity(self, rows: Sequence[int], queries: Sequence[Query]) -> dict[str, Any]:
         """All that scores depend on."""

@@ -79,7 +79,8 @@ def score_into(path: Path, job: Job) -> None:
     with not_lost(path / SCORES, "only these tables are missing"):
         print(f"results are in {path}")
         report(scored.rankings, shown)
-    (path / PARTIAL).unlink(missing_ok=True)
+    for file in path.glob("partial*.safetensors"):
+        file.unlink(missing_ok=True)
 
 
 def _provenance(job: Job) -> dict[str, object]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from tqdm import tqdm
 
 from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown
-from msif.attribution.scorers import Explainer
 from msif.cli.explain import Scored
 from msif.cli.job import Job
 from msif.data.tokens import pieces
@@ -19,20 +17,11 @@ def shown_documents(job: Job, scored: Scored) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
     shown: list[Shown] = []
     for number, ranking in enumerate(tqdm(scored.rankings, desc="explaining", unit="query", disable=None)):
-        chosen = _pick(ranking, job.args.top_k)
+        chosen = ranking.shown(job.args.top_k)
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]
-            parts = _parts(job, scored.vectors, number, rows)
-            shown.extend(_shown_for(job, parts, scored.ids, ranking, chosen))
+            shown.extend(_shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen))
     return shown
-
-
-def _parts(job: Job, vectors: Any, number: int, rows: Sequence[int]) -> dict[int, Contributions]:
-    """Row number -> parts of one query's scores; empty where scores are no sums over tokens and blocks."""
-    if not isinstance(job.scorer, Explainer):
-        return {}
-    own = {name: v.only(number) for name, v in vectors.items()}
-    return {part.index: part for part in job.scorer.explain(own, job.documents(rows))}
 
 
 def _shown_for(
@@ -84,11 +73,3 @@ def _by_block(job: Job, parts: Mapping[int, Contributions]) -> dict[int, dict[st
         blocks = zip(names, part.blocks[0].tolist(), strict=True)
         result[row] = dict(sorted(blocks, key=lambda block: -abs(block[1])))
     return result
-
-
-def _pick(ranking: Ranking, k: int) -> list[tuple[str, int]]:
-    """(kind, place) of the first k with positive scores, and of the last k with negative ones, strongest first."""
-    places = range(len(ranking.rows))
-    proponents = [("proponent", place) for place in places if ranking.scores[place] > 0][:k]
-    opponents = [("opponent", place) for place in reversed(places) if ranking.scores[place] < 0][:k]
-    return proponents + opponents

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from msif.curvature.filters import Scale, per_block
 from msif.curvature.ggn import Operator
+from msif.curvature.preconditioners import Preconditioner
 from msif.curvature.vectors import Vectors
 from msif.draws import generator
 from msif.errors import MsifError
@@ -104,7 +105,7 @@ def top_eigenpairs(
     return Eigenpairs(torch.from_numpy(values[chosen]), vectors, residuals, iterations)
 
 
-class Arnoldi:
+class Arnoldi(Preconditioner):
     """The inverse on the span of the top eigenvectors, as a preconditioner.
 
     x = V K⁻¹ Vᵀ b with K = Vᵀ (H + D) V, which is 1/(σ + λ) on each eigenvector where D is λI, and nothing elsewhere,

@@ -138,7 +138,7 @@ def _product_of(active: Tensor, operator: Operator, p: Vectors) -> Vectors:
     return {name: torch.zeros_like(V).index_copy(0, rows, products[name]) for name, V in p.items()}
 
 
-class CG:
+class CG(Preconditioner):
     """The damped inverse by conjugate gradients, as a preconditioner; ``solution`` keeps the last residuals.
 
     Args:

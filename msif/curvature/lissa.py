@@ -70,7 +70,7 @@ class LiSSASettings:
             raise MsifError("LiSSA needs a depth, repeats and batches of 1 or more, and a seed of 0 or more.")
 
 
-class _Richardson(ABC):
+class _Richardson(ABC, Preconditioner):
     """x ← x + step · P (b − (H_b + D) x), with its checks."""
 
     kind = "the stochastic solver"

@@ -57,7 +57,7 @@ def parameter_diagonal(
     return {name: total / (supervised * label_samples) for name, total in totals.items()}
 
 
-class ParameterDiagonal:
+class ParameterDiagonal(Preconditioner):
     """1/(diag(H) + λ) for each parameter.
 
     Args:
@@ -84,7 +84,7 @@ class ParameterDiagonal:
         return damped
 
 
-class OverParameters:
+class OverParameters(Preconditioner):
     """Applies ``maps`` to the tracked maps' weights and biases, as [W b] of each, and ``rest`` to all other parameters.
 
     Args:

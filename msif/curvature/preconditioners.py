@@ -5,8 +5,6 @@ Gradients travel as ``Vectors``, see ``msif.curvature.vectors``.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -16,18 +14,22 @@ from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 
 
-class Preconditioner(Protocol):
-    """Applies a symmetric positive map to every vector.
+class Preconditioner:
+    """A base class of what applies a symmetric positive map to every vector.
 
-    One whose modules do not mix says so with ``blockwise = True``, and may be given them one at a time.
+    Attributes:
+        blockwise: whether modules do not mix, so that they may be given one at a time.
     """
 
-    def apply(self, vectors: Vectors) -> Vectors: ...
+    blockwise = False
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        raise NotImplementedError
 
 
 def consume(preconditioner: Preconditioner, vectors: Vectors) -> Vectors:
     """``preconditioner.apply(vectors)``; where it can, each vector's memory is released as soon as it is used."""
-    if not getattr(preconditioner, "blockwise", False):
+    if not preconditioner.blockwise:
         return preconditioner.apply(vectors)
     result: Vectors = {}
     for name in list(vectors):
@@ -35,7 +37,7 @@ def consume(preconditioner: Preconditioner, vectors: Vectors) -> Vectors:
     return result
 
 
-class Identity:
+class Identity(Preconditioner):
     """No curvature: the gradient dot product."""
 
     blockwise = True
@@ -44,7 +46,7 @@ class Identity:
         return vectors
 
 
-class EKFAC:
+class EKFAC(Preconditioner):
     """Q_G [f(Λ) ⊙ (Q_Gᵀ V Q_A)] Q_Aᵀ for each module (George et al. 2018; Grosse et al. 2023, arXiv 2308.03296).
 
     Cost: two products a side and query, no pass over data. Factors are read one module at a time, and Λ is never

@@ -10,11 +10,12 @@ from helpers import MLP, Classify, examples, track_plain
 
 from msif.attribution.gradients import Side
 from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.preconditioners import Preconditioner
 
 DAMPING, ALPHA = 0.05, 0.3
 
 
-class Dense:
+class Dense(Preconditioner):
     """The exact inverse of one explicit matrix over vec(W̄)."""
 
     def __init__(self, H, shift):

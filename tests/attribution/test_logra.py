@@ -10,6 +10,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.logra import LABEL_STREAM, LoGraScorer
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.preconditioners import Preconditioner
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM, SequenceClassification, generators_for
@@ -94,7 +95,7 @@ def test_unprojected_it_is_influence_with_the_exact_curvature_of_one_linear_map(
     W = torch.cat([model.layers[0].weight, model.layers[0].bias[:, None]], 1).detach()
     H = torch.autograd.functional.hessian(mean_loss, W).reshape(12, 12)
 
-    class Exact:
+    class Exact(Preconditioner):
         def apply(self, vectors):
             inverse = torch.linalg.inv(H + 0.05 * torch.eye(12).double())
             return {name: (V.flatten(1) @ inverse).view_as(V) for name, V in vectors.items()}

@@ -12,7 +12,7 @@ from msif.curvature.cg import CG, Damped, conjugate_gradients
 from msif.curvature.filters import DampedInverse
 from msif.curvature.fit import FitSettings
 from msif.curvature.ggn import GGN
-from msif.curvature.preconditioners import EKFAC
+from msif.curvature.preconditioners import EKFAC, Preconditioner
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM
@@ -31,7 +31,7 @@ class Matrix:
         return {"m": (vectors["m"].flatten(1) @ self.H).view_as(vectors["m"])}
 
 
-class Inverse:
+class Inverse(Preconditioner):
     def __init__(self, H):
         self.inverse = torch.linalg.inv(H)
 

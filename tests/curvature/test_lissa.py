@@ -14,7 +14,7 @@ from msif.curvature.ggn import GGN
 from msif.curvature.lissa import LiSSA, LiSSASettings, PreconditionedLiSSA, _still_growing
 from msif.curvature.minibatches import MiniBatches
 from msif.curvature.power import largest_eigenvalue
-from msif.curvature.preconditioners import EKFAC, Identity
+from msif.curvature.preconditioners import EKFAC, Identity, Preconditioner
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM
@@ -241,6 +241,6 @@ def test_a_curvature_that_is_not_finite_or_not_positive_is_an_error(problem):
         poisoned.apply(problem.b)
 
 
-class NotFinite:
+class NotFinite(Preconditioner):
     def apply(self, vectors):
         return {name: V * float("nan") for name, V in vectors.items()}

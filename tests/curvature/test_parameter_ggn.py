@@ -15,7 +15,7 @@ from msif.curvature.ggn import GGN
 from msif.curvature.parameter_ggn import ParameterGGN
 from msif.curvature.parameter_preconditioner import OverParameters, ParameterDiagonal, parameter_diagonal
 from msif.curvature.parameters import ParameterFunction, all_parameters
-from msif.curvature.preconditioners import EKFAC, Identity
+from msif.curvature.preconditioners import EKFAC, Identity, Preconditioner
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM, SequenceClassification
@@ -247,7 +247,7 @@ def test_the_preconditioner_saves_products_where_ekfac_is_nearly_exact():
 def test_the_preconditioner_sends_each_weight_and_bias_to_its_map(build):
     """With twice a map's vector on the maps and thrice the rest's, in stored and transposed weights."""
 
-    class Times:
+    class Times(Preconditioner):
         def __init__(self, factor, shapes):
             self.factor, self.shapes = factor, shapes
 
