@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
+from msif.errors import MsifError
 
 if TYPE_CHECKING:
     from msif.curvature.store import FactorStore
     from msif.data.batching import TokenBatches
-    from msif.models.blocks import TrackedModule
     from msif.models.loading import LoadedModel
-    from msif.models.objectives import Objective
 
 EXAMPLE = """example:
   python -m msif.fit_factors --model EleutherAI/pythia-70m --data corpus.jsonl --output factors/pythia-70m
@@ -91,8 +90,14 @@ def _fit(args: argparse.Namespace) -> None:
     check_vocabulary(batches, loaded)
     objective = objective_for(args.task, loaded)
     if args.dry_run:
-        print(dry_run(loaded, tracked, objective, batches, settings))
+        from msif.curvature.estimate import describe_fit
+        from msif.data.sample import foretell
+
+        plan, stream = foretell(batches), batches.size is None
+        print(describe_fit(loaded.model, tracked, objective, plan, settings, args.memory, stream))
         return
+    if loaded.model.device.type == "meta":
+        raise MsifError("--device meta has no weights to fit on: use it with --dry-run.")
     start = time.perf_counter()
     store = fit(
         loaded.model,
@@ -161,33 +166,6 @@ def report_convergence(store: FactorStore, lines: bool) -> None:
             f"warning: factors still move per doubling of the data ({', '.join(worst)} at most): {advice}.",
             file=sys.stderr,
         )
-
-
-def dry_run(
-    loaded: LoadedModel, tracked: Sequence[TrackedModule], objective: Objective, batches: TokenBatches, settings: Any
-) -> str:
-    """Sizes by count, and a time from one small batch and a sample of the data."""
-    from msif.curvature.estimate import fit_seconds, fit_speed, human_bytes, human_seconds, sizes
-    from msif.data.sample import foretell
-
-    plan = foretell(batches)
-    speed = fit_speed(loaded.model, tracked, objective, plan, settings)
-    size = sizes(tracked, speed.groups)
-    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    outputs = 2 * 4 * speed.outputs * max(B * T for B, T in plan.shapes)
-    memory = weights + 2 * size.factor_bytes + outputs
-    lines = [
-        f"blocks      {size.blocks} in {size.modules} modules, {size.parameters:,} parameters",
-        f"on disk     {human_bytes(size.factor_bytes)} in float32",
-        f"memory      about {human_bytes(memory)} (weights, factors with their sums, a batch's outputs)",
-    ]
-    passes, eigen = fit_seconds(speed, plan, tracked, settings)
-    if batches.size is None:
-        lines.append(f"time        {human_seconds(passes)} a document, of a stream of unknown length")
-    else:
-        parts = f"two passes {human_seconds(passes)}, eigenvectors {human_seconds(eigen)}"
-        lines.append(f"time        about {human_seconds(passes + eigen)}: {parts}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

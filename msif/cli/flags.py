@@ -55,7 +55,7 @@ def add_machine_flags(p: argparse.ArgumentParser) -> None:
         "--memory",
         type=byte_count,
         metavar="SIZE",
-        help="for sums, factors and query vectors, such as 20GB (default: most of what is free)",
+        help="of the device in all, such as 20GB; else passes are repeated (default: most of what is free)",
     )
     group.add_argument("--quiet", action="store_true", help="warnings only")
     group.add_argument(

@@ -19,8 +19,7 @@ from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
 from msif.cli.models import label_arguments, positions
 from msif.cli.parsing import NOT_RESULTS, configuration
-from msif.curvature.inputs import device_and_dtype
-from msif.curvature.residency import free_memory
+from msif.curvature.residency import room_beside
 from msif.curvature.store import read_manifest
 from msif.data.batching import TokenBatches
 from msif.data.corpus import Corpus
@@ -135,11 +134,17 @@ class Job:
         Raises:
             MsifError: not one fits.
         """
-        memory = self.args.memory
-        if memory is None:
-            device, _ = device_and_dtype(self.candidate_model.model)
-            memory = free_memory(device)
-        return chunks_of(self.encoded(queries), self.scorer.cost(), memory, self.args.batch_tokens)
+        return chunks_of(self.encoded(queries), self.scorer.cost(), self.room(), self.args.batch_tokens)
+
+    def room(self) -> int:
+        """Bytes for query vectors.
+
+        Raises:
+            MsifError: not enough for one.
+        """
+        models = [model.model for model in (self.candidate_model, self.query_model, self.answering_model)]
+        width = max(model.config.get_text_config().vocab_size for model in models)
+        return room_beside(models, width * self.args.batch_tokens, self.args.memory)
 
     def encoded(self, queries: Sequence[Query]) -> list[Document]:
         """Queries with answers as documents, numbered as in the list."""

@@ -17,8 +17,8 @@ from msif.curvature.convergence import Convergence
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.factors import held
-from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_groups
-from msif.curvature.residency import covariance_bytes, decomposition_bytes, free_memory, lambda_bytes, partition
+from msif.curvature.inputs import check_all_run, device_and_dtype, probe_inputs
+from msif.curvature.residency import Residency, room_beside
 from msif.curvature.store import (
     CHECKPOINT,
     FactorStore,
@@ -103,7 +103,7 @@ def fit(
             theirs, or a hash of their tensors).
         provenance: what is worth knowing (names, versions); stored, never compared.
         checkpoint_every: seconds between checkpoints within a pass.
-        memory: bytes for sums and factors, beside the model and a batch; by default a share of what is free.
+        memory: bytes of the device that the fit may take, with the model; by default most of what is free.
 
     Raises:
         MsifError: the folder holds other things or other settings, there is no data or it is not the same the second
@@ -117,16 +117,17 @@ def fit(
     if first is None:
         raise MsifError("there is no data to fit on: the dataset gives no batch.")
     device, dtype = device_and_dtype(model)
-    groups = find_input_groups(model, tracked, objective, first.to(device))
+    groups, outputs = probe_inputs(model, tracked, objective, first.to(device))
     check_all_run(tracked, groups)
+    room = room_beside([model], outputs, memory)
     run = {**(identity or {}), "settings": asdict(settings), "compute_dtype": str(dtype).removeprefix("torch.")}
     if "model" not in run:
         run["model"] = {"config": fingerprint_config(model), "weights": fingerprint_weights(model)}
     if "data" not in run:
         run["data"] = batches_identity(batches)
     store = open_or_create(path, run, tracked, groups, provenance or {})
-    memory, tokens = free_memory(device) if memory is None else memory, objective.live(first).numel()
-    fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every, memory, tokens)
+    residency = Residency(tracked, store.groups, objective.live(first).numel(), dtype.itemsize)
+    fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every, room, residency)
     parts = store.manifest["parts"]
     try:
         for part in (part for part in parts if not parts[part]):
@@ -153,8 +154,8 @@ class _Fit:
     settings: FitSettings
     store: FactorStore
     checkpoint_every: float
-    memory: int
-    tokens: int
+    room: int
+    residency: Residency
 
     def eigenvectors(self) -> None:
         device, dtype = device_and_dtype(self.model)
@@ -194,17 +195,8 @@ class _Fit:
         done = self.store.has_bases if part == "eigenvectors" else self.store.has_lambda
         under_way = self._under_way("covariance" if part == "eigenvectors" else "lambda")
         left = {f: n for f, n in files_of(self.store.groups).items() if f not in under_way and not done(f)}
-        size = device_and_dtype(self.model)[1].itemsize
-        groups = partition(left, lambda names: self._bytes(part, names, size), self.memory)
+        groups = self.residency.partition(left, part, self.room)
         return [under_way, *groups] if under_way else groups
-
-    def _bytes(self, part: str, names: Sequence[str], size: int) -> int:
-        modules = [module for module in self.tracked if module.name in names]
-        leads = {module.name: self.store.groups[module.name] == module.name for module in modules}
-        if part == "lambda":
-            return sum(lambda_bytes(module, leads[module.name], size, self.tokens) for module in modules)
-        sums = sum(covariance_bytes(module, leads[module.name], size) for module in modules)
-        return sums + decomposition_bytes(modules)
 
     def _names(self, file: str) -> list[str]:
         return files_of(self.store.groups)[file]

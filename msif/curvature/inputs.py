@@ -24,11 +24,18 @@ def find_input_groups(
     attention and MLP maps of a parallel block behind one norm. A module that runs several times shares with those that
     it shares with each time. A parameter that is no linear map is alone, and one that does not run is left out.
     """
+    return probe_inputs(model, tracked, objective, batch)[0]
+
+
+def probe_inputs(
+    model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batch: Any
+) -> tuple[dict[str, str], int]:
+    """The same, and how many numbers the outputs are."""
     probe = _InputProbe()
     with Capture(model, tracked, probe) as capture:
-        capture.run(objective, batch, [])
+        outputs = capture.run(objective, batch, [])
         ran = capture.ran
-    return {module.name: probe.leader(module.name) for module in tracked if module.name in ran}
+    return {module.name: probe.leader(module.name) for module in tracked if module.name in ran}, outputs.numel()
 
 
 class _InputProbe(Consumer):
@@ -53,7 +60,9 @@ class _InputProbe(Consumer):
 
 
 def _identity(x: Tensor) -> tuple[object, ...]:
-    return x.data_ptr(), x.shape, x.stride(), x._version
+    # without numbers there is no address, but a storage
+    place = (x.untyped_storage()._cdata, x.storage_offset()) if x.is_meta else x.data_ptr()
+    return place, x.shape, x.stride(), x._version
 
 
 class SharedInputs:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import psutil
 import torch
+from torch import nn
 
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
@@ -14,13 +17,32 @@ from msif.models.blocks import TrackedModule
 SHARE = 0.7
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that sums, factors and vectors may take where nothing is said: a share of what the device has free."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return int(SHARE * free)
+def room_beside(models: Iterable[nn.Module], outputs: float, memory: int | None) -> int:
+    """Bytes for sums, factors and vectors beside models that are loaded and a batch's outputs.
+
+    Args:
+        outputs: how many numbers a batch's outputs are; of them and of their gradient one float32 copy is made.
+        memory: of the device in all; None takes a share of what it has free.
+
+    Raises:
+        MsifError: nothing is left.
+    """
+    different = {id(model): model for model in models}.values()
+    weights = sum(p.numel() * p.element_size() for model in different for p in model.parameters())
+    device = next(next(iter(different)).parameters()).device
+    if memory is None:
+        return sys.maxsize if device.type == "meta" else int(SHARE * _free(device) - 8 * outputs)
+    left = int(memory - weights - 8 * outputs)
+    if left <= 0:
+        raise MsifError(
+            f"--memory is {memory / 1e9:.3g} GB; weights take {weights / 1e9:.3g} and a batch's outputs "
+            f"{8 * outputs / 1e9:.3g}: give more, a smaller --batch-tokens, or --dtype bfloat16."
+        )
+    return left
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def covariance_bytes(module: TrackedModule, leads: bool, size: int) -> int:
@@ -44,30 +66,56 @@ def decomposition_bytes(modules: Sequence[TrackedModule]) -> int:
     return 4 * 8 * max(squares, default=0)
 
 
-def partition(
-    files: Mapping[str, Sequence[str]], bytes_of: Callable[[Sequence[str]], int], memory: int
-) -> list[list[str]]:
-    """Files in their order, as few groups as fit: each a pass over the data.
+@dataclass(frozen=True)
+class Residency:
+    """What a fit holds of its modules.
 
-    Args:
-        files: name -> modules.
-
-    Raises:
-        MsifError: one file alone does not fit.
+    Attributes:
+        groups: module -> the one with which it shares its input.
+        tokens: of a batch.
+        size: bytes of a number.
     """
-    groups: list[list[str]] = []
-    held: list[str] = []
-    for file, names in files.items():
-        alone = bytes_of(names)
-        if alone > memory:
-            raise MsifError(
-                f"'{file.removesuffix('.safetensors')}' takes {alone / 1e9:.3g} GB, and there are {memory / 1e9:.3g} "
-                "for sums and factors: give a larger --memory, or fewer --modules."
-            )
-        if groups and bytes_of([*held, *names]) <= memory:
-            groups[-1].append(file)
-            held += names
-        else:
-            groups.append([file])
-            held = list(names)
-    return groups
+
+    tracked: Sequence[TrackedModule]
+    groups: Mapping[str, str]
+    tokens: int
+    size: int
+
+    def bytes_of(self, names: Sequence[str], part: str) -> int:
+        """Of these modules at once, while "eigenvectors" or "lambda" are made."""
+        wanted = set(names)
+        modules = [module for module in self.tracked if module.name in wanted]
+        total = 0
+        for module in modules:
+            leads = self.groups[module.name] == module.name
+            if part == "lambda":
+                total += lambda_bytes(module, leads, self.size, self.tokens)
+            else:
+                total += covariance_bytes(module, leads, self.size)
+        return total if part == "lambda" else total + decomposition_bytes(modules)
+
+    def partition(self, files: Mapping[str, Sequence[str]], part: str, memory: int) -> list[list[str]]:
+        """Names of files in their order, in as few groups as fit: each a pass over the data.
+
+        Args:
+            files: name -> modules.
+
+        Raises:
+            MsifError: one file alone does not fit.
+        """
+        groups: list[list[str]] = []
+        held: list[str] = []
+        for file, names in files.items():
+            alone = self.bytes_of(names, part)
+            if alone > memory:
+                raise MsifError(
+                    f"'{file.removesuffix('.safetensors')}' takes {alone / 1e9:.3g} GB, and beside the model there are "
+                    f"{memory / 1e9:.3g}: give a larger --memory, or fewer --modules."
+                )
+            if groups and self.bytes_of([*held, *names], part) <= memory:
+                groups[-1].append(file)
+                held += names
+            else:
+                groups.append([file])
+                held = list(names)
+        return groups

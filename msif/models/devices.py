@@ -8,7 +8,7 @@ from msif.errors import MsifError
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of a --device argument.
+    """The device of a --device argument; "meta" has shapes and no numbers.
 
     Raises:
         MsifError: there is no such device, or it has no float64.
@@ -19,6 +19,8 @@ def resolve_device(device: str) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise MsifError(f"There is no device {device!r}: give --device auto, cpu or cuda.") from error
+    if target.type == "meta":
+        return target
     if target.type not in ("cpu", "cuda", "mps", "xpu"):
         raise MsifError(f"Device {device!r} cannot hold a model: give --device auto, cpu or cuda.")
     check_float64(target)

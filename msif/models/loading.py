@@ -63,7 +63,8 @@ def load_model(name_or_path: str | Path, task: str = "lm", dtype: str = "auto", 
         name_or_path: a folder in the format of transformers or PEFT, or a name on the Hugging Face Hub.
         task: "lm", or "classification" for a checkpoint with a sequence classification head.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
-        device: "auto" (CUDA where there is one, else CPU) or a torch device.
+        device: "auto" (CUDA where there is one, else CPU) or a torch device; on "meta" a model is made of its
+            configuration alone, for estimates.
 
     Raises:
         MsifError: the first thing found wrong, and how to mend it.
@@ -75,6 +76,8 @@ def load_model(name_or_path: str | Path, task: str = "lm", dtype: str = "auto", 
     target = resolve_device(device)
     source = locate(str(name_or_path))
     with _quiet_transformers():
+        if target.type == "meta":
+            return _without_weights(source, task, dtype)
         adapter = read_adapter(source.name, source.folder) if source.folder is not None else None
         loaded = _load_adapted(source, adapter, task, dtype) if adapter else _load_whole(source, task, dtype)
     guard_vocabulary(loaded.model, loaded.tokenizer, loaded.name)
@@ -108,6 +111,19 @@ def _load_whole(source: Source, task: str, dtype: str) -> LoadedModel:
         model, _ = _load_weights(source, config, task, DTYPES[dtype])
         _check_finite(f"{name} as {dtype}", model)
     return LoadedModel(name, model.eval(), tokenizer, weights, settings)
+
+
+def _without_weights(source: Source, task: str, dtype: str) -> LoadedModel:
+    """A model of shapes alone; its configuration and tokenizer are all that is read."""
+    config = load_config(source)
+    check_architecture(source.name, config, task)
+    tokenizer = _load_tokenizer(source, config)
+    auto: Any = AutoModelForCausalLM if task == "lm" else AutoModelForSequenceClassification
+    stored = DTYPES.get(dtype, getattr(config, "dtype", None) or torch.float32)
+    with torch.device("meta"):
+        # fused attention looks at the numbers of a mask
+        model = auto.from_config(config, dtype=stored, attn_implementation="eager")
+    return LoadedModel(source.name, model.eval(), tokenizer, "", fingerprint_config(model))
 
 
 def _load_adapted(source: Source, adapter: Adapter, task: str, dtype: str) -> LoadedModel:

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from helpers import documents, tiny_lm
+from helpers import VOCABULARY, documents, tiny_lm
 from safetensors.torch import load_file
 from test_fit import Breaking, Interrupted, contents, data_identity
 
-import msif.curvature.fit as fitting
+import msif.curvature.residency as residency
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.inputs import find_input_groups
-from msif.curvature.residency import covariance_bytes, decomposition_bytes, lambda_bytes, partition
+from msif.curvature.residency import Residency, covariance_bytes, decomposition_bytes, lambda_bytes
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM
@@ -48,7 +48,14 @@ def largest_file(problem):
     return max(map(sums, layers.values())), max(map(moments, layers.values()))
 
 
-BESIDE = 3
+BESIDE = 3  # looks at the data beside passes
+
+
+def beside(problem):
+    """Bytes of the weights and of the first batch's outputs."""
+    return (
+        8 * sum(p.numel() for p in problem.model.parameters()) + 8 * problem.batches[0].input_ids.numel() * VOCABULARY
+    )
 
 
 class Counted(list):
@@ -62,7 +69,7 @@ class Counted(list):
 @pytest.mark.parametrize("times", [1, 2.1, 100])
 def test_groups_give_the_same_factors_bit_for_bit(whole, at_once, tmp_path, times):
     batches = Counted(whole.batches)
-    memory = int(times * max(largest_file(whole)))
+    memory = beside(whole) + int(times * max(largest_file(whole)))
     assert contents(whole.fit(tmp_path / "f", batches=batches, memory=memory).path) == at_once
     # beside looks at the first batch and at what the data is, two passes or more
     assert (batches.passes - BESIDE > 2) == (times < 100) and batches.passes - BESIDE <= 6
@@ -70,7 +77,9 @@ def test_groups_give_the_same_factors_bit_for_bit(whole, at_once, tmp_path, time
 
 def test_what_does_not_fit_is_told_before_any_pass(whole, tmp_path):
     with pytest.raises(MsifError, match=r"'layers\.0' takes .* give a larger --memory"):
-        whole.fit(tmp_path / "f", memory=max(largest_file(whole)) // 2)
+        whole.fit(tmp_path / "f", memory=beside(whole) + max(largest_file(whole)) // 2)
+    with pytest.raises(MsifError, match=r"weights take .* and a batch's outputs .*: give more"):
+        whole.fit(tmp_path / "f", memory=beside(whole))
     assert not (tmp_path / "f").exists()
 
 
@@ -82,8 +91,9 @@ def test_an_interrupted_group_is_resumed_with_any_memory(whole, tmp_path, monkey
     once = contents(whole.fit(tmp_path / "once", identity=identity).path)
     sums, moments = largest_file(whole)
     if kind == "covariance":  # so that it is this pass that comes in groups
-        monkeypatch.setattr(fitting, "lambda_bytes", lambda *_: 0)
+        monkeypatch.setattr(residency, "lambda_bytes", lambda *_: 0)
     memory, counted = sums if kind == "covariance" else max(sums, moments), Counted(whole.batches)
+    memory += beside(whole)
     whole.fit(tmp_path / "counted", batches=counted, memory=memory)
     passes, options = counted.passes - BESIDE, {"identity": identity, "checkpoint_every": 0.0}
     breaking = Breaking(whole.batches, 1 + int(after * passes * len(whole.batches)))
@@ -121,9 +131,11 @@ def test_bytes_are_those_that_are_held(modules, tied):
     assert more - sum(covariance_bytes(m, groups[m.name] == m.name, 8) for m in tracked) == 8 * held
 
 
-def test_partitions_keep_the_order_and_fill_up():
+def test_partitions_keep_the_order_and_fill_up(monkeypatch):
+    monkeypatch.setattr(Residency, "bytes_of", lambda self, names, part: len(names))
+    of = Residency([], {}, 0, 4)
     files = {f"{size}{i}.safetensors": ["x"] * size for i, size in enumerate([3, 2, 2, 4, 1])}
-    found = partition(files, len, 5)
+    found = of.partition(files, "lambda", 5)
     assert [[name[0] for name in group] for group in found] == [["3", "2"], ["2"], ["4", "1"]]
     with pytest.raises(MsifError, match="larger --memory"):
-        partition(files, len, 3)
+        of.partition(files, "lambda", 3)
