@@ -6,17 +6,15 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
-from msif.errors import MsifError
 
 if TYPE_CHECKING:
     from msif.curvature.store import FactorStore
-    from msif.data.batching import TokenBatches
-    from msif.models.loading import LoadedModel
+    from msif.stage import Stage
 
 EXAMPLE = """example:
   python -m msif.fit_factors --model EleutherAI/pythia-70m --data corpus.jsonl --output factors/pythia-70m
@@ -66,73 +64,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fit(args)
 
 
-def _fit(args: argparse.Namespace) -> None:
-    from msif.cli.dry_run import worth_checking
-    from msif.cli.models import check_vocabulary, label_arguments, longest, objective_for
-    from msif.curvature.fit import FitSettings, fit
-    from msif.data.corpus import load_corpus
-    from msif.data.format import check_rows, choose_format
-    from msif.models.loading import load_model, resolve_device
-    from msif.models.select import track_modules
+def stage_of(args: argparse.Namespace) -> Stage:
+    """The stage that the flags describe."""
+    from msif.curvature.fit import FitSettings
+    from msif.stage import Stage
 
-    settings = FitSettings(args.fisher, args.label_samples, args.seed)
-    resolve_device(args.device)
-    corpus = load_corpus(args.data, split=args.split, streaming=args.streaming, max_examples=args.max_examples)
-    choose_format(corpus, task=args.task, **field_arguments(args))  # wrong fields are told before the model is loaded
-    loaded = load_model(args.model, args.task, args.dtype, args.device)
-    args.max_length = longest(args.max_length, [loaded])
-    labels = label_arguments(loaded, args.task)
-    format = choose_format(corpus, task=args.task, **labels, **field_arguments(args))
-    if worth_checking(corpus, args):
-        check_rows(corpus, format)
-    tracked = track_modules(loaded.model, args.modules, args.split_heads)
-    batches = batches_for(args, corpus, format, loaded)
-    check_vocabulary(batches, loaded)
-    objective = objective_for(args.task, loaded)
-    if args.dry_run:
-        from msif.curvature.estimate import describe_fit
-        from msif.data.sample import foretell
-
-        plan, stream = foretell(batches), batches.size is None
-        print(describe_fit(loaded.model, tracked, objective, plan, settings, args.memory, stream))
-        return
-    if loaded.model.device.type == "meta":
-        raise MsifError("--device meta has no weights to fit on: use it with --dry-run.")
-    start = time.perf_counter()
-    store = fit(
-        loaded.model,
-        tracked,
-        objective,
-        batches,
+    return Stage(
+        args.model,
+        args.data,
         args.output,
-        settings,
-        identity=identity(args, loaded),
-        provenance=provenance(args),
-        checkpoint_every=args.checkpoint_every,
+        task=args.task,
+        modules=args.modules,
+        split_heads=args.split_heads,
+        dtype=args.dtype,
+        device=args.device,
+        fields=field_arguments(args),
+        split=args.split,
+        max_length=args.max_length,
+        max_examples=args.max_examples,
+        streaming=args.streaming,
+        batch_tokens=args.batch_tokens,
+        settings=FitSettings(args.fisher, args.label_samples, args.seed),
         memory=args.memory,
-    )
+        checkpoint_every=args.checkpoint_every,
+    ).checked()
+
+
+def _fit(args: argparse.Namespace) -> None:
+    stage = stage_of(args)
+    args.max_length = stage.max_length
+    if args.dry_run:
+        print(_describe(stage))
+        return
+    start = time.perf_counter()
+    store = stage.store
     write_configuration(store.path / "config.yaml", args)
     print(summary(store, time.perf_counter() - start))
     report_convergence(store, lines=args.diagnostics)
 
 
-def batches_for(args: argparse.Namespace, corpus: Any, format: Any, loaded: LoadedModel) -> TokenBatches:
-    from msif.data.batching import TokenBatches
+def _describe(stage: Stage) -> str:
+    from msif.cli.dry_run import worth_checking
+    from msif.curvature.estimate import describe_fit
+    from msif.data.format import check_rows
+    from msif.data.sample import foretell
 
-    limits = {"max_length": args.max_length, "batch_tokens": args.batch_tokens}
-    return TokenBatches(corpus, format, loaded.tokenizer, seed=args.seed, **limits)
-
-
-def identity(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
-    """What must be equal for two runs to be one, beside the data and the settings."""
-    model = {"config": loaded.config, "weights": loaded.weights, "dtype": str(loaded.model.dtype)}
-    return {"model": model, "task": args.task}
-
-
-def provenance(args: argparse.Namespace) -> dict[str, Any]:
-    from msif.cli.models import versions
-
-    return {"model": args.model, "data": args.data, "device": args.device, "versions": versions()}
+    batches = stage.batches
+    if worth_checking(batches.corpus, dry_run=True):
+        check_rows(batches.corpus, stage.format)
+    plan, stream = foretell(batches), batches.size is None
+    side = stage.side
+    return describe_fit(side.model, side.tracked, side.objective, plan, stage.settings, stage.memory, stream)
 
 
 def summary(store: FactorStore, seconds: float) -> str:

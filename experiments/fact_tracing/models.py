@@ -15,7 +15,6 @@ from experiments.fact_tracing.reading import Asked, Pair
 from experiments.fact_tracing.store import keyed
 from msif.attribution.gradients import Side
 from msif.attribution.stages import Stage
-from msif.cli.models import longest
 from msif.cli.stage import spread
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.fit import FitSettings, fit
@@ -26,6 +25,7 @@ from msif.data.format import Format
 from msif.data.queries import Query, encode_queries
 from msif.models.loading import LoadedModel, load_model
 from msif.models.objectives import CausalLM
+from msif.models.roles import longest
 from msif.models.select import track_modules
 from msif.models.training import natural_tau
 

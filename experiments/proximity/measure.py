@@ -11,7 +11,6 @@ from torch import Tensor
 
 from msif.attribution.gradients import Side
 from msif.attribution.stages import check_factors
-from msif.cli.models import longest
 from msif.cli.stage import spread
 from msif.curvature.store import FactorStore
 from msif.data.batching import TokenBatches
@@ -22,6 +21,7 @@ from msif.evaluation.proximity import Key, hidden_size
 from msif.evaluation.quadratic import Expansion, changes_of, expansion, losses_along, mean_loss, second_difference
 from msif.models.loading import LoadedModel
 from msif.models.objectives import CausalLM
+from msif.models.roles import longest
 from msif.models.select import match_modules, track_modules
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

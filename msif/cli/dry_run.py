@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 from msif.attribution.estimate import Asked, describe_scoring
 from msif.candidates.selection import parse_candidates
 from msif.cli.job import Job
@@ -15,9 +13,9 @@ SOME = 64  # queries whose tokens are counted
 CHECKED_ROWS = 1_000_000
 
 
-def worth_checking(corpus: Corpus, args: argparse.Namespace) -> bool:
+def worth_checking(corpus: Corpus, dry_run: bool) -> bool:
     """Whether every row is looked at before the work: in a dry run only where that takes seconds."""
-    return not args.dry_run or corpus.size is None or corpus.size <= CHECKED_ROWS
+    return not dry_run or corpus.size is None or corpus.size <= CHECKED_ROWS
 
 
 def describe(job: Job) -> str:

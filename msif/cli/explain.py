@@ -18,7 +18,6 @@ from msif.cli.dry_run import worth_checking
 from msif.cli.flags import field_arguments
 from msif.cli.job import Job
 from msif.cli.method import check_measurement, index_batches, scorer_options, with_measurement
-from msif.cli.models import check_vocabulary, label_arguments, longest, with_numbers
 from msif.cli.pull import with_alpha
 from msif.cli.stage import ihvp_of, stage_of
 from msif.curvature.store import FactorStore
@@ -26,8 +25,9 @@ from msif.data.batching import TokenBatches
 from msif.data.corpus import Corpus, load_corpus
 from msif.data.format import Format, check_rows, choose_format
 from msif.data.ids import check_ids, written_ids
-from msif.data.queries import Query, load_queries
+from msif.data.queries import Query, load_queries, with_numbers
 from msif.models.loading import LoadedModel, load_model, resolve_device
+from msif.models.roles import check_vocabulary, label_arguments, longest
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def prepare(args: argparse.Namespace) -> Job:
     # candidates are a classifier's documents only where no pre-trained model is given
     corpus_task = "lm" if args.pretrained else args.task
     choose_format(corpus, task=corpus_task, **field_arguments(args))
-    if worth_checking(corpus, args):
+    if worth_checking(corpus, args.dry_run):
         check_ids(corpus)
     pretrained = load_model(args.pretrained, "lm", args.dtype, args.device) if args.pretrained else None
     finetuned = load_model(args.finetuned, args.task, args.dtype, args.device) if args.finetuned else None
@@ -76,7 +76,7 @@ def prepare(args: argparse.Namespace) -> Job:
     args = argparse.Namespace(**{**vars(args), "max_length": length})  # a copy: the given one is written down
     labels = label_arguments(first, corpus_task)
     format = choose_format(corpus, task=corpus_task, **labels, **field_arguments(args))
-    if worth_checking(corpus, args):
+    if worth_checking(corpus, args.dry_run):
         check_rows(corpus, format)
     damping = Damping(args.damping, args.damping_scale, args.alpha)
     rates = list(args.learning_rate_sum or [None, None])

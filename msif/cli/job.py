@@ -17,7 +17,6 @@ from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.scorers import PairScorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
-from msif.cli.models import label_arguments, positions
 from msif.cli.parsing import NOT_RESULTS, configuration
 from msif.curvature.residency import room_beside
 from msif.curvature.store import read_manifest
@@ -31,6 +30,7 @@ from msif.errors import MsifError, UnusableError
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.loading import LoadedModel
 from msif.models.objectives import DocumentHead
+from msif.models.roles import label_arguments, positions
 from msif.models.vocabulary import embedding_rows, refuse_unknown
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from msif.attribution.partial import PARTIAL
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.cli.explain import score
 from msif.cli.job import Job
-from msif.cli.models import versions
 from msif.cli.parsing import configuration
 from msif.cli.showing import shown_documents
 from msif.data.labels import describe_label
 from msif.errors import MsifError, is_out_of_memory, one_line
+from msif.provenance import versions
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 

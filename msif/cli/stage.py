@@ -13,7 +13,6 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.methods import SOLVERS, STAGED
 from msif.attribution.stages import Stage, check_factors
 from msif.cli.flags import field_arguments
-from msif.cli.models import label_arguments, objective_for
 from msif.curvature.store import FactorStore
 from msif.data.batching import TokenBatches
 from msif.data.corpus import load_corpus
@@ -21,6 +20,7 @@ from msif.data.format import choose_format
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel
+from msif.models.roles import label_arguments, objective_for
 from msif.models.select import track_modules
 from msif.models.training import natural_tau
 

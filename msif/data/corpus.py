@@ -174,6 +174,31 @@ def corpus_from_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> C
     return Corpus(Dataset.from_list([dict(row) for row in rows]), name)
 
 
+def as_corpus(data: Any, **options: Any) -> Corpus:
+    """Whatever a user has as a corpus: a source's name, a ``datasets.Dataset``, or a list of texts or of rows.
+
+    Args:
+        options: of ``load_corpus``, for a name.
+
+    Raises:
+        MsifError: it is none of these, or what ``load_corpus`` raises.
+    """
+    if isinstance(data, Corpus):
+        return data
+    if isinstance(data, (str, Path)):
+        return load_corpus(str(data), **options)
+    if isinstance(data, Sequence) and data and all(isinstance(row, str) for row in data):
+        return corpus_from_rows([{"text": text} for text in data], "texts")
+    if isinstance(data, Sequence) and data and all(isinstance(row, Mapping) for row in data):
+        return corpus_from_rows(data)
+    if hasattr(data, "column_names") or hasattr(data, "iter"):
+        return Corpus(data, "dataset")
+    raise MsifError(
+        f"data is {type(data).__name__}: give a file, a folder, a hub name, a datasets.Dataset, or a list of texts or "
+        "rows."
+    )
+
+
 def load_corpus(
     source: str, *, split: str | None = None, streaming: bool = False, max_examples: int | None = None
 ) -> Corpus:

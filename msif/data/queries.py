@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
 from msif.data.format import Format, join_texts
 from msif.data.ids import id_text
-from msif.data.labels import Problem
+from msif.data.labels import Problem, read_label
 from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
 
@@ -116,6 +116,25 @@ def _filled(row: Mapping[str, Any], field: str, where: str) -> str:
 def _given(value: Any) -> Any:
     missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
     return None if missing else value
+
+
+def with_numbers(queries: Sequence[Query], labels: Mapping[str, Any]) -> list[Query]:
+    """A regression's labels as numbers, however they are written.
+
+    Args:
+        labels: ``label_arguments`` of the model that is asked.
+    """
+    if labels.get("problem") != "regression":
+        return list(queries)
+
+    def numbered(query: Query) -> Query:
+        if query.label is None:
+            return query
+        numbers = read_label(query.label, f"query '{query.id}'", **labels)
+        assert isinstance(numbers, tuple)
+        return replace(query, label=list(numbers) if len(numbers) > 1 else numbers[0])
+
+    return [numbered(query) for query in queries]
 
 
 def ask(query: Query, tokenizer: Any) -> list[int]:

@@ -113,6 +113,12 @@ def _load_whole(source: Source, task: str, dtype: str) -> LoadedModel:
     return LoadedModel(name, model.eval(), tokenizer, weights, settings)
 
 
+def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    """A model that is in memory already, with what identifies it."""
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return LoadedModel(name, model, tokenizer, fingerprint_weights(model), fingerprint_config(model))
+
+
 def _without_weights(source: Source, task: str, dtype: str) -> LoadedModel:
     """A model of shapes alone; its configuration and tokenizer are all that is read."""
     config = load_config(source)

@@ -132,8 +132,8 @@ def test_a_file_of_queries(ask, tmp_path):
 
 def test_which_loss_is_taken_is_said(heads, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "msif"):
-        from msif.cli.models import objective_for
         from msif.models.loading import load_model
+        from msif.models.roles import objective_for
 
         objective_for("classification", load_model(heads / "reward", "classification"))
     assert "reward: one output and no problem_type in its config.json: taken for a regression" in caplog.text

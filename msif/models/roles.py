@@ -1,18 +1,12 @@
-"""What the commands make of a loaded model."""
+"""What a loaded model is asked for: its objective, its labels, its lengths, its vocabulary."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from msif.data.batching import TokenBatches
-from msif.data.labels import read_label
-from msif.data.queries import Query
 from msif.errors import MsifError
 from msif.models.heads import head_objective, label2id, problem_of
 from msif.models.loading import LoadedModel
@@ -42,25 +36,6 @@ def label_arguments(loaded: LoadedModel, task: str) -> dict[str, Any]:
     return {"label2id": label2id(config), "problem": problem_of(config, loaded.name)}
 
 
-def with_numbers(queries: Sequence[Query], labels: Mapping[str, Any]) -> list[Query]:
-    """A regression's labels as numbers, however they are written.
-
-    Args:
-        labels: ``label_arguments`` of the model that is asked.
-    """
-    if labels.get("problem") != "regression":
-        return list(queries)
-
-    def numbered(query: Query) -> Query:
-        if query.label is None:
-            return query
-        numbers = read_label(query.label, f"query '{query.id}'", **labels)
-        assert isinstance(numbers, tuple)
-        return replace(query, label=list(numbers) if len(numbers) > 1 else numbers[0])
-
-    return [numbered(query) for query in queries]
-
-
 def check_vocabulary(batches: TokenBatches, loaded: LoadedModel) -> None:
     """Before long work: where a tokenizer has outgrown its model, no row has a token beyond the embedding.
 
@@ -74,11 +49,6 @@ def check_vocabulary(batches: TokenBatches, loaded: LoadedModel) -> None:
     rows, name = embedding_rows(loaded.model), batches.corpus.name
     for document in batches.documents():
         refuse_unknown(document.input_ids, rows, loaded.tokenizer, f"row {document.index} of '{name}'")
-
-
-def versions() -> dict[str, str]:
-    """Of what a result depends on, for provenance."""
-    return {name: version(name) for name in ("msif", "torch", "transformers")} | {"cuda": str(torch.version.cuda)}
 
 
 def longest(asked: int | None, loaded: Sequence[LoadedModel]) -> int:

@@ -1,0 +1,207 @@
+"""A stage of training: a model, the data that it was trained on, and the factors of its curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from msif.attribution.gradients import Side
+from msif.attribution.stages import check_factors
+from msif.curvature.fit import FitSettings, fit
+from msif.curvature.store import FactorStore
+from msif.data.batching import TokenBatches
+from msif.data.corpus import Corpus, as_corpus
+from msif.data.format import Format, check_rows, choose_format
+from msif.errors import MsifError
+from msif.models.blocks import TrackedModule
+from msif.models.loading import LoadedModel, load_model, resolve_device, wrap_model
+from msif.models.objectives import Objective
+from msif.models.roles import check_vocabulary, label_arguments, longest, objective_for
+from msif.models.select import track_modules
+from msif.models.training import natural_tau
+from msif.provenance import versions
+
+
+class Stage:
+    """One stage of training, from names, folders or objects; nothing is loaded or computed before it is needed.
+
+    Args:
+        model: a folder or hub name, or a model of transformers, with ``tokenizer``.
+        data: what it was trained on: a file, folder or hub name, a ``datasets.Dataset``, or a list of texts or rows.
+        factors: folder for its factors, which are fitted, resumed, or reused where they are there; without ``data``
+            they must be.
+        task: "lm", or "classification".
+        modules, split_heads: what is tracked, see ``track_modules``.
+        dtype, device: see ``load_model``.
+        fields: which fields of the data are read (text_field, prompt_field, completion_field, messages_field,
+            label_field), and of which split.
+        max_length: tokens kept of a document; 512 where the model has as many positions.
+        max_examples: only the first so many rows.
+        streaming: read the data on the fly.
+        batch_tokens: of a padded batch.
+        settings: how factors are fitted; its seed is also that of the order of batches.
+        learning_rate_sum: of its training, for τ where no ``trainer_state.json`` lies beside the model.
+        memory: bytes of the device that a fit may take.
+        checkpoint_every: seconds between checkpoints of a fit.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        data: Any = None,
+        factors: str | Path | None = None,
+        *,
+        tokenizer: Any = None,
+        task: str = "lm",
+        modules: str = "layers",
+        split_heads: bool = True,
+        dtype: str = "auto",
+        device: str = "auto",
+        fields: Mapping[str, str | None] | None = None,
+        split: str | None = None,
+        max_length: int | None = None,
+        max_examples: int | None = None,
+        streaming: bool = False,
+        batch_tokens: int = 8192,
+        settings: FitSettings | None = None,
+        learning_rate_sum: float | None = None,
+        memory: int | None = None,
+        checkpoint_every: float = 600.0,
+    ) -> None:
+        if isinstance(model, nn.Module) and tokenizer is None:
+            raise MsifError("a model that is an object needs its tokenizer: give tokenizer=.")
+        self.model, self.data, self.factors, self.tokenizer, self.task = model, data, factors, tokenizer, task
+        self.modules, self.split_heads, self.dtype, self.device = modules, split_heads, dtype, device
+        self.fields: dict[str, Any] = dict(fields or {})
+        self.split, self.streaming = split, streaming
+        self.length, self.max_examples, self.batch_tokens = max_length, max_examples, batch_tokens
+        self.settings, self.learning_rate_sum = settings or FitSettings(), learning_rate_sum
+        self.memory, self.checkpoint_every = memory, checkpoint_every
+
+    def __repr__(self) -> str:
+        parts = [repr(str(self.model)) if not isinstance(self.model, nn.Module) else type(self.model).__name__]
+        parts += [f"data={str(self.data)!r}"] if isinstance(self.data, (str, Path)) else []
+        parts += [f"factors={str(self.factors)!r}"] if self.factors is not None else []
+        return f"Stage({', '.join(parts)})"
+
+    def checked(self) -> Stage:
+        """What can be told to be wrong with the device and the data before the model is loaded.
+
+        Raises:
+            MsifError: the first thing found.
+        """
+        resolve_device(self.device)
+        if self.corpus is not None:
+            choose_format(self.corpus, task=self.task, **self.fields)
+        return self
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        if isinstance(self.model, nn.Module):
+            return wrap_model(self.model, self.tokenizer)  # type: ignore[arg-type]
+        return load_model(self.model, self.task, self.dtype, self.device)
+
+    @cached_property
+    def corpus(self) -> Corpus | None:
+        if self.data is None:
+            return None
+        return as_corpus(self.data, split=self.split, streaming=self.streaming, max_examples=self.max_examples)
+
+    @cached_property
+    def format(self) -> Format:
+        """How its data are read.
+
+        Raises:
+            MsifError: there are no data, or not with such fields.
+        """
+        labels = label_arguments(self.loaded, self.task)
+        return choose_format(self._rows(), task=self.task, **labels, **self.fields)
+
+    @cached_property
+    def max_length(self) -> int:
+        return longest(self.length, [self.loaded])
+
+    @cached_property
+    def batches(self) -> TokenBatches:
+        """Its data, in the batches that a fit takes.
+
+        Raises:
+            MsifError: there are no data, or they have a token that the model has not.
+        """
+        batches = TokenBatches(
+            self._rows(),
+            self.format,
+            self.loaded.tokenizer,
+            self.max_length,
+            self.batch_tokens,
+            seed=self.settings.seed,
+        )
+        check_vocabulary(batches, self.loaded)
+        return batches
+
+    def _rows(self) -> Corpus:
+        if self.corpus is None:
+            raise MsifError(f"{self} has no data: give data=, what the model was trained on.")
+        return self.corpus
+
+    @cached_property
+    def objective(self) -> Objective:
+        return objective_for(self.task, self.loaded)
+
+    @cached_property
+    def tracked(self) -> list[TrackedModule]:
+        return track_modules(self.loaded.model, self.modules, self.split_heads)
+
+    @property
+    def side(self) -> Side:
+        return Side(self.loaded.model, self.tracked, self.objective)
+
+    @cached_property
+    def store(self) -> FactorStore:
+        """Its factors: reused where they are in the folder, else fitted into it, from where an interrupted fit was.
+
+        Raises:
+            MsifError: there is no folder, or it holds other factors; no data to fit on; see ``fit``.
+        """
+        if self.factors is None:
+            raise MsifError(f"{self} has no factors: give factors=, a folder for them.")
+        if self.data is None:
+            store = FactorStore.open(self.factors)
+            check_factors(store, self.loaded)
+            return store
+        if self.loaded.model.device.type == "meta":
+            raise MsifError("device 'meta' has no weights to fit on: it is for estimates.")
+        check_rows(self._rows(), self.format)
+        return fit(
+            self.loaded.model,
+            self.tracked,
+            self.objective,
+            self.batches,
+            self.factors,
+            self.settings,
+            identity=self.identity,
+            provenance={**self.named, "device": self.device, "versions": versions()},
+            checkpoint_every=self.checkpoint_every,
+            memory=self.memory,
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two fits to be one, beside data and settings."""
+        model = {"config": self.loaded.config, "weights": self.loaded.weights, "dtype": str(self.loaded.model.dtype)}
+        return {"model": model, "task": self.task}
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The names of model and data, for messages and provenance."""
+        data = self.data if isinstance(self.data, (str, Path)) else getattr(self.corpus, "name", None)
+        return {"model": self.loaded.name, "data": str(data)}
+
+    @cached_property
+    def tau(self) -> dict[str, Tensor]:
+        """τ of each block, from what its training left beside the model; see ``natural_tau``."""
+        return natural_tau(self.loaded.name, self.loaded.model, self.tracked, self.learning_rate_sum)
