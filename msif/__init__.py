@@ -38,7 +38,11 @@ _HOME = {
     "InfluenceScorer": "msif.attribution.scorers",
     "EnsembleScorer": "msif.attribution.scorers",
     "Scores": "msif.attribution.scorers",
-    "Stage": "msif.attribution.stages",
+    "Stage": "msif.stage",
+    "attribute": "msif.run",
+    "Result": "msif.result",
+    "Options": "msif.job",
+    "FittedStage": "msif.attribution.stages",
     "Damping": "msif.attribution.stages",
     "build_scorer": "msif.attribution.stages",
     "IHVP": "msif.attribution.inverses",
@@ -65,7 +69,7 @@ if TYPE_CHECKING:
     from msif.attribution.logra import LoGraScorer
     from msif.attribution.parameter_scorer import ParameterScorer
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
-    from msif.attribution.stages import Damping, Stage, build_scorer
+    from msif.attribution.stages import Damping, FittedStage, build_scorer
     from msif.attribution.trak import TRAKScorer
     from msif.candidates.build import build_selector
     from msif.curvature.cg import CG, relative_residual
@@ -80,6 +84,7 @@ if TYPE_CHECKING:
     from msif.data.corpus import load_corpus
     from msif.data.format import choose_format
     from msif.errors import MsifError
+    from msif.job import Options
     from msif.models.layouts import register_layout
     from msif.models.loading import load_model
     from msif.models.merging import merge_adapter

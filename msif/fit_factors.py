@@ -104,13 +104,13 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _describe(stage: Stage) -> str:
-    from msif.cli.dry_run import worth_checking
     from msif.curvature.estimate import describe_fit
     from msif.data.format import check_rows
     from msif.data.sample import foretell
+    from msif.prepare import CHECKED_ROWS
 
     batches = stage.batches
-    if worth_checking(batches.corpus, dry_run=True):
+    if batches.size is None or batches.size <= CHECKED_ROWS:
         check_rows(batches.corpus, stage.format)
     plan, stream = foretell(batches), batches.size is None
     side = stage.side

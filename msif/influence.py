@@ -196,11 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from msif.cli.explain import prepare
+    from msif.cli.explain import asked_of
     from msif.cli.output import new_or_unchanged, score_and_report, score_into
+    from msif.prepare import prepare
 
-    job = prepare(args)
-    args.alpha = job.args.alpha
+    job = prepare(asked_of(args))
+    args.alpha = job.options.damping.alpha
     if args.output:
         check_output(Path(args.output), args)
     if args.dry_run:

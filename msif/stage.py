@@ -7,15 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor, nn
 
 from msif.attribution.gradients import Side
 from msif.attribution.stages import check_factors
 from msif.curvature.fit import FitSettings, fit
 from msif.curvature.store import FactorStore
-from msif.data.batching import TokenBatches
+from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus, as_corpus
-from msif.data.format import Format, check_rows, choose_format
+from msif.data.format import FIELDS, Format, check_rows, choose_format
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel, load_model, resolve_device, wrap_model
@@ -35,7 +36,8 @@ class Stage:
         factors: folder for its factors, which are fitted, resumed, or reused where they are there; without ``data``
             they must be.
         task: "lm", or "classification".
-        modules, split_heads: what is tracked, see ``track_modules``.
+        modules, split_heads: what is tracked, see ``track_modules``; where nothing is said, the layers, or what factors
+            that are there were fitted for.
         dtype, device: see ``load_model``.
         fields: which fields of the data are read (text_field, prompt_field, completion_field, messages_field,
             label_field), and of which split.
@@ -45,6 +47,7 @@ class Stage:
         batch_tokens: of a padded batch.
         settings: how factors are fitted; its seed is also that of the order of batches.
         learning_rate_sum: of its training, for τ where no ``trainer_state.json`` lies beside the model.
+        moved_to: where the data of factors that are there are now, for methods that go over them again.
         memory: bytes of the device that a fit may take.
         checkpoint_every: seconds between checkpoints of a fit.
     """
@@ -57,8 +60,8 @@ class Stage:
         *,
         tokenizer: Any = None,
         task: str = "lm",
-        modules: str = "layers",
-        split_heads: bool = True,
+        modules: str | None = None,
+        split_heads: bool | None = None,
         dtype: str = "auto",
         device: str = "auto",
         fields: Mapping[str, str | None] | None = None,
@@ -69,6 +72,7 @@ class Stage:
         batch_tokens: int = 8192,
         settings: FitSettings | None = None,
         learning_rate_sum: float | None = None,
+        moved_to: str | None = None,
         memory: int | None = None,
         checkpoint_every: float = 600.0,
     ) -> None:
@@ -80,7 +84,7 @@ class Stage:
         self.split, self.streaming = split, streaming
         self.length, self.max_examples, self.batch_tokens = max_length, max_examples, batch_tokens
         self.settings, self.learning_rate_sum = settings or FitSettings(), learning_rate_sum
-        self.memory, self.checkpoint_every = memory, checkpoint_every
+        self.moved_to, self.memory, self.checkpoint_every = moved_to, memory, checkpoint_every
 
     def __repr__(self) -> str:
         parts = [repr(str(self.model)) if not isinstance(self.model, nn.Module) else type(self.model).__name__]
@@ -154,11 +158,38 @@ class Stage:
 
     @cached_property
     def tracked(self) -> list[TrackedModule]:
-        return track_modules(self.loaded.model, self.modules, self.split_heads)
+        """What is tracked, or of factors that are there what they were fitted for.
+
+        Raises:
+            MsifError: there are no factors for some of it.
+        """
+        if self.opened is None:
+            return track_modules(self.loaded.model, self.modules or "layers", self.split_heads is not False)
+        split = any(len(module.blocks) > 1 for module in self.store.tracked)
+        if self.split_heads is not None and self.split_heads != split:
+            wanted = "--split-heads" if self.split_heads else "--no-split-heads"
+            raise MsifError(
+                f"the factors in {self.factors} were not fitted with {wanted}: leave it out, or fit them so."
+            )
+        if self.modules is None:
+            return self.store.tracked
+        chosen = {module.name for module in track_modules(self.loaded.model, self.modules)}
+        kept = [module for module in self.store.tracked if module.name in chosen]
+        if len(kept) < len(chosen):
+            missing = min(chosen - {module.name for module in kept})
+            raise MsifError(
+                f"the factors in {self.factors} have none for '{missing}': fit them with --modules {self.modules}."
+            )
+        return kept
 
     @property
     def side(self) -> Side:
         return Side(self.loaded.model, self.tracked, self.objective)
+
+    @cached_property
+    def opened(self) -> FactorStore | None:
+        """Factors that must be there, for there are no data to fit them on."""
+        return FactorStore.open(self.factors) if self.factors is not None and self.data is None else None
 
     @cached_property
     def store(self) -> FactorStore:
@@ -169,10 +200,9 @@ class Stage:
         """
         if self.factors is None:
             raise MsifError(f"{self} has no factors: give factors=, a folder for them.")
-        if self.data is None:
-            store = FactorStore.open(self.factors)
-            check_factors(store, self.loaded)
-            return store
+        if self.opened is not None:
+            check_factors(self.opened, self.loaded)
+            return self.opened
         if self.loaded.model.device.type == "meta":
             raise MsifError("device 'meta' has no weights to fit on: it is for estimates.")
         check_rows(self._rows(), self.format)
@@ -205,3 +235,40 @@ class Stage:
     def tau(self) -> dict[str, Tensor]:
         """τ of each block, from what its training left beside the model; see ``natural_tau``."""
         return natural_tau(self.loaded.name, self.loaded.model, self.tracked, self.learning_rate_sum)
+
+    def training(self, examples: int | None = None) -> TokenBatches:
+        """Its own training data, or so many sequences of them: its ``data``, or else what its factors were fitted on.
+
+        Raises:
+            MsifError: they are not there, or not the same any more.
+        """
+        if self.opened is None:
+            return spread(self.batches, examples)
+        return spread(fitted_data(self.store, self.loaded, self.moved_to), examples)
+
+
+def fitted_data(store: FactorStore, loaded: LoadedModel, moved_to: str | None = None) -> TokenBatches:
+    """The data that factors were fitted on by ``msif.fit_factors``, as the batches of that fit.
+
+    Raises:
+        MsifError: the fit's configuration or its data are not there, or the data have changed.
+    """
+    path = store.path / "config.yaml"
+    if not path.is_file():
+        raise MsifError(
+            f"{path} is not there, so the data of these factors is not known: fit them by msif.fit_factors."
+        )
+    flags: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    source = moved_to or flags["data"]
+    options = {name: flags[name] for name in ("split", "streaming", "max_examples")}
+    corpus = as_corpus(source, **options)
+    fields = {name: flags[name] for name in FIELDS}
+    format = choose_format(corpus, task=flags["task"], **label_arguments(loaded, flags["task"]), **fields)
+    fitted: dict[str, Any] = store.manifest["run"]["data"]
+    if corpus.fingerprint(format.columns) != fitted["content"]:
+        raise MsifError(
+            f"the data in {source} is not what the factors in {store.path} were fitted on: name the right file with "
+            "--pretrained-data or --finetuned-data, or fit them again."
+        )
+    limits = {name: fitted[name] for name in ("max_length", "batch_tokens", "seed", "window")}
+    return TokenBatches(corpus, format, loaded.tokenizer, **limits)

@@ -14,7 +14,7 @@ from transformers import GPTNeoXForCausalLM
 from experiments.common.folders import built
 from experiments.counterfactual.two_stage import TwoStage
 from msif.attribution.gradients import Side
-from msif.attribution.stages import Stage
+from msif.attribution.stages import FittedStage
 from msif.curvature.fit import FitSettings, fit
 from msif.models.objectives import CausalLM, Objective
 from msif.models.select import track_modules
@@ -43,26 +43,26 @@ class Model:
     modules: str
 
     @cached_property
-    def stage(self) -> Stage:
+    def stage(self) -> FittedStage:
         """With factors, which are fitted when they are first asked for, τ of each block and the stage's data."""
         return self._stage(self.modules, "factors")
 
     @cached_property
-    def layers(self) -> Stage:
+    def layers(self) -> FittedStage:
         """The same of the decoder layers alone."""
         return self._stage("all", "layers-factors")
 
     @cached_property
-    def everything(self) -> Stage:
+    def everything(self) -> FittedStage:
         """The same with the input embedding, too."""
         return self._stage("everything", "everything-factors")
 
-    def _stage(self, modules: str, name: str) -> Stage:
+    def _stage(self, modules: str, name: str) -> FittedStage:
         tracked, factors = track_modules(self.model, modules), self.folder.with_name(f"{self.folder.name}-{name}")
         settings = FitSettings(label_samples=LABEL_SAMPLES)
         store = fit(self.model, tracked, self.objective, self.batches, factors, settings)
         side, tau = Side(self.model, tracked, self.objective), natural_tau(self.folder, self.model, tracked)
-        return Stage(side, store.load_all(), tau, self.batches)
+        return FittedStage(side, store.load_all(), tau, self.batches)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.parameter_scorer import ParameterScorer
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer, Scorer
-from msif.attribution.stages import Damping, Stage, build_scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.curvature.filters import Accumulation, Decay
 from msif.curvature.parameters import ParameterFunction, all_parameters
 from msif.curvature.preconditioners import EKFAC
@@ -114,7 +114,7 @@ def _staged(
     method: str,
     damping: Damping | None = None,
     ihvp: IHVP | None = None,
-    stage: Callable[[Model], Stage] = attrgetter("stage"),
+    stage: Callable[[Model], FittedStage] = attrgetter("stage"),
 ) -> Scoring:
     """By a method of the library, over the maps that ``stage`` tracks."""
 

@@ -18,7 +18,7 @@ from experiments.digits.images import Digits, Images, Parts
 from experiments.digits.network import BODY, Network, new_networks
 from experiments.digits.settings import Schedule, Settings
 from msif.attribution.gradients import Side
-from msif.attribution.stages import Stage
+from msif.attribution.stages import FittedStage
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.fit import FitSettings, fit
 from msif.curvature.store import FactorStore
@@ -93,9 +93,9 @@ class Checkpoint:
         return roots
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> FittedStage:
         """For the library's methods by name."""
-        return Stage(self.body, self.store, self.tau, [self.images])
+        return FittedStage(self.body, self.store, self.tau, [self.images])
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from experiments.fact_tracing.options import FitOptions
 from experiments.fact_tracing.reading import Asked, Pair
 from experiments.fact_tracing.store import keyed
 from msif.attribution.gradients import Side
-from msif.attribution.stages import Stage
-from msif.cli.stage import spread
+from msif.attribution.stages import FittedStage
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.fit import FitSettings, fit
-from msif.data.batching import TokenBatches, batches_of
+from msif.data.batching import TokenBatches, batches_of, spread
 from msif.data.corpus import corpus_from_rows
 from msif.data.documents import Batch
 from msif.data.format import Format
@@ -47,7 +46,7 @@ class Models:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        self._stages: dict[tuple[Which, Tracking], Stage] = {}
+        self._stages: dict[tuple[Which, Tracking], FittedStage] = {}
         self._factors: dict[tuple[Which, Tracking], dict[str, ModuleFactors]] = {}
 
     @cached_property
@@ -67,16 +66,16 @@ class Models:
     def loaded(self, which: Which) -> LoadedModel:
         return self.pretrained if which == "pretrained" else self.finetuned
 
-    def stage(self, which: Which, tracking: Tracking = "heads") -> Stage:
+    def stage(self, which: Which, tracking: Tracking = "heads") -> FittedStage:
         """A stage without factors and τ: all that gradients alone need."""
         if (which, tracking) not in self._stages:
             model = self.loaded(which).model
             modules = ".*" if tracking == "unembedding" else "all"
             side = Side(model, track_modules(model, modules, split_heads=tracking != "whole-heads"), CausalLM())
-            self._stages[which, tracking] = Stage(side, batches=self.data(which))
+            self._stages[which, tracking] = FittedStage(side, batches=self.data(which))
         return self._stages[which, tracking]
 
-    def fitted(self, which: Which, tracking: Tracking = "heads", *, tau: bool = False) -> Stage:
+    def fitted(self, which: Which, tracking: Tracking = "heads", *, tau: bool = False) -> FittedStage:
         """A stage with its factors, and with the natural scale of its training where that is asked for.
 
         Raises:
@@ -90,7 +89,7 @@ class Models:
         scale = natural_tau(loaded.name, loaded.model, stage.side.tracked) if tau else None
         return replace(stage, factors=factors, tau=scale)
 
-    def solved(self, which: Which, examples: int | None, *, tau: bool = False) -> Stage:
+    def solved(self, which: Which, examples: int | None, *, tau: bool = False) -> FittedStage:
         """A fitted stage whose inverse is solved for on so many of its sequences."""
         return replace(self.fitted(which, tau=tau), batches=self.data(which, examples))
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from msif.attribution.gradients import Side
 from msif.attribution.stages import check_factors
-from msif.cli.stage import spread
 from msif.curvature.store import FactorStore
-from msif.data.batching import TokenBatches
+from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import load_corpus
 from msif.data.format import check_rows, choose_format
 from msif.evaluation.eigenspace import Alignment, alignments, together

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
+from msif.attribution.chunks import NUMBER, capacities
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import Explainer, PairScorer
 from msif.curvature.estimate import DISK, human_bytes, human_seconds
@@ -30,6 +32,7 @@ class Asked:
         index: those that the method's own curvature is taken from, if it has one.
         stages: what a solver goes over, for each stage that it inverts; empty where there is no solver.
         ihvp: which it is.
+        room: bytes for query vectors.
     """
 
     queries: int
@@ -40,9 +43,10 @@ class Asked:
     index: Plan | None = None
     stages: Sequence[Plan] = ()
     ihvp: IHVP = field(default_factory=IHVP)
+    room: int = sys.maxsize
 
 
-def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | None]) -> str:
+def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | Path | None]) -> str:
     """Blocks, memory and time of a run."""
     side, cost = scorer.candidate_side, scorer.cost()
     cotangents = {"candidates": cost.candidates, **({"index": cost.index} if cost.index else {})}
@@ -51,10 +55,10 @@ def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | N
     blocks = sum(len(module.blocks) for module in side.tracked)
     weights = _weights(s.model for s in (side, scorer.query_side))
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
-    held = 4 * cost.vector * asked.queries * 2
-    if asked.stages:
-        held = 4 * cost.vector * _vectors(asked) + disk
-    scoring = speed.passes(asked.candidates, "candidates") + asked.candidates.reading
+    made, kept = (min(asked.queries, count) for count in capacities(cost, asked.room))
+    passes = -(-asked.queries // kept)
+    held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if asked.stages else 0)
+    scoring = passes * (speed.passes(asked.candidates, "candidates") + asked.candidates.reading)
     scoring += speed.over(asked.candidates, lambda B, T: cost.batch(B, T, asked.queries))
     index = 0.0
     if asked.index is not None:
@@ -65,8 +69,8 @@ def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | N
     lines = [
         f"blocks      {blocks} shared, in {len(side.tracked)} modules, {parameters:,} parameters",
         f"on disk     {human_bytes(disk)} of factors",
-        f"memory      about {human_bytes(weights + held)} (weights, and {asked.queries} query vectors while they are "
-        "made)",
+        f"memory      about {human_bytes(weights + held)} (weights, and the vectors of {kept} queries)",
+        f"passes      {passes} over candidates",
         f"time        about {human_seconds(scoring)} for {asked.candidates.documents:.0f} candidates, after "
         "preselection",
         f"            {most}about {human_seconds(queries)} before, for the vectors of {asked.queries} queries",
@@ -118,13 +122,6 @@ def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: 
     power = LiSSASettings().power_iterations
     scale = power * (product if ihvp.scale else min(MEASURED, stage.batches) * share)
     return queries * steps * (share + vectors) + scale
-
-
-def _vectors(asked: Asked) -> int:
-    """Vectors that a solver holds at once."""
-    if asked.ihvp.kind == "arnoldi":
-        return asked.ihvp.steps + asked.ihvp.top + 2 * asked.queries
-    return 6 * asked.queries
 
 
 def _explaining(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule]) -> float:

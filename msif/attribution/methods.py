@@ -32,3 +32,6 @@ READ_BY = {
     "logra_labels": ("logra",),
     "cka_rows": ("cka",),
 }
+
+# settings of how a run is carried out and where its results go: other values of these make no other run
+NOT_RESULTS = ("output", "batch_tokens", "memory")

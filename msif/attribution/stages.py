@@ -26,7 +26,7 @@ from msif.models.select import match_modules
 
 
 @dataclass(frozen=True)
-class Stage:
+class FittedStage:
     """One stage of training: its model as a side of an influence, its factors, and the natural scale of its damping.
 
     Attributes:
@@ -55,13 +55,13 @@ class Damping:
     damping_scale: float = 0.1
     alpha: float | Literal["auto"] | None = None
 
-    def first(self, stage: Stage) -> DampedInverse:
+    def first(self, stage: FittedStage) -> DampedInverse:
         """The filter of a stage that starts from nothing."""
         if self.damping == "auto":
             return DampedInverse(_inverse(stage.tau))
         return DampedInverse(self.damping, self.damping_scale)
 
-    def later(self, stage: Stage) -> DampedInverse:
+    def later(self, stage: FittedStage) -> DampedInverse:
         """The filter of a stage that starts from another's parameters; with damping "auto", α is too if not given."""
         alpha = self.alpha
         if alpha is None:
@@ -88,8 +88,8 @@ def _inverse(tau: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
 
 def build_scorer(
     method: str,
-    pretrained: Stage | None,
-    finetuned: Stage | None,
+    pretrained: FittedStage | None,
+    finetuned: FittedStage | None,
     damping: Damping | None = None,
     ihvp: IHVP | None = None,
     **options: Any,
@@ -143,7 +143,7 @@ def build_scorer(
 
 
 def _projected(
-    method: str, query_side: Side, first: Stage, damping: Damping, options: dict[str, Any]
+    method: str, query_side: Side, first: FittedStage, damping: Damping, options: dict[str, Any]
 ) -> TRAKCheckpoint | LoGraScorer:
     if damping.damping == "auto":
         raise MsifError(f"damping 'auto' is for the inverses of stages: give --method {method} a number.")
@@ -154,7 +154,7 @@ def _projected(
     return TRAKCheckpoint(query_side, first.side, projection, TRAKOptions(**shift, **rest), first.batches)
 
 
-def _factors(stage: Stage, which: str) -> Factors:
+def _factors(stage: FittedStage, which: str) -> Factors:
     if stage.factors is None:
         raise MsifError(f"this method needs --{which}-factors: make them with python -m msif.fit_factors.")
     return stage.factors

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from msif.attribution.methods import METHODS, PROJECTED, READ_BY
-from msif.cli.parsing import NOT_RESULTS, configuration
+from msif.attribution.methods import METHODS, NOT_RESULTS, PROJECTED, READ_BY
+from msif.cli.parsing import configuration
 from msif.errors import MsifError
 
 

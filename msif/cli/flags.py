@@ -8,7 +8,6 @@ from typing import Any
 from msif.cli.parsing import byte_count, positive_int
 
 DATA_SOURCES = "hub name, save_to_disk folder, or .jsonl .json .csv .tsv .txt (also .gz .zst .bz2 .xz) or .parquet"
-FIELDS = ("text_field", "prompt_field", "completion_field", "messages_field", "label_field")
 
 
 def add_field_flags(group: Any) -> None:
@@ -27,6 +26,8 @@ def add_field_flags(group: Any) -> None:
 
 def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The field flags as arguments of ``choose_format``."""
+    from msif.data.format import FIELDS
+
     return {field: getattr(args, field) for field in FIELDS}
 
 

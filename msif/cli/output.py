@@ -10,20 +10,17 @@ from pathlib import Path
 from msif.atomic import write_json
 from msif.attribution.partial import PARTIAL
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
-from msif.cli.explain import score
-from msif.cli.job import Job
-from msif.cli.parsing import configuration
-from msif.cli.showing import shown_documents
 from msif.data.labels import describe_label
 from msif.errors import MsifError, is_out_of_memory, one_line
-from msif.provenance import versions
+from msif.job import Job
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
+from msif.result import MANIFEST, SCORES, TOP, provenance_of, shown_documents
 
 log = logging.getLogger(__name__)
 
 PRINTED_QUERIES = 20
-SCORES, TOP, CONFIG = "scores.parquet", "top.jsonl", "config.yaml"
+CONFIG = "config.yaml"
 AGAIN = "run the same command again for the rest, which scores nothing twice"
 
 
@@ -64,14 +61,14 @@ def not_lost(kept: Path, then: str) -> Iterator[None]:
 
 def score_into(path: Path, job: Job) -> None:
     """Fills a folder: scores.parquet first, then manifest.json, top.jsonl and page.html, each whole or not at all."""
-    scored = score(job)
+    scored = job.score()
     with not_lost(path / PARTIAL, AGAIN):
-        write_scores(path / SCORES, scored.rankings, scored.ids, _provenance(job))
+        write_scores(path / SCORES, scored.rankings, scored.ids, provenance_of(job))
     with not_lost(path / SCORES, AGAIN):
         if scored.anew:  # what earlier scores showed
             for name in (TOP, PAGE):
                 (path / name).unlink(missing_ok=True)
-        write_json(path / "manifest.json", _provenance(job))
+        write_json(path / MANIFEST, provenance_of(job))
         shown = shown_documents(job, scored)
         write_shown(path / TOP, shown)
     with not_lost(path / SCORES, f"python -m msif.page {path} makes the page that is missing"):
@@ -83,21 +80,9 @@ def score_into(path: Path, job: Job) -> None:
         file.unlink(missing_ok=True)
 
 
-def _provenance(job: Job) -> dict[str, object]:
-    errors = job.rank_errors
-    return {
-        "config": configuration(job.args),
-        "versions": versions(),
-        "weights": job.weights,
-        "modules": [module.name for module in job.scorer.candidate_side.tracked],
-        "left_out": job.scorer.left_out,
-        "rank_errors": None if errors is None else errors.tolist(),
-    }
-
-
 def score_and_report(job: Job) -> None:
     """The tables alone."""
-    scored = score(job)
+    scored = job.score()
     report(scored.rankings, shown_documents(job, scored))
 
 

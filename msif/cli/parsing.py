@@ -106,8 +106,6 @@ def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
 
 _OTHER_ENDS = re.compile("[\r\x85\u2028\u2029]")
 NOT_CONFIGURATION = ("config", "dry_run", "quiet")
-# how a run is carried out and where its results go: other values of these make no other run
-NOT_RESULTS = ("output", "batch_tokens", "memory")
 
 
 def configuration(values: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -57,6 +57,14 @@ def _cut(documents: list[Document], batch_tokens: int) -> list[list[Document]]:
         batches.append(documents[start : start + count])
         start += count
     return batches
+
+
+def spread(batches: TokenBatches, count: int | None) -> TokenBatches:
+    """Only so many sequences of a corpus, evenly; None keeps all, as does a stream."""
+    size = batches.corpus.size
+    if count is None or size is None or count >= size:
+        return batches
+    return replace(batches, indices=[place * size // count for place in range(count)])
 
 
 def batches_of(documents: Sequence[Document], batch_tokens: int, *, pad_id: int = 0) -> list[Batch]:

@@ -13,6 +13,7 @@ from msif.data.messages import check_messages, say_messages
 from msif.errors import MsifError
 
 Kind = Literal["text", "pair", "messages", "classification"]
+FIELDS = ("text_field", "prompt_field", "completion_field", "messages_field", "label_field")
 FLAGS = {
     "text": "--text-field",
     "prompt": "--prompt-field",

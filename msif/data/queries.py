@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
@@ -53,6 +54,33 @@ class Query:
         return self.completion is not None or self.label is not None
 
 
+def as_queries(queries: Any, task: str = "lm") -> list[Query]:
+    """Whatever a user has as queries: a file, prompts, (prompt, completion) pairs, rows of such a file, or ``Query``.
+
+    Raises:
+        MsifError: it is none of these, or two have one id.
+    """
+    if isinstance(queries, (str, Path)):
+        return load_queries(str(queries), task)
+    found = [_as_query(number, query, task) for number, query in enumerate(queries)]
+    return _distinct(found, "the queries")
+
+
+def _as_query(number: int, query: Any, task: str) -> Query:
+    if isinstance(query, Query):
+        return query
+    where = f"query {number}"
+    if isinstance(query, str):
+        query = {"prompt": query}
+    elif isinstance(query, Sequence) and len(query) == 2:
+        query = dict(zip(("prompt", "label" if task == "classification" else "completion"), query, strict=True))
+    if not isinstance(query, Mapping):
+        raise MsifError(f"{where} is {type(query).__name__}: give a prompt, a (prompt, completion) pair, or a row.")
+    field = "text" if "text" in query and task == "classification" else "prompt"
+    read = _labelled if task == "classification" else _asked
+    return read(id_text(query["id"]) if "id" in query else str(number), query, field, where)
+
+
 def load_queries(path: str, task: str = "lm") -> list[Query]:
     """Queries from a file (JSON Lines, JSON, CSV, Parquet).
 
@@ -76,10 +104,14 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
     queries = []
     for (index, row), id in zip(corpus.rows(), corpus.ids(), strict=True):
         queries.append(read(id_text(id), row, present[0], f"row {index} of '{path}'"))
+    return _distinct(queries, f"'{path}'")
+
+
+def _distinct(queries: list[Query], where: str) -> list[Query]:
     seen: set[str] = set()
     for query in queries:
         if query.id in seen:
-            raise MsifError(f"Two queries in '{path}' have the id '{query.id}'; give each its own.")
+            raise MsifError(f"Two queries in {where} have the id '{query.id}'; give each its own.")
         seen.add(query.id)
     return queries
 

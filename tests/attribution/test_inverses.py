@@ -9,7 +9,7 @@ from test_ggn import dense_ggn
 
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
-from msif.attribution.stages import Damping, Stage, build_scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.curvature.filters import DampedInverse
 from msif.data.documents import collate
 from msif.errors import MsifError
@@ -27,7 +27,7 @@ def stages():
         tracked = track_modules(model, "mlp")
         data = [collate(documents([6, 8, 7], seed=seed)), collate(documents([5], seed=seed + 9))]
         _, _, factors = fitted(model, tracked, objective, data)
-        result.append(Stage(Side(model, tracked, objective), factors, batches=data))
+        result.append(FittedStage(Side(model, tracked, objective), factors, batches=data))
     return result
 
 

@@ -12,7 +12,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import METHODS, SOLVERS
 from msif.attribution.projection import Projection
-from msif.attribution.stages import Damping, Stage, build_scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.curvature import probe
 from msif.data.documents import collate
 from msif.data.sample import Plan
@@ -40,7 +40,7 @@ def stages():
     for seed in (0, 1):
         model = tiny_lm(seed, dtype=torch.float32, **sizes)
         side = Side(model, track_modules(model), CausalLM())
-        result.append(Stage(side, batches=[collate(documents([20] * 3, seed=6))]))
+        result.append(FittedStage(side, batches=[collate(documents([20] * 3, seed=6))]))
     return result
 
 

@@ -13,7 +13,7 @@ from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import METHODS, READ_BY
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer
 from msif.attribution.scoring import QueryVectors, compress
-from msif.attribution.stages import Damping, Stage, build_scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.attribution.trak import TRAKScorer
 from msif.curvature.filters import DampedInverse
 from msif.curvature.preconditioners import EKFAC
@@ -33,7 +33,7 @@ def stages():
         model, objective = tiny_lm(seed), CausalLM()
         tracked = track_modules(model, "mlp")
         _, _, factors = fitted(model, tracked, objective, [collate(documents([6, 8, 4], seed=seed))])
-        result.append(Stage(Side(model, tracked, objective), factors))
+        result.append(FittedStage(Side(model, tracked, objective), factors))
     return result
 
 
@@ -54,7 +54,7 @@ def expected(shift):
     ],
 )
 def test_damping_of_the_first_and_of_a_later_stage(damping, first, later):
-    stage = Stage(Side(None, [], None), {}, TAU)
+    stage = FittedStage(Side(None, [], None), {}, TAU)
     torch.testing.assert_close(damping.first(stage)(Lambda, "m"), expected(first))
     torch.testing.assert_close(damping.later(stage)(Lambda, "m"), expected(later))
 
@@ -72,7 +72,7 @@ def test_training_is_asked_for_only_where_it_is_used():
     assert not Damping("auto", alpha=0.3).needs_tau(True)
     assert Damping(0.5, alpha="auto").needs_tau(True) and not Damping(0.5, alpha="auto").needs_tau(False)
     with pytest.raises(MsifError, match="learning-rate-sum"):
-        Damping("auto").first(Stage(Side(None, [], None), {}))
+        Damping("auto").first(FittedStage(Side(None, [], None), {}))
 
 
 def test_methods_by_name_are_what_they_say(stages):
@@ -121,7 +121,7 @@ def test_refusals(stages):
     with pytest.raises(MsifError, match="needs both"):
         build_scorer("multi-stage", pretrained, None)
     with pytest.raises(MsifError, match="finetuned-factors"):
-        build_scorer("multi-stage", pretrained, Stage(finetuned.side))
+        build_scorer("multi-stage", pretrained, FittedStage(finetuned.side))
     with pytest.raises(MsifError, match="give --method trak a number"):
         build_scorer("trak", pretrained, finetuned, Damping("auto"))
     with pytest.raises(MsifError, match="only where the index data are given"):

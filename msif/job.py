@@ -1,0 +1,338 @@
+"""From stages, queries and a corpus to a result: what ``msif.attribute`` and the influence command do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from msif.attribution.chunks import capacities, chunks_of
+from msif.attribution.contributions import Contributions
+from msif.attribution.inverses import IHVP
+from msif.attribution.methods import NOT_RESULTS
+from msif.attribution.partial import PartialScores, partial_file
+from msif.attribution.results import Ranking, rank
+from msif.attribution.scorers import Explainer, PairScorer
+from msif.attribution.stages import Damping
+from msif.candidates.build import build_selector
+from msif.candidates.selection import parse_candidates
+from msif.curvature.residency import room_beside
+from msif.curvature.store import read_manifest
+from msif.data.batching import TokenBatches
+from msif.data.corpus import Corpus
+from msif.data.documents import Batch, Document
+from msif.data.encoding import fingerprint_tokenizer
+from msif.data.format import Format
+from msif.data.ids import written_ids
+from msif.data.queries import Query, ask, encode_queries
+from msif.errors import MsifError, UnusableError
+from msif.models.answers import greedy_completion, predicted_label
+from msif.models.objectives import DocumentHead
+from msif.models.roles import check_vocabulary, label_arguments, positions
+from msif.models.vocabulary import embedding_rows, refuse_unknown
+from msif.stage import Stage
+
+log = logging.getLogger(__name__)
+
+Parts = Callable[[int, Sequence[int]], dict[int, Contributions]]
+"""(a query's number, rows) -> row number -> parts of its score; empty where scores have none."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How queries are explained.
+
+    Attributes:
+        method: multi-stage, single-stage, gdp, cosine, cka, trak or logra; see ``msif.build_scorer``.
+        damping, ihvp: of the stages' inverses.
+        examples: sequences of a stage's own data that a solver or a projected method takes; None is all.
+        candidates: "knn:1000", "bm25:100", "knn:100+bm25:100", or "all".
+        embedding_model: of sentence-transformers, for knn.
+        measurement: what is explained of an answer: "loss", "margin" or "logit"; None is the method's own.
+        scorer: options of the method's scorer, such as ``normalize`` or ``query_rank``.
+        max_new_tokens: longest answer of the model, where none is given.
+        top_k: proponents and opponents of a query that are shown.
+        max_length: tokens kept of a document or query; None is 512, or what the models have.
+        batch_tokens: of a padded batch.
+        memory: bytes of the device that may be taken, with the models; None is most of what is free.
+        progress: whether preselection shows its bars.
+    """
+
+    method: str = "multi-stage"
+    damping: Damping = field(default_factory=Damping)
+    ihvp: IHVP = field(default_factory=IHVP)
+    examples: int | None = None
+    candidates: str = "knn:1000"
+    embedding_model: str | None = None
+    measurement: str | None = None
+    scorer: Mapping[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = 32
+    top_k: int = 10
+    max_length: int | None = None
+    batch_tokens: int = 8192
+    memory: int | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Scored:
+    """
+    Attributes:
+        rankings: each query's.
+        ids: row number -> what results call a candidate.
+        anew: whether this run has scored, and not an earlier one that ended after that.
+    """
+
+    rankings: list[Ranking]
+    ids: dict[int, int | str]
+    parts: Parts
+    anew: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything loaded and checked, nothing computed yet; ``msif.prepare.prepare`` makes it.
+
+    Attributes:
+        queries: in their order, some still without an answer.
+        first, last: the stage whose gradients the candidates give, and the one that answers.
+        asked: the one on which queries are measured.
+        length: tokens kept of a document or query.
+        index: what the method's own curvature is taken from, if it has one.
+        solved: the stages' own data, where their inverses are solved for on it.
+        settings: all that tells this run from another, as JSON.
+        output: folder where scores are kept as they come; None keeps them in memory.
+    """
+
+    options: Options
+    corpus: Corpus
+    format: Format
+    queries: list[Query]
+    first: Stage
+    last: Stage
+    asked: Stage
+    scorer: PairScorer
+    length: int
+    index: TokenBatches | None = None
+    solved: Sequence[TokenBatches] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    output: Path | None = None
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [self.first] if self.first is self.last else [self.first, self.last]
+
+    @property
+    def weights(self) -> list[str]:
+        """Fingerprints of the models that take part."""
+        return [stage.loaded.weights for stage in self.stages]
+
+    def documents(self, rows: Sequence[int]) -> TokenBatches:
+        """The named rows of the corpus as batches."""
+        limits = {"max_length": self.length, "batch_tokens": self.options.batch_tokens}
+        return TokenBatches(self.corpus, self.format, self.first.loaded.tokenizer, indices=rows, **limits)
+
+    @property
+    def rank_errors(self) -> Any:
+        """What a query rank left out of the query vectors; None where all of them was kept."""
+        return getattr(self.scorer, "rank_errors", None)
+
+    def checked(self) -> Job:
+        """Without the queries that are seen, before any work, to be impossible to explain; they are named.
+
+        Raises:
+            MsifError: a query's label or messages are wrong, no query is left, or one does not fit into memory.
+        """
+        kept = replace(self, queries=_usable(self.queries, self._check))
+        capacities(self.scorer.cost(), kept.room)
+        return kept
+
+    @cached_property
+    def room(self) -> int:
+        """Bytes for query vectors."""
+        models = [stage.loaded.model for stage in self.stages]
+        width = max(model.config.get_text_config().vocab_size for model in models)
+        tokens = min(self.options.batch_tokens, 8 * self.length)
+        return room_beside(models, width * tokens, self.options.memory)
+
+    def score(self) -> Scored:
+        """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
+        queries = self.answered()
+        chunks = chunks_of(self.encoded(queries), self.scorer.cost(), self.room, self.options.batch_tokens)
+        candidates = self.select(queries)
+        rows = sorted({int(row) for selected in candidates for row in selected})
+        rankings: list[Ranking] = []
+        parts: list[Parts] = []
+        anew = False
+        for number, (places, batches) in enumerate(chunks):
+            own, wanted = [queries[place] for place in places], [candidates[place] for place in places]
+            partial = self.partial_scores(rows, own, number)
+            log.info("%s", self._telling(len(rows), len(own), partial.complete, number, len(chunks)))
+            if not partial.complete and not anew:
+                check_vocabulary(self.documents(rows), self.first.loaded)
+            anew |= not partial.complete
+            vectors = self._vectors(batches, partial.complete)
+            scores = self.scorer.score_vectors(vectors, self.documents(rows), partial)
+            scored = [int(row) for row in scores.candidates]
+            rankings += rank(scores, own, wanted)
+            parts.append(self._parts_of(vectors, rankings[-len(own) :], keep=len(chunks) > 1))
+        ids = dict(zip(scored, written_ids(self.corpus.ids(scored)), strict=True))
+        size = len(chunks[0][0])
+        return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), anew)
+
+    def _telling(self, documents: int, queries: int, done: bool, number: int, chunks: int) -> str:
+        what = "an earlier run has scored" if done else "scoring"
+        chunk = f", pass {number + 1} of {chunks}" if chunks > 1 else ""
+        return f"{what} {documents} of {len(self.corpus)} documents for {queries} queries{chunk}"
+
+    def _vectors(self, batches: Sequence[Batch], scored: bool) -> Any:
+        """Of the queries; nothing where scores are there and have no parts to be explained."""
+        if scored and not isinstance(self.scorer, Explainer):
+            return None
+        vectors = self.scorer.query_vectors(batches)
+        if self.rank_errors is not None:
+            rank, worst = self.options.scorer["query_rank"], float(self.rank_errors.max())
+            log.info("rank %d leaves out %.2g of the query vectors' norm at worst", rank, worst)
+        return vectors
+
+    def _parts_of(self, vectors: Any, rankings: Sequence[Ranking], keep: bool) -> Parts:
+        """The parts of scores of one pass's queries; made at once where the vectors must go for the next pass's."""
+        if not isinstance(self.scorer, Explainer):
+            return lambda query, rows: {}
+        explainer = self.scorer
+
+        def parts(query: int, rows: Sequence[int]) -> dict[int, Contributions]:
+            own = {name: v.only(query) for name, v in vectors.items()}
+            return {part.index: part for part in explainer.explain(own, self.documents(rows))}
+
+        if not keep:
+            return parts
+        shown = [[int(one.rows[place]) for _, place in one.shown(self.options.top_k)] for one in rankings]
+        kept = [parts(query, rows) if rows else {} for query, rows in enumerate(shown)]
+        return lambda query, rows: kept[query]
+
+    def answered(self) -> list[Query]:
+        """The queries, with the model's own answers where they have none; those that get none are left out, and named.
+
+        Raises:
+            MsifError: no query is left.
+        """
+        queries = _usable(self.queries, self._answer, desc="answers")
+        given = {query.id for query in self.queries if query.answered}
+        again = [query for query in queries if query.id not in given and query.completion and not query.completion_ids]
+        if again:
+            log.warning(
+                "%d answers are tokenised again, by the tokenizer of the model they are measured on", len(again)
+            )
+        return queries
+
+    def _check(self, query: Query) -> Query:
+        if query.answered:
+            self.encoded([query])
+        elif self.last.task == "lm":
+            count, limit = len(ask(query, self.last.loaded.tokenizer)), self.length
+            if count >= limit:
+                raise UnusableError(
+                    f"the prompt has {count} tokens, and --max-length {limit} leaves no room for an answer: raise it, "
+                    "or shorten the query."
+                )
+        return query
+
+    def _answer(self, query: Query) -> Query:
+        """A query without an answer gets the model's own."""
+        if query.answered:
+            return query
+        answered = self._ask(query)
+        self.encoded([answered])
+        return answered
+
+    def _ask(self, query: Query) -> Query:
+        last = self.last.loaded
+        if self.last.task == "classification":
+            return replace(query, label=predicted_label(last.model, last.tokenizer, query.prompt, self.length))
+        given = tuple(ask(query, last.tokenizer))
+        most = self.options.max_new_tokens
+        answer = greedy_completion(last.model, last.tokenizer, given, most, positions(last))
+        if _same_tokens(last.tokenizer, self.asked.loaded.tokenizer, [*given, *answer.ids]):
+            return replace(query, completion=answer.text, prompt_ids=given, completion_ids=answer.ids)
+        turn = {"role": "assistant", "content": answer.text}
+        messages = query.messages and [*query.messages, turn]
+        return replace(query, completion=answer.text, messages=messages)
+
+    def encoded(self, queries: Sequence[Query]) -> list[Document]:
+        """Queries with answers as documents, numbered as in the list."""
+        classifies = isinstance(self.scorer.query_side.objective, DocumentHead)
+        task = "classification" if classifies else "lm"
+        asked = self.asked.loaded
+        limits = {"max_length": self.length, "task": task, **label_arguments(asked, task)}
+        tokenizer, rows = asked.tokenizer, embedding_rows(asked.model)
+        documents = encode_queries(queries, tokenizer, **limits)
+        for document in documents:
+            refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
+        return documents
+
+    def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Each query's candidates, row numbers; rows without a text are no candidates."""
+        options = self.options
+        spec = parse_candidates(options.candidates)
+        if spec.all:
+            return [np.arange(len(self.corpus))] * len(queries)
+        texts = self.format.texts(self.corpus)
+        rows = np.flatnonzero([bool(text.strip()) for text in texts])
+        if len(rows) < len(texts):
+            first = next(row for row, text in enumerate(texts) if not text.strip())
+            count, name = len(texts) - len(rows), self.corpus.name
+            log.warning("%d empty rows of '%s' are no candidates; the first is row %d", count, name, first)
+        selector = build_selector(spec, embedding_model=options.embedding_model, progress=options.progress)
+        chosen = selector.select([query.text for query in queries], [texts[row] for row in rows])
+        return [rows[places] for places in chosen]
+
+    def partial_scores(self, rows: Sequence[int], queries: Sequence[Query], number: int) -> PartialScores:
+        """What an interrupted run of the same job has scored in a pass; in memory only without an output folder."""
+        if self.output is None:
+            return PartialScores()
+        return PartialScores(self.output / partial_file(number), lambda: self._identity(rows, queries))
+
+    def _identity(self, rows: Sequence[int], queries: Sequence[Query]) -> dict[str, Any]:
+        """All that scores depend on."""
+        folders = [stage.factors for stage in self.stages]
+        return {
+            "config": {key: value for key, value in self.settings.items() if key not in NOT_RESULTS},
+            "weights": self.weights,
+            "tokenizers": [fingerprint_tokenizer(stage.loaded.tokenizer) for stage in (self.first, self.asked)],
+            "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
+            "corpus": self.corpus.fingerprint_of(rows, self.format.columns),
+            "index": self.index and {**self.index.identity(), "batch_tokens": None},
+            "queries": [vars(query) for query in queries],
+            "rows": [int(row) for row in rows],
+        }
+
+
+def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:
+    """What becomes of the queries, without those that cannot be explained; these are named, if any other is left."""
+    kept: list[Query] = []
+    reasons: list[tuple[str, UnusableError]] = []
+    for query in tqdm(queries, desc=desc, disable=None if desc else True):
+        try:
+            kept.append(take(query))
+        except UnusableError as reason:
+            reasons.append((query.id, reason))
+    if not kept:
+        first, why = reasons[0]
+        if len(reasons) == 1:
+            raise why
+        raise MsifError(f"None of the {len(reasons)} queries can be explained; of the first, '{first}': {why}")
+    for id, why in reasons:
+        log.warning("query '%s' is left out: %s", id, why)
+    return kept
+
+
+def _same_tokens(one: Any, other: Any, ids: list[int]) -> bool:
+    """Whether two tokenizers mean the same by some ids."""
+    return one is other or one.convert_ids_to_tokens(ids) == other.convert_ids_to_tokens(ids)

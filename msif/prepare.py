@@ -1,0 +1,210 @@
+"""Loading and checking what a run takes, in the order of cost, so that what is wrong is told before any long work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from msif.attribution.methods import PROJECTED, SOLVERS, STAGED
+from msif.attribution.scorers import PairScorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.trak import TRAKCheckpoint
+from msif.data.batching import TokenBatches, spread
+from msif.data.corpus import Corpus
+from msif.data.format import check_rows, choose_format
+from msif.data.ids import check_ids
+from msif.data.queries import Query, with_numbers
+from msif.errors import MsifError
+from msif.job import Job, Options
+from msif.models.objectives import Objective, Regression
+from msif.models.roles import label_arguments, longest
+from msif.models.training import TrainingUnknown
+from msif.stage import Stage
+
+log = logging.getLogger(__name__)
+
+# rows of a corpus that are looked at one by one in seconds
+CHECKED_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a run.
+
+    Attributes:
+        pretrained, finetuned: the stages; one of them may be None.
+        corpus, fields: candidate documents, and which of their fields are read.
+        settings: all that tells the run from another, as JSON.
+        estimate: whether it is prepared for an estimate alone, for which no inverse is built and no large corpus read.
+    """
+
+    options: Options
+    pretrained: Stage | None
+    finetuned: Stage | None
+    corpus: Corpus
+    fields: Mapping[str, Any]
+    queries: Sequence[Query]
+    settings: Mapping[str, Any]
+    output: Path | None = None
+    estimate: bool = False
+
+    @property
+    def first(self) -> Stage:
+        """Whose gradients the candidates give."""
+        stage = self.pretrained or self.finetuned
+        if stage is None:
+            raise MsifError("there is no stage: give a pre-trained model, a fine-tuned one, or both.")
+        return stage
+
+    @property
+    def last(self) -> Stage:
+        return self.finetuned or self.first
+
+    @property
+    def asked(self) -> Stage:
+        """On which queries are measured."""
+        return self.first if self.options.method == "single-stage" else self.last
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether every row is looked at before the work: for an estimate only where that takes seconds."""
+        return not self.estimate or self.corpus.size is None or self.corpus.size <= CHECKED_ROWS
+
+
+def prepare(asked: Asked) -> Job:
+    """
+    Raises:
+        MsifError: the first thing found wrong.
+    """
+    options, first, last, corpus = asked.options, asked.first, asked.last, asked.corpus
+    choose_format(corpus, task=first.task, **asked.fields)
+    if asked.reads_rows:
+        check_ids(corpus)
+    loaded = [stage.loaded for stage in dict.fromkeys((first, last))]
+    length = longest(options.max_length, loaded)
+    labels = label_arguments(first.loaded, first.task)
+    format = choose_format(corpus, task=first.task, **labels, **asked.fields)
+    if asked.reads_rows:
+        check_rows(corpus, format)
+    damping, warning = _with_alpha(options, asked.pretrained, asked.finetuned)
+    index = None
+    if options.method in PROJECTED:
+        of_corpus = TokenBatches(corpus, format, first.loaded.tokenizer, length, options.batch_tokens)
+        index = _index(first, of_corpus, options.examples)
+    fitted = {stage: _fitted(stage, options, damping, index, later=stage is not first) for stage in (first, last)}
+    queries = with_numbers(asked.queries, label_arguments(last.loaded, last.task))
+    options = replace(options, damping=damping, measurement=_measurement(options, queries, last.objective))
+    scorer = _scorer(options, asked, fitted)
+    for name, reason in scorer.left_out.items():
+        log.info("left out: %s (%s)", name, reason)
+    solved = [one.batches for one in fitted.values() if isinstance(one.batches, TokenBatches) and index is None]
+    solved = solved[:1] if options.method == "single-stage" else solved
+    settings = {**asked.settings, "alpha": damping.alpha, "max_length": length, "measurement": options.measurement}
+    job = Job(
+        options=options,
+        corpus=corpus,
+        format=format,
+        queries=queries,
+        first=first,
+        last=last,
+        asked=asked.asked,
+        scorer=scorer,
+        length=length,
+        index=index,
+        solved=solved,
+        settings=settings,
+        output=asked.output,
+    ).checked()
+    if warning:
+        log.warning("%s", warning)
+    return job
+
+
+def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatches | None, later: bool) -> FittedStage:
+    """A stage with what the method reads of it."""
+    if options.method not in STAGED:
+        return FittedStage(stage.side, None, batches=index if not later else None)
+    store = stage.store
+    tau = stage.tau if damping.needs_tau(later) else None
+    batches = stage.training(options.examples) if options.ihvp.kind in SOLVERS else None
+    return FittedStage(stage.side, store, tau, batches)
+
+
+def _index(first: Stage, of_corpus: TokenBatches, examples: int | None) -> TokenBatches:
+    """The sequences that a method's own curvature is taken from: of the candidates' stage's data where they are known,
+    else the corpus. They take part whether they are candidates or not.
+
+    Raises:
+        MsifError: data that are not there, or not what the factors were fitted on.
+    """
+    if first.factors is None and first.data is None:
+        return spread(of_corpus, examples)
+    if first.data is not None:
+        check_rows(first.batches.corpus, first.format)
+    return first.training(examples)
+
+
+def _scorer(options: Options, asked: Asked, fitted: Mapping[Stage, FittedStage]) -> PairScorer:
+    """
+    Raises:
+        MsifError: see ``build_scorer``; a measurement that the model's objective does not know. TRAK takes its
+            measurement of candidates, too.
+    """
+    given = dict(options.scorer)
+    if options.measurement is not None:
+        given["output" if options.method == "trak" else "measurement"] = options.measurement
+    pretrained, finetuned = (None if stage is None else fitted[stage] for stage in (asked.pretrained, asked.finetuned))
+    # a solver reads all factors when it is built
+    ihvp = None if asked.estimate else options.ihvp
+    scorer = build_scorer(options.method, pretrained, finetuned, options.damping, ihvp, **given)
+    for side in [scorer.query_side, *([scorer.candidate_side] if isinstance(scorer, TRAKCheckpoint) else [])]:
+        if isinstance(scorer.measurement, str):
+            side.objective.measurement(scorer.measurement)
+    return scorer
+
+
+def _measurement(options: Options, queries: Sequence[Query], objective: Objective) -> str | None:
+    """What is measured of a regression's queries where that is left open.
+
+    A class or a text that the model itself gives has a loss; a number that it gives has none. So without labels it is
+    the output that is explained.
+
+    Raises:
+        MsifError: the loss of a query without a label.
+    """
+    bare = [query for query in queries if query.label is None]
+    if not isinstance(objective, Regression) or not bare or options.measurement not in (None, "loss"):
+        return options.measurement
+    if options.measurement == "loss" or len(bare) < len(queries):
+        raise MsifError(
+            f"query '{bare[0].id}' has no label, and the loss of a regression's own output is zero: give it a label, "
+            "or explain the outputs themselves with --measurement logit."
+        )
+    log.info("no query has a label: the model's output is explained (--measurement logit)")
+    return "logit"
+
+
+def _with_alpha(options: Options, pretrained: Stage | None, finetuned: Stage | None) -> tuple[Damping, str | None]:
+    """The damping with the α that the run takes in the place of none, so that its configuration repeats it.
+
+    "auto", 1/τ, beside damping "auto" and where the fine-tuning tells τ; else 0, with a warning. Nobody asked for it,
+    so nothing that lies beside the model is an error. Only multi-stage influence has an α.
+    """
+    damping = options.damping
+    if damping.alpha is not None or options.method != "multi-stage" or pretrained is None or finetuned is None:
+        return damping, None
+    if damping.damping == "auto":
+        return replace(damping, alpha="auto"), None
+    try:
+        assert finetuned.tau
+    except TrainingUnknown as error:
+        warning = (
+            f"--alpha is 0, since no trainer_state.json and optimizer.pt beside {finetuned.loaded.name} tell the scale "
+            f"of its fine-tuning ({error.reason}): give --alpha X (1/τ of fine-tuning), or if only its learning rates "
+            "are missing --learning-rate-sum."
+        )
+        return replace(damping, alpha=0.0), warning
+    return replace(damping, alpha="auto"), None

@@ -1,0 +1,198 @@
+"""What came out of a run: rankings, the documents that are shown, files and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from msif.atomic import write_json
+from msif.attribution.contributions import Contributions, block_names
+from msif.attribution.results import Ranking, Shown, write_scores, write_shown
+from msif.data.tokens import pieces
+from msif.errors import MsifError
+from msif.job import Job, Scored
+from msif.provenance import versions
+
+SCORES, TOP, MANIFEST = "scores.parquet", "top.jsonl", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of queries × candidates, positive for a proponent, and the documents that are shown for each query.
+
+    In a notebook it shows itself as the page that ``save`` writes.
+
+    Attributes:
+        rankings: of each query, all its candidates, best first.
+        shown: the strongest proponents and opponents of each query, with their texts and the parts of their scores.
+        ids: row number of the corpus -> what a candidate is called.
+        provenance: configuration, versions, fingerprints, what was left out and why.
+    """
+
+    rankings: Sequence[Ranking]
+    shown: Sequence[Shown]
+    ids: Mapping[int, int | str]
+    provenance: Mapping[str, Any]
+
+    def top(self, query: int | str = 0, k: int = 10, kind: str = "proponent") -> list[Shown]:
+        """The first k documents that are shown for a query.
+
+        Args:
+            query: its number or id.
+            kind: "proponent" or "opponent".
+
+        Raises:
+            MsifError: there is no such query or kind.
+        """
+        ranking = self._ranking(query)
+        if kind not in ("proponent", "opponent"):
+            raise MsifError(f"there is no kind '{kind}': ask for proponent or opponent.")
+        return [one for one in self.shown if one.query_id == ranking.query.id and one.kind == kind][:k]
+
+    def scores(self, query: int | str = 0) -> dict[int, float]:
+        """Row number -> score, best first."""
+        ranking = self._ranking(query)
+        return dict(zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True))
+
+    def _ranking(self, query: int | str) -> Ranking:
+        if isinstance(query, int) and -len(self.rankings) <= query < len(self.rankings):
+            return self.rankings[query]
+        for ranking in self.rankings:
+            if ranking.query.id == query:
+                return ranking
+        raise MsifError(f"there is no query {query!r}: there are {len(self.rankings)}, the first '{self._first}'.")
+
+    @property
+    def _first(self) -> str:
+        return self.rankings[0].query.id
+
+    def to_pandas(self) -> Any:
+        """One row for each query and candidate: query_id, candidate_id, row, score, rank (from 1)."""
+        import pandas
+
+        frames = [
+            pandas.DataFrame(
+                {
+                    "query_id": ranking.query.id,
+                    "candidate_id": [self.ids[row] for row in ranking.rows.tolist()],
+                    "row": ranking.rows,
+                    "score": ranking.scores,
+                    "rank": np.arange(1, len(ranking.rows) + 1),
+                }
+            )
+            for ranking in self.rankings
+        ]
+        return pandas.concat(frames, ignore_index=True)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes scores.parquet, manifest.json, top.jsonl and page.html, each whole or not at all.
+
+        Raises:
+            MsifError: a file cannot be written.
+        """
+        from msif.reporting.page import write_page
+
+        folder = Path(folder)
+        write_scores(folder / SCORES, self.rankings, self.ids, self.provenance)
+        write_json(folder / MANIFEST, dict(self.provenance))
+        write_shown(folder / TOP, self.shown)
+        write_page(folder)
+        return folder
+
+    def _repr_html_(self) -> str:
+        import html
+
+        with TemporaryDirectory() as folder:
+            page = (self.save(folder) / "page.html").read_text(encoding="utf-8")
+        # in a frame, so that its style stays its own
+        return f'<iframe srcdoc="{html.escape(page)}" style="width:100%;height:70vh;border:0"></iframe>'
+
+    def __repr__(self) -> str:
+        counts = {len(ranking.rows) for ranking in self.rankings}
+        among = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+        return f"Result({len(self.rankings)} queries × {among} candidates, {len(self.shown)} documents shown)"
+
+
+def result_of(job: Job, scored: Scored) -> Result:
+    """With the parts of the scores of what is shown."""
+    return Result(scored.rankings, shown_documents(job, scored), scored.ids, provenance_of(job))
+
+
+def provenance_of(job: Job) -> dict[str, Any]:
+    errors = job.rank_errors
+    return {
+        "config": dict(job.settings),
+        "versions": versions(),
+        "weights": job.weights,
+        "modules": [module.name for module in job.scorer.candidate_side.tracked],
+        "left_out": job.scorer.left_out,
+        "rank_errors": None if errors is None else errors.tolist(),
+    }
+
+
+def shown_documents(job: Job, scored: Scored) -> list[Shown]:
+    """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
+    shown: list[Shown] = []
+    for number, ranking in enumerate(tqdm(scored.rankings, desc="explaining", unit="query", disable=None)):
+        chosen = ranking.shown(job.options.top_k)
+        if chosen:
+            rows = [int(ranking.rows[place]) for _, place in chosen]
+            shown.extend(_shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen))
+    return shown
+
+
+def _shown_for(
+    job: Job,
+    parts: Mapping[int, Contributions],
+    ids: Mapping[int, int | str],
+    ranking: Ranking,
+    chosen: Sequence[tuple[str, int]],
+) -> Iterator[Shown]:
+    """The chosen documents of one query, and the parts of their scores that are known."""
+    rows = [int(ranking.rows[place]) for _, place in chosen]
+    tokens, blocks = _by_token(job, parts), _by_block(job, parts)
+    texts = {
+        row: job.format.text_of(values, f"row {row}")
+        for row, values in job.corpus.rows(rows, columns=job.format.columns)
+    }
+    query = ranking.query
+    for row, (kind, place) in zip(rows, chosen, strict=True):
+        yield Shown(
+            query_id=query.id,
+            prompt=query.prompt,
+            completion=query.completion,
+            label=query.label,
+            kind=kind,
+            rank=place + 1,
+            candidate_id=ids[row],
+            score=float(ranking.scores[place]),
+            text=texts[row],
+            tokens=tokens.get(row, []),
+            blocks=blocks.get(row, {}),
+        )
+
+
+def _by_token(job: Job, parts: Mapping[int, Contributions]) -> dict[int, list[tuple[str, float]]]:
+    """Row number -> (token, its part) in the order of the text."""
+    documents = job.documents(list(parts)).documents() if parts else ()
+    result = {}
+    for document in documents:
+        words = pieces(job.first.loaded.tokenizer, document.input_ids.tolist())
+        result[document.index] = list(zip(words, parts[document.index].tokens[0].tolist(), strict=True))
+    return result
+
+
+def _by_block(job: Job, parts: Mapping[int, Contributions]) -> dict[int, dict[str, float]]:
+    """Row number -> block's name -> its part, the largest magnitudes first."""
+    names = block_names(job.scorer.candidate_side.tracked)
+    result = {}
+    for row, part in parts.items():
+        blocks = zip(names, part.blocks[0].tolist(), strict=True)
+        result[row] = dict(sorted(blocks, key=lambda block: -abs(block[1])))
+    return result

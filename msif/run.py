@@ -1,0 +1,83 @@
+"""The way in: which documents made the last stage say that?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from msif.attribution.inverses import IHVP
+from msif.attribution.stages import Damping
+from msif.data.corpus import as_corpus
+from msif.data.queries import Query, as_queries
+from msif.errors import MsifError
+from msif.job import Options
+from msif.prepare import Asked, prepare
+from msif.result import Result, result_of
+from msif.stage import Stage
+
+
+def attribute(
+    stages: Stage | Sequence[Stage],
+    queries: str | Path | Sequence[str | tuple[str, str] | Mapping[str, Any] | Query],
+    candidates: str = "knn:1000",
+    *,
+    corpus: Any = None,
+    fields: Mapping[str, str] | None = None,
+    method: str | None = None,
+    damping: Damping | None = None,
+    ihvp: str | IHVP = "ekfac",
+    **options: Any,
+) -> Result:
+    """Ranks documents by their influence on what the last stage's model answers (docs/method.md).
+
+    Args:
+        stages: one stage, or pre-training and fine-tuning in this order. Factors are fitted, resumed or reused where
+            the method reads them.
+        queries: a file; or prompts, which the model answers itself, (prompt, completion) pairs, rows, or ``Query``.
+        candidates: which documents are scored: "knn:1000", "bm25:100", "knn:100+bm25:100", or "all".
+        corpus, fields: documents to choose from, and how they are read; those of the first stage by default.
+        method: multi-stage with two stages and single-stage with one, unless named: gdp, cosine, cka, trak, logra.
+        damping: λ of the stages and α of the last one.
+        ihvp: how inverses are applied, by name or with settings.
+        options: see ``Options``; others go to the method's scorer, such as ``normalize="unit"`` or ``query_rank=8``.
+
+    Raises:
+        MsifError: the first thing found wrong, before any long work.
+    """
+    given = [stages] if isinstance(stages, Stage) else list(stages)
+    if len(given) not in (1, 2):
+        raise MsifError(f"{len(given)} stages are given: give one, or pre-training and fine-tuning.")
+    first, last = given[0], given[-1]
+    named = method or ("multi-stage" if len(given) == 2 else "single-stage")
+    own = {name: options.pop(name) for name in list(options) if name in Options.__dataclass_fields__}
+    chosen = Options(
+        method=named,
+        damping=damping or Damping(),
+        ihvp=IHVP(ihvp) if isinstance(ihvp, str) else ihvp,
+        candidates=candidates,
+        scorer=options,
+        **{"max_length": first.length, "batch_tokens": first.batch_tokens, "memory": first.memory, **own},
+    )
+    source = first.corpus if corpus is None else as_corpus(corpus)
+    if source is None:
+        raise MsifError("there are no documents to choose from: give corpus=, or data= of the first stage.")
+    asked = Asked(
+        chosen,
+        first if len(given) == 2 else None,
+        last,
+        source,
+        first.fields if fields is None else dict(fields),
+        as_queries(queries, last.task),
+        _settings(chosen, given),
+    )
+    job = prepare(asked)
+    return result_of(job, job.score())
+
+
+def _settings(options: Options, stages: Sequence[Stage]) -> dict[str, Any]:
+    """For the page and the manifest."""
+    said = {key: value for key, value in asdict(options).items() if key not in ("progress", "memory", "batch_tokens")}
+    names = {"pretrained": stages[0].named["model"]} if len(stages) == 2 else {}
+    return {**names, "finetuned": stages[-1].named["model"], **said}
