@@ -16,7 +16,7 @@ from msif.attribution.stages import Damping, Stage, build_scorer
 from msif.curvature import probe
 from msif.data.documents import collate
 from msif.data.sample import Plan
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM
 
 QUERIES, LENGTH = 30, 40
@@ -73,7 +73,7 @@ def test_vectors_and_products_are_counted_as_they_are(stages, name):
     batch, side = collate(documents([LENGTH] * 3, seed=5)), scorer.candidate_side
 
     def passed(cotangent):
-        with Capture(side.model, side.tracked, probe.Nothing()) as capture:
+        with Capture(side.model, side.tracked, Consumer()) as capture:
             capture.run(side.objective, batch, [cotangent])
 
     done = multiply_adds(lambda: scorer.score_vectors(vectors, [batch])) - multiply_adds(

@@ -18,7 +18,7 @@ from msif.curvature.preconditioners import EKFAC
 from msif.curvature.work import PAGED, Work, covariance_work, lambda_work, rotation_work, temporaries
 from msif.data.documents import collate
 from msif.data.sample import Plan
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM, SequenceClassification
 
 
@@ -35,7 +35,7 @@ def products_of_pass(model, tracked, consumer, batch, cotangents):
         with Capture(model, tracked, consumer) as capture:
             return products(lambda: capture.run(CausalLM(), batch, cotangents))
 
-    return run(consumer) - run(probe.Nothing())
+    return run(consumer) - run(Consumer())
 
 
 def plan_of(docs, times=1):

@@ -103,8 +103,8 @@ def test_folders_that_hold_no_factors(tmp_path):
 
 
 def test_another_schema(copied):
-    change_manifest(copied, schema=2)
-    refused(copied, "is of schema 2, and this version reads schema 1")
+    change_manifest(copied, schema=1)
+    refused(copied, "is of schema 1, and this version reads schema 2")
 
 
 @pytest.mark.parametrize("part", ["covariance", "eigenvectors", "lambda"])
@@ -118,11 +118,11 @@ def test_incomplete_factors(copied, part):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b'{"schema": 1}', b"[1, 2]", b"null", b"\xff\xfe\x00", b'{"schema": 1, "parts": {}}']
+    "damage", [b"", b"{", b'{"schema": 2}', b"[1, 2]", b"null", b"\xff\xfe\x00", b'{"schema": 2, "parts": {}}']
 )
 def test_damaged_manifests(copied, damage):
     (copied / "manifest.json").write_bytes(damage)
-    refused(copied, "damaged|no manifest of factors")
+    refused(copied, "is damaged|no manifest of factors")
 
 
 def test_damaged_layers(copied):
