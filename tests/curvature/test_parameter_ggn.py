@@ -67,7 +67,7 @@ def tiny_gpt2():
 
 
 class Twice(nn.Module):
-    """One map that runs twice, which hooks refuse."""
+    """One map that runs twice."""
 
     def __init__(self):
         super().__init__()
@@ -103,15 +103,18 @@ def test_a_classifier_and_a_module_that_runs_twice():
     torch.testing.assert_close(
         flat(product, parameters), flat(vectors, parameters) @ dense(model, parameters, Classify(), data)
     )
+    compare(model, track_plain(model), Classify(), data)
 
 
-@pytest.mark.parametrize("modules", [".*", "everything"])
-def test_all_linear_maps_hold_the_unembedding_and_their_products_are_right(modules):
-    model = tiny_lm()
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("modules", [".*", "everything", "lm_head"])
+def test_all_parameters_hold_the_unembedding_and_their_products_are_right(modules, tied):
+    model = tiny_lm(tie_word_embeddings=tied)
     tracked = track_modules(model, modules)
     unembedding = model.get_output_embeddings()
-    assert any(model.get_submodule(m.path) is unembedding for m in tracked)
-    assert not any(model.get_submodule(m.path) is unembedding for m in track_modules(model))
+    holds = [any(model.get_submodule(u.path) is unembedding for u in m.uses) for m in tracked]
+    assert sum(holds) == 1 and (len(holds) == 1) == (modules == "lm_head")
+    assert not any(model.get_submodule(u.path) is unembedding for m in track_modules(model) for u in m.uses)
     compare(model, tracked, CausalLM(), texts(5, 4))
 
 
