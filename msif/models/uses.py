@@ -166,7 +166,8 @@ def _looked_up(
         return (args[0] if args else next(iter(kwargs.values()))), 1.0, padding
     with _Tables(inner.weight) as tables:  # type: ignore[arg-type]
         type(inner).forward(inner, *args, **kwargs)
-    if len(tables.calls) != 1 or tables.calls[0][1].shape != output.shape:
+    shared = tuple(output.shape[1:])  # rows that all sequences share may have become those of each since
+    if len(tables.calls) != 1 or tables.calls[0][1].shape not in (output.shape, shared, (1, *shared)):
         raise MsifError(f"module '{module.name}' does more than look up rows: leave it out with --modules.")
     ids, rows = tables.calls[0]
     rows, found = rows.double(), output.detach().double()

@@ -156,6 +156,30 @@ def test_what_cannot_be_tracked_has_a_reason() -> None:
     }
 
 
+class Gated(nn.Module):
+    """A linear map with a scale of its output, in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.inner(x)
+
+
+def test_a_scale_around_other_parameters_is_left_out() -> None:
+    found, left = find_parameters(nn.Sequential(Gated(), nn.Linear(4, 3)))
+    assert names(found) == ["0.inner", "1"] and left == {"0.scale": "Gated is no linear map, lookup or norm"}
+
+
+def test_modules_that_learn_in_training_mode_are_asked_in_evaluation_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.Linear(2, 3)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    track_modules(model, "everything")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules()) and all(p.requires_grad for p in model.parameters())
+
+
 def test_what_is_not_tracked_is_told_with_its_share() -> None:
     model = tiny_model("gpt2")
     total = sum(p.numel() for p in model.parameters())
