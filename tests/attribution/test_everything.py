@@ -21,6 +21,7 @@ from msif.curvature.ggn import GGN
 from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
 from msif.models.blocks import as_matrix, stored
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM
 from msif.models.select import coverage, track_modules
 
@@ -118,6 +119,32 @@ def test_dot_products_and_contributions_are_those_of_all_parameters(name):
         check(part.scores, column)
         check(part.tokens.sum(1), column)
     assert isinstance(found[0], parts.Contributions)
+
+
+class Sides(Consumer):
+    """The right side of each parameter that has one use."""
+
+    def __init__(self):
+        self.rights = {}
+
+    def backward(self, module, uses):
+        self.rights[module.name] = torch.stack([use.right for use in uses]).sum(0)
+
+
+@pytest.mark.parametrize("name", ["phi", "gemma3", "qwen3", "stablelm"])
+def test_as_many_positions_as_heads_are_not_taken_for_them(name):
+    """Norms within attention run before and after heads are moved; in a longer batch no two sizes are equal."""
+    model, texts = made(name), documents([4, 4], seed=3)
+    assert model.config.num_attention_heads == 4
+    tracked = [module for module in track_modules(model, "everything") if module.row_basis == "identity"]
+    found = []
+    for batch in (texts, [*texts, *documents([7], seed=4)]):
+        consumer, objective = Sides(), CausalLM()
+        with Capture(model, tracked, consumer) as capture:
+            capture.run(objective, collate(batch), [objective.loss_gradient])
+        found.append(consumer.rights)
+    for module in tracked:
+        check(found[0][module.name], found[1][module.name][:2, :4])
 
 
 def factors_of(model, tracked, batches):

@@ -37,9 +37,12 @@ def test_eigenvalues_do_not_depend_on_how_many_sequences_are_taken_at_a_time(mon
 
 @pytest.mark.parametrize("elements", [1, 300])
 @pytest.mark.parametrize("with_norms", [True, False])
-def test_scores_and_norms_do_not_depend_on_how_many_sequences_are_taken_at_a_time(monkeypatch, elements, with_norms):
-    model, objective, batch = tiny_lm(), CausalLM(), collate(documents([5, 9, 3, 7]))
-    tracked = track_modules(model)
+@pytest.mark.parametrize("modules", ["layers", "everything"])  # of a tied model, whose table has two uses
+def test_scores_and_norms_do_not_depend_on_how_many_sequences_are_taken_at_a_time(
+    monkeypatch, modules, elements, with_norms
+):
+    model, objective, batch = tiny_lm(tie_word_embeddings=True), CausalLM(), collate(documents([5, 9, 3, 7]))
+    tracked = track_modules(model, modules)
     biased = {module.name: module.bias for module in tracked}
     vectors = {module.name: torch.randn(60, *module.shape).double() for module in tracked}
     split = split_bias(vectors, biased)  # so many queries that gradients are formed
