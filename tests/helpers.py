@@ -158,21 +158,21 @@ def track_plain(model: nn.Module) -> list[TrackedModule]:
 
 
 def dense_gradients(model: nn.Module, tracked: Sequence[TrackedModule], loss: Tensor) -> dict[str, Tensor]:
-    """[∂L/∂W ∂L/∂b] of each tracked module by autograd's own weight gradients."""
+    """[∂L/∂W ∂L/∂b] of each tracked parameter by autograd's own gradients, all its uses together."""
     result = {}
     parameters = [p for module in tracked for p in _parameters(model, module)]
     gradients = iter(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
     for module in tracked:
         parts = [next(gradients) for _ in _parameters(model, module)]
-        transposed = type(model.get_submodule(module.path)).__name__ in ("Conv1D", "Embedding")
-        weight = parts[0].T if transposed else parts[0]
+        transposed = type(model.get_submodule(module.path)).__name__ == "Conv1D"
+        weight = parts[0].T if transposed else parts[0].reshape(module.d_out, module.d_in)
         result[module.name] = torch.cat([weight, parts[1][:, None]], 1) if module.bias else weight
     return result
 
 
 def _parameters(model: nn.Module, module: TrackedModule) -> list[nn.Parameter]:
     inner = model.get_submodule(module.path)
-    return [inner.weight] + ([inner.bias] if module.bias else [])
+    return [getattr(inner, module.uses[0].key)] + ([inner.bias] if module.bias else [])
 
 
 class Products(TorchDispatchMode):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msif.attribution.projection import Projection
 from msif.attribution.scoring import route_costs
-from msif.curvature.work import Work, temporaries
+from msif.curvature.work import Work, products, temporaries
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Cotangent
 from msif.models.outer import CHUNK_ELEMENTS
@@ -44,18 +44,31 @@ def score_work(
     """Of a batch's scores by gradients, or by tokens; norms need gradients in any case."""
     total = Work()
     for module in tracked:
-        parameters = module.d_out * module.d_in
-        costs = route_costs(T, module.d_out, module.d_in, queries, rank)
+        parameters, uses = module.d_out * module.d_in, products(module)
+        r = rank if rank is not None and rank < min(module.d_out, module.d_in) else None  # else it stays dense
+        costs = route_costs(T, module.d_out, module.d_in, queries, r)
         route = min(costs, key=lambda route: costs[route])
-        at_once = min(B * parameters, CHUNK_ELEMENTS)
-        total += Work(B * costs[route], B * T * (module.d_out + module.d_in))
-        if route == "gradient":
-            total += temporaries(B, parameters, at_once)
+        formed = uses > 0 and route == "gradient"
+        matrices = temporaries(B, parameters, min(B * parameters, CHUNK_ELEMENTS))
+        total += Work(uses * B * costs[route], uses * B * T * (module.d_out + module.d_in))
+        if formed:  # of all uses one gradient
+            total += Work((1 - uses) * B * (costs[route] - T * parameters)) + matrices
+        for _ in range(len(module.uses) - uses):
+            total += _lookup_work(B * T, module.d_in, queries, r, formed)
+        if normalized and len(module.uses) == 1 and module.is_table:
+            total += Work(elements=4 * B * T * module.d_in)
         elif normalized:
-            total += Work(B * T * parameters) + temporaries(B, parameters, at_once)
-        if normalized:
-            total += temporaries(B, parameters, at_once)
+            total += matrices if formed else Work(uses * B * T * parameters) + matrices * 2
     return total
+
+
+def _lookup_work(positions: int, d_in: int, queries: int, rank: int | None, formed: bool) -> Work:
+    """Of rows that are added to a gradient, or scored as they are."""
+    if formed:
+        return Work(elements=2 * positions * d_in)
+    if rank is None:
+        return Work(elements=3 * queries * positions * d_in)
+    return Work(queries * positions * rank * d_in, 3 * queries * positions * rank)
 
 
 def cka_work(tracked: Sequence[TrackedModule], B: int, T: int, queries: int) -> Work:
@@ -63,17 +76,21 @@ def cka_work(tracked: Sequence[TrackedModule], B: int, T: int, queries: int) -> 
     total = Work()
     for module in tracked:
         (d_out, d), grams = module.shape, module.d_out * module.block_rows
-        total += Work(B * (T * d_out * d + grams * d + queries * grams))
+        total += Work(B * (products(module) * T * d_out * d + grams * d + queries * grams))
         total += temporaries(9 * B, d_out * d, min(B * d_out * d, CHUNK_ELEMENTS))
         total += temporaries(4 * B, grams, min(B * grams, CHUNK_ELEMENTS))
     return total
 
 
 def projection_work(tracked: Sequence[TrackedModule], projection: Projection) -> Callable[[int, int], Work]:
-    """(documents, positions) -> of their projected gradients."""
+    """(documents, positions) -> of their projected gradients; a side that is kept whole takes no product."""
     tokens, documents = Work(), Work()
     for module in tracked:
         (d_out, d), (p_out, p_in) = module.shape, projection.shape(module)
-        tokens += Work(p_in * d + p_out * d_out + p_out * p_in, d + d_out + p_in + p_out)
-        documents += Work(0, 4 * p_out * p_in)
+        right, left = p_in * d if p_in < d else 0, p_out * d_out if p_out < d_out else 0
+        for use in module.uses:
+            looked_up = use.kind == "lookup"
+            elements = d + p_in + p_out + (0 if looked_up else d_out)
+            tokens += Work(right + p_out * p_in + (0 if looked_up else left), elements)
+            documents += Work(0, 4 * p_out * p_in)
     return lambda B, T: tokens * (B * T) + documents * B

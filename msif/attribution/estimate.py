@@ -15,7 +15,7 @@ from msif.attribution.scorers import Explainer, PairScorer
 from msif.curvature.estimate import DISK, human_bytes, human_seconds
 from msif.curvature.lissa import MEASURED, LiSSASettings
 from msif.curvature.probe import Speed, measure
-from msif.curvature.work import Work, rotation_work, temporaries
+from msif.curvature.work import Work, multiplied, rotation_work, temporaries
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
 
@@ -93,7 +93,7 @@ def _queries(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule], each:
     """Answers, gradients, and the inverses of the stages applied to them."""
     plan = Plan({(1, max(1, round(asked.tokens))): 1}, asked.queries, asked.queries, 0.0, ())
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
-    gradient = Work(asked.tokens * parameters) + temporaries(3, parameters, 0)
+    gradient = Work(asked.tokens * multiplied(tracked)) + temporaries(3, parameters, 0)
     seconds = asked.steps * speed.step + speed.passes(plan, "candidates") + asked.queries * speed.of(gradient + each)
     return seconds + sum(_solver(speed, stage, tracked, asked) for stage in asked.stages)
 
@@ -108,7 +108,7 @@ def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: 
     ihvp, queries = asked.ihvp, asked.queries
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     # V x and g xᵀ at every position, the latter added to the sum once a batch
-    maps = speed.over(stage, lambda B, T: Work(2 * B * T * parameters, 2 * parameters))
+    maps = speed.over(stage, lambda B, T: Work(2 * B * T * multiplied(tracked), 2 * parameters))
     product = PRODUCT * speed.passes(stage, "candidates") + maps + stage.reading
     steps = ihvp.steps
     vectors = speed.of(Work(elements=8 * parameters))  # sums and inner products of an iteration
@@ -129,6 +129,6 @@ def _explaining(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule]) ->
     lengths = sorted(map(len, asked.candidates.sample))[-max(1, len(asked.candidates.sample) // 10) :]
     each = max(1, asked.shown // asked.queries)
     plan = Plan({(each, round(sum(lengths) / len(lengths))): 1}, asked.queries, asked.shown, 0.0, ())
-    parts = sum(module.d_out * module.shape[1] for module in tracked)
-    elements = sum(3 * module.d_out for module in tracked)
-    return speed.passes(plan, "candidates") + speed.over(plan, lambda B, T: Work(parts, elements) * (B * T))
+    sides = [module.d_in if use.kind == "lookup" else module.d_out for module in tracked for use in module.uses]
+    parts = Work(multiplied(tracked), 3 * sum(sides))
+    return speed.passes(plan, "candidates") + speed.over(plan, lambda B, T: parts * (B * T))

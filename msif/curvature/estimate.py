@@ -46,16 +46,23 @@ class Sizes:
 
 
 def sizes(tracked: Sequence[TrackedModule], groups: Mapping[str, str]) -> Sizes:
-    """Blocks, parameters, and the factors' size, each A counted once for the modules that share it."""
+    """Blocks, parameters, and the factors' size, each A counted once for the modules that share it.
+
+    Of a side whose basis is the identity there is only a diagonal.
+    """
     numbers, eigen = 0, Counter[int]()
     for module in tracked:
         d_out, d = module.shape
         rows = module.block_rows
         if groups[module.name] == module.name:
-            numbers += d * d + d
-            eigen[d] += 1
-        numbers += d_out * rows + d_out + d_out * d
-        eigen[rows] += len(module.blocks)
+            numbers += d
+            if module.column_basis == "eigenvectors":
+                numbers += d * d
+                eigen[d] += 1
+        numbers += d_out + d_out * d
+        if module.row_basis == "eigenvectors":
+            numbers += d_out * rows
+            eigen[rows] += len(module.blocks)
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     blocks = sum(len(module.blocks) for module in tracked)
     return Sizes(len(tracked), blocks, parameters, 4 * numbers, eigen)

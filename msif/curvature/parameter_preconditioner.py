@@ -122,7 +122,8 @@ class _Entry:
     def __init__(self, tracked: TrackedModule, module: nn.Module, names: Mapping[str, str]) -> None:
         self.module, self.columns = tracked.name, tracked.d_in
         self.transposed = is_transposed(module)
-        paths = [f"{tracked.path}.{kind}" for kind in (("weight", "bias") if tracked.bias else ("weight",))]
+        own = tracked.uses[0].key
+        paths = [f"{tracked.path}.{key}" for key in ((own, "bias") if tracked.bias else (own,))]
         missing = [path for path in paths if path not in names]
         if missing:
             raise MsifError(f"'{missing[0]}' of a tracked module is not among the parameters: track the same for both.")

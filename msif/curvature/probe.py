@@ -119,7 +119,8 @@ def measure(
     double = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     if device.type == "cuda":
         # the small batch may leave it idle, and would then take no longer if it were larger
-        weights, kind = sum(module.d_in * module.d_out for module in tracked), next(model.parameters()).dtype
+        maps = [module for module in tracked for use in module.uses if use.kind == "linear"]
+        weights, kind = sum(module.d_in * module.d_out for module in maps), next(model.parameters()).dtype
         least = weights * _product(device, kind, width)
         lines[:2] = [Line(line.call, max(line.token, least)) for line in lines[:2]]
     return Speed(

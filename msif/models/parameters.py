@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from msif.models.blocks import Basis, Block, Kind, TrackedModule, Use, holding, is_linear, is_transposed, linear_shape
+from msif.models.capture import frozen
 from msif.models.uses import normalised
 
 Owner = tuple[str, nn.Module, str]
@@ -27,7 +28,8 @@ def find_parameters(model: nn.Module) -> tuple[list[TrackedModule], dict[str, st
         The tracked, and full name -> reason of the others.
     """
     owners = _owners(model)
-    kinds = {path: _kinds(module) for path, module in model.named_modules() if module._parameters}
+    with frozen(model):  # in training mode some modules change when they are asked
+        kinds = {path: _kinds(module) for path, module in model.named_modules() if module._parameters}
     columns = _columns(owners, kinds)
     unembedding = _output_embedding(model)
     found: list[TrackedModule] = []
@@ -144,8 +146,13 @@ def _is_map(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _elementwise(module: nn.Module) -> Iterator[tuple[str, Kind]]:
-    """Which parameters of a norm scale and which shift: y = γ ⊙ x̂ + β, or (1 + γ) ⊙ x̂ + β, asked of the module."""
+    """Which parameters of a norm scale and which shift: y = γ ⊙ x̂ + β, or (1 + γ) ⊙ x̂ + β, asked of the module.
+
+    A module around others that have parameters is none: it could not be asked again without running them, too.
+    """
     own: dict[str, Any] = {key: p for key, p in module._parameters.items() if p is not None}
+    if any(child is not module and child._parameters for child in module.modules()):
+        return
     if not own or any(not p.is_floating_point() or p.shape != next(iter(own.values())).shape for p in own.values()):
         return
     some = next(iter(own.values()))

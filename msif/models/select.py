@@ -82,7 +82,8 @@ def _choose(
     pattern = _compiled(modules)
     chosen = [one for one in found if any(pattern.search(name) for name in _names(model, one))]
     missed = {short_name(model, name): why for name, why in odd.items()}
-    return chosen, {name: why for name, why in missed.items() if pattern.search(name.rpartition(".")[0])}
+    names = {name: (name, name.rpartition(".")[0]) for name in missed}
+    return chosen, {name: why for name, why in missed.items() if any(map(pattern.search, names[name]))}
 
 
 def _names(model: nn.Module, module: TrackedModule) -> list[str]:

@@ -54,14 +54,17 @@ def read(
     Raises:
         MsifError: rows that are not one a position.
     """
-    if use.kind == "linear":
-        return _Linear(module, args[0] if args else next(iter(kwargs.values())), size)
     if use.kind == "lookup":
         return _Lookup(module, *_looked_up(module, inner, args, kwargs, output), size)
+    x = args[0] if args else next(iter(kwargs.values()))
+    if use.kind == "linear":
+        return _Linear(module, x, size)
     shape = getattr(inner, use.key).shape
+    # as many positions as heads look alike, but heads are moved before positions by a view of (B, T, heads, d)
+    heads_first = x.ndim == 4 and x.stride(1) < x.stride(2)
     if use.kind == "scale":
-        return _Scale(module, normalised(inner, use.key, args, kwargs), shape, size)
-    return _Shift(module, shape, size)
+        return _Scale(module, normalised(inner, use.key, args, kwargs), shape, size, heads_first)
+    return _Shift(module, shape, size, heads_first)
 
 
 class _Linear:
@@ -105,22 +108,24 @@ class _Lookup:
 class _Shift:
     right: Tensor | None = None
 
-    def __init__(self, module: TrackedModule, shape: torch.Size, size: tuple[int, int]) -> None:
-        self.module, self.shape, self.size = module, shape, size
+    def __init__(self, module: TrackedModule, shape: torch.Size, size: tuple[int, int], heads_first: bool) -> None:
+        self.module, self.shape, self.size, self.heads_first = module, shape, size, heads_first
 
     def left_of(self, g: Tensor) -> Tensor:
         return g.new_ones(()).expand(*self.size, 1)
 
     def right_of(self, g: Tensor) -> Tensor:
-        return by_position(self.module, g, len(self.shape), self.size)
+        return by_position(self.module, g, len(self.shape), self.size, self.heads_first)
 
     def along(self, V: Tensor) -> Tensor:
         return V.view(self.shape)
 
 
 class _Scale(_Shift):
-    def __init__(self, module: TrackedModule, x: Tensor, shape: torch.Size, size: tuple[int, int]) -> None:
-        super().__init__(module, shape, size)
+    def __init__(
+        self, module: TrackedModule, x: Tensor, shape: torch.Size, size: tuple[int, int], heads_first: bool
+    ) -> None:
+        super().__init__(module, shape, size, heads_first)
         self.x = x
 
     def right_of(self, g: Tensor) -> Tensor:
@@ -166,7 +171,8 @@ def _looked_up(
         return (args[0] if args else next(iter(kwargs.values()))), 1.0, padding
     with _Tables(inner.weight) as tables:  # type: ignore[arg-type]
         type(inner).forward(inner, *args, **kwargs)
-    if len(tables.calls) != 1 or tables.calls[0][1].shape != output.shape:
+    shared = tuple(output.shape[1:])  # rows that all sequences share may have become those of each since
+    if len(tables.calls) != 1 or tables.calls[0][1].shape not in (output.shape, shared, (1, *shared)):
         raise MsifError(f"module '{module.name}' does more than look up rows: leave it out with --modules.")
     ids, rows = tables.calls[0]
     rows, found = rows.double(), output.detach().double()
@@ -178,8 +184,12 @@ def _looked_up(
     return ids, 1.0 if abs(scale - 1) < 1e-9 else scale, padding
 
 
-def by_position(module: TrackedModule, values: Tensor, own: int, size: tuple[int, int]) -> Tensor:
+def by_position(
+    module: TrackedModule, values: Tensor, own: int, size: tuple[int, int], heads_first: bool = False
+) -> Tensor:
     """(B, T, n) from (lead, …) with ``own`` last dimensions of n numbers; heads are summed.
+
+    ``heads_first`` says which of two equal dimensions heads are.
 
     Raises:
         MsifError: leading dimensions that are not one row a position.
@@ -188,7 +198,7 @@ def by_position(module: TrackedModule, values: Tensor, own: int, size: tuple[int
     flat = values.flatten(values.ndim - own) if own > 1 else values
     if lead in ((B, T), (1, B * T), (B * T,)):
         return flat.reshape(B, T, flat.shape[-1])
-    if len(lead) == 3 and lead[:2] == (B, T):
+    if len(lead) == 3 and lead[:2] == (B, T) and not (heads_first and lead[2] == T):
         return flat.sum(2)
     if len(lead) == 3 and lead[0] == B and lead[2] == T:
         return flat.sum(1)

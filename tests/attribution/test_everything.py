@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, tiny_model
 from helpers import alone, documents, spread
+from test_factors_dense import fitted
 from torch import nn
 
 from msif.attribution import contributions as parts
@@ -17,15 +16,12 @@ from msif.attribution.gradients import Side
 from msif.attribution.projection import GradientProjector, Projection
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature import eigenvalues
-from msif.curvature.covariance import CovariancePass
-from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.fit import FitSettings
 from msif.curvature.ggn import GGN
-from msif.curvature.inputs import find_input_groups
 from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
 from msif.models.blocks import as_matrix, stored
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM
 from msif.models.select import coverage, track_modules
 
@@ -83,7 +79,7 @@ def gradients(model, tracked, text):
 
 
 def check(found, expected, tolerance=1e-5):
-    """To 1e-5 of the largest entry: norms and rotations of transformers compute in float32 in a float64 model, too."""
+    """To 1e-5 of the largest entry: transformers' norms and rotations compute in float32, whatever the dtype."""
     found, expected = torch.as_tensor(found), torch.as_tensor(expected)
     assert found.shape == expected.shape and bool(expected.any())
     assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
@@ -125,26 +121,42 @@ def test_dot_products_and_contributions_are_those_of_all_parameters(name):
     assert isinstance(found[0], parts.Contributions)
 
 
-def fitted(model, tracked, batches):
-    settings, objective = FitSettings(fisher="empirical"), CausalLM()
-    groups = find_input_groups(model, tracked, objective, batches[0])
+class Sides(Consumer):
+    """The right side of each parameter that has one use."""
 
-    def run(consumer):
+    def __init__(self):
+        self.rights = {}
+
+    def backward(self, module, uses):
+        self.rights[module.name] = torch.stack([use.right for use in uses]).sum(0)
+
+
+@pytest.mark.parametrize("name", ["phi", "gemma3", "qwen3", "stablelm"])
+def test_as_many_positions_as_heads_are_not_taken_for_them(name):
+    """Norms within attention run before and after heads are moved; in a longer batch no two sizes are equal."""
+    model, texts = made(name), documents([4, 4], seed=3)
+    assert model.config.num_attention_heads == 4
+    tracked = [module for module in track_modules(model, "everything") if module.row_basis == "identity"]
+    found = []
+    for batch in (texts, [*texts, *documents([7], seed=4)]):
+        consumer, objective = Sides(), CausalLM()
         with Capture(model, tracked, consumer) as capture:
-            for batch in batches:
-                capture.run(objective, batch, settings.cotangents(objective, consumer.stream))
-        return consumer
+            capture.run(objective, collate(batch), [objective.loss_gradient])
+        found.append(consumer.rights)
+    for module in tracked:
+        check(found[0][module.name], found[1][module.name][:2, :4])
 
-    factors = run(CovariancePass(tracked, groups, torch.device("cpu"), torch.float64)).decompose(list(groups))
-    moments = run(LambdaPass(tracked, groups, factors, torch.device("cpu"), torch.float64))
-    return {name: replace(f, Lambda=moments.Lambda(name)) for name, f in factors.items()}
+
+def factors_of(model, tracked, batches):
+    _, _, factors = fitted(model, tracked, CausalLM(), batches, FitSettings(fisher="empirical"))
+    return factors
 
 
 @pytest.mark.parametrize("chunk", [eigenvalues.CHUNK_ELEMENTS, 17])
 def test_eigenvalues_are_squares_of_whole_gradients_in_both_bases(case, chunk, monkeypatch):
     model, tracked = case
     monkeypatch.setattr(eigenvalues, "CHUNK_ELEMENTS", chunk)
-    factors = fitted(model, tracked, [collate(TEXTS[:3]), collate(TEXTS[3:])])
+    factors = factors_of(model, tracked, [collate(TEXTS[:3]), collate(TEXTS[3:])])
     expected = {module.name: 0.0 for module in tracked}
     for text in alone(TEXTS):
         for name, gradient in gradients(model, tracked, text).items():
@@ -214,7 +226,7 @@ def test_projected_gradients_are_the_projections_of_whole_ones(case):
 def test_influence_with_fitted_factors_is_the_dense_formula(case):
     model, tracked = case
     side = Side(model, tracked, CausalLM())
-    factors = fitted(model, tracked, [collate(TEXTS)])
+    factors = factors_of(model, tracked, [collate(TEXTS)])
     scores = InfluenceScorer(side, side, [EKFAC(factors)]).score([collate(QUESTIONS)], [collate(TEXTS)]).values
     expected = np.zeros_like(scores)
     for row, question in enumerate(alone(QUESTIONS)):

@@ -52,8 +52,9 @@ def test_gradients_and_dot_products_match_autograd(tied):
 def test_over_the_tracked_maps_alone_it_is_the_influence_scorer(modules):
     model, lm = tiny_lm(), CausalLM()
     tracked = track_modules(model, modules)
-    names = {f"{m.name}.{kind}" for m in tracked for kind in ("weight", "bias")}
+    names = {m.name for m in tracked} | {f"{m.name}.{kind}" for m in tracked for kind in ("weight", "bias")}
     side = of(model, lm).restricted(names)
+    assert (len(side.parameters) == len(all_parameters(model))) == (modules == "everything")
     queries, texts = [collate(documents([4, 6], seed=7))], [collate(documents(LENGTHS, seed=9))]
     for measurement in ("loss", "margin"):
         maps = InfluenceScorer(Side(model, tracked, lm), Side(model, tracked, lm), measurement=measurement)

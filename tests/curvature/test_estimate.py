@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers import Allocated, Products, documents, tiny_classifier, tiny_lm, track_modules
+from test_factors_dense import fitted
 
 from msif.curvature import probe
 from msif.curvature.covariance import CovariancePass
@@ -18,7 +19,7 @@ from msif.curvature.preconditioners import EKFAC
 from msif.curvature.work import PAGED, Work, covariance_work, lambda_work, rotation_work, temporaries
 from msif.data.documents import collate
 from msif.data.sample import Plan
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM, SequenceClassification
 
 
@@ -28,6 +29,11 @@ def products(work):
     return counter.count
 
 
+def wide_lm(**changes):
+    settings = {"hidden_size": 16, "intermediate_size": 40, "max_position_embeddings": 512, **changes}
+    return tiny_lm(dtype=torch.float32, **settings)
+
+
 def products_of_pass(model, tracked, consumer, batch, cotangents):
     """Beside the model's own."""
 
@@ -35,7 +41,7 @@ def products_of_pass(model, tracked, consumer, batch, cotangents):
         with Capture(model, tracked, consumer) as capture:
             return products(lambda: capture.run(CausalLM(), batch, cotangents))
 
-    return run(consumer) - run(probe.Nothing())
+    return run(consumer) - run(Consumer())
 
 
 def plan_of(docs, times=1):
@@ -44,15 +50,21 @@ def plan_of(docs, times=1):
 
 @pytest.fixture(scope="module")
 def lm():
-    model = tiny_lm(dtype=torch.float32, hidden_size=16, intermediate_size=40, max_position_embeddings=512)
+    model = wide_lm()
     return model, track_modules(model)
 
 
 @pytest.mark.parametrize("length", [12, 300])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_products_are_counted_as_they_are_done(lm, length, samples):
-    """Short sequences have their inputs rotated, long ones their gradients."""
-    model, tracked = lm
+@pytest.mark.parametrize(
+    ("modules", "tied"),
+    [(modules, False) for modules in ("layers", "everything", "norm", "embed_in", "lm_head")]
+    + [(modules, True) for modules in ("everything", "lm_head")],
+)
+def test_products_are_counted_as_they_are_done(modules, tied, length, samples):
+    """Short sequences have their inputs rotated, long ones their gradients; a table's rows are added up without any."""
+    model = wide_lm(vocab_size=60, tie_word_embeddings=tied)
+    tracked = track_modules(model, modules)
     batch = collate(documents([length] * 3))
     groups = find_input_groups(model, tracked, CausalLM(), batch)
     cotangents = FitSettings(label_samples=samples).cotangents(CausalLM(), 1)
@@ -65,14 +77,33 @@ def test_products_are_counted_as_they_are_done(lm, length, samples):
     assert lambda_work(tracked, groups, 3, length, samples).multiply_adds == pytest.approx(done, rel=0.1)
 
 
-def test_rotations_are_counted_as_they_are_done(lm):
-    _, tracked = lm
+@pytest.mark.parametrize(("modules", "tied"), [("layers", False), ("everything", False), ("everything", True)])
+def test_sizes_are_those_of_the_factors(modules, tied):
+    model = tiny_lm(tie_word_embeddings=tied)
+    tracked, batch = track_modules(model, modules), collate(documents([5, 7]))
+    covariances, _, factors = fitted(model, tracked, CausalLM(), [batch])
+    tensors = {id(t): t for f in factors.values() for t in vars(f).values() if t is not None}
+    size = sizes(tracked, covariances.groups)
+    assert size.factor_bytes == 4 * sum(tensor.numel() for tensor in tensors.values())
+    eigen = Counter()
+    for Q in {id(Q): Q for f in factors.values() for Q in (f.Q_A, f.Q_G) if Q is not None}.values():
+        eigen[Q.shape[-1]] += Q.numel() // Q.shape[-1] ** 2
+    assert size.eigen == eigen
+    assert size.parameters == sum(f.Lambda.numel() for f in factors.values())
+    if modules == "everything":
+        assert size.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("modules", "tied"), [("layers", False), ("everything", False), ("everything", True)])
+def test_rotations_are_counted_as_they_are_done(modules, tied):
+    tracked = track_modules(wide_lm(vocab_size=60, tie_word_embeddings=tied), modules)
     factors, vectors = {}, {}
     for module in tracked:
         (d_out, d), rows = module.shape, module.block_rows
-        Q_G, S_G = torch.eye(rows).repeat(len(module.blocks), 1, 1), torch.ones(len(module.blocks), rows)
-        Lambda = torch.ones(len(module.blocks), rows, d)
-        factors[module.name] = ModuleFactors(torch.eye(d), Q_G, torch.ones(d), S_G, Lambda)
+        Q_A = None if module.column_basis == "identity" else torch.eye(d)
+        Q_G = None if module.row_basis == "identity" else torch.eye(rows).repeat(len(module.blocks), 1, 1)
+        S_G, Lambda = torch.ones(len(module.blocks), rows), torch.ones(len(module.blocks), rows, d)
+        factors[module.name] = ModuleFactors(Q_A, Q_G, torch.ones(d), S_G, Lambda)
         vectors[module.name] = torch.ones(1, d_out, d)
     done = products(lambda: EKFAC(factors, DampedInverse(1.0)).apply(vectors))
     assert rotation_work(tracked).multiply_adds == done

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -60,66 +61,174 @@ def sampled_losses(model, objective, batch, stream, seed=0, draw=0):
         return objective.losses(outputs, batch, labels)
 
 
+def sides(model, tracked, losses):
+    """Name -> (left, right) of each use in one sequence's loss, (T, d_out) and (T, d), by plain hooks."""
+    seen, found = {}, {}
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _, x, y, path=path: (y.retain_grad(), seen.setdefault(path, []).append((x[0][0], y)))[1]
+        )
+        for path in dict.fromkeys(use.path for module in tracked for use in module.uses)
+    ]
+    losses().sum().backward()
+    for hook in hooks:
+        hook.remove()
+    for module in tracked:
+        for use in module.uses:
+            inner = model.get_submodule(use.path)
+            for x, y in seen[use.path]:
+                # of vectors that are no sequences, the only position
+                x, g = (one.detach().reshape(len(y[0]) if y.ndim > 2 else 1, -1) for one in (x, y.grad[0]))
+                ones = torch.ones(len(g), 1).double()
+                if use.kind == "linear":
+                    pair = (g, torch.cat([x, ones], 1) if module.bias else x)
+                elif use.kind == "lookup":
+                    pair = (nn.functional.one_hot(x[:, 0], module.d_out).double(), g)
+                elif use.kind == "scale":
+                    pair = (ones, g * nn.functional.layer_norm(x, inner.normalized_shape, eps=inner.eps))
+                else:
+                    pair = (ones, g)
+                found.setdefault(module.name, []).append(pair)
+    model.zero_grad()
+    return found
+
+
+def moment(rows, basis, weights=None):
+    """Σ w row rowᵀ, or its diagonal."""
+    weights = torch.ones(len(rows)).double() if weights is None else weights
+    product = (rows * weights[:, None]).T @ rows
+    return product if basis == "eigenvectors" else product.diagonal()
+
+
+def rotated(f, gradient):
+    """Q_Gᵀ ∇L Q_A by block, written out."""
+    Q_A = torch.eye(gradient.shape[1]).double() if f.Q_A is None else f.Q_A
+    rows = gradient.unflatten(0, (f.blocks, -1))
+    Q_G = [torch.eye(rows.shape[1]).double()] * f.blocks if f.Q_G is None else f.Q_G
+    return torch.stack([Q_G[b].T @ rows[b] @ Q_A for b in range(f.blocks)])
+
+
+def check_covariances(covariances, module, lefts, rights, positions):
+    """A and G of one parameter against their definitions; ``lefts`` and ``rights`` of all uses, row by row."""
+    left, right = torch.cat(lefts), torch.cat(rights)
+    weights, size = (right.square().sum(1), left.square().sum(1)) if module.mixed else (None, None)
+    A, G = covariances.A(covariances.groups[module.name]), covariances.G(module.name)
+    count = positions if module.mixed else len(right)  # a mean over uses, or weighted
+    torch.testing.assert_close(A, moment(right, module.column_basis, size) / count)
+    count = float(weights @ size) if module.mixed else positions
+    for b, block in enumerate(module.blocks):
+        rows = left[:, block.start : block.stop]
+        torch.testing.assert_close(G[b], moment(rows, module.row_basis, weights) / count)
+
+
 @pytest.mark.parametrize(
-    ("settings", "modules"),
+    ("settings", "modules", "tied"),
     [
-        (FitSettings(), "all"),
-        (FitSettings(), "everything"),
-        (FitSettings(label_samples=2), "all"),
-        (FitSettings(fisher="empirical"), "everything"),
+        (FitSettings(), "all", False),
+        (FitSettings(), "everything", False),
+        (FitSettings(), "everything", True),
+        (FitSettings(label_samples=2), "all", False),
+        (FitSettings(label_samples=2), "everything", True),
+        (FitSettings(fisher="empirical"), "everything", False),
+        (FitSettings(fisher="empirical"), "everything", True),
     ],
 )
-def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings, modules):
-    model, objective = tiny_lm(), CausalLM()
+def test_covariances_and_eigenvalues_of_a_language_model_match_autograd(settings, modules, tied):
+    model, objective = tiny_lm(tie_word_embeddings=tied), CausalLM()
     tracked = track_modules(model, modules)
+    assert any(module.mixed for module in tracked) == tied
     texts = documents([5, 9, 3, 7], prompt=2)
     covariances, _, factors = fitted(model, tracked, objective, [collate(texts[:3]), collate(texts[3:])], settings)
 
-    # dense: activations and gradients by plain hooks, one document at a time, no padding anywhere
-    inputs, gradients = {m.name: [] for m in tracked}, {m.name: [] for m in tracked}
+    # dense: both sides by plain hooks, one document at a time, no padding anywhere
+    lefts, rights = {m.name: [] for m in tracked}, {m.name: [] for m in tracked}
     Lambda = {m.name: 0.0 for m in tracked}
     model.eval()
-    supervised = 0
+    positions, supervised = 0, 0
     for batch in alone(texts):
         live = int(batch.attention_mask.sum()) - 1
         supervised += int(batch.supervised.sum())
         for draw in range(settings.label_samples):
-            seen = {}
-            hooks = [
-                model.get_submodule(m.path).register_forward_hook(
-                    lambda _, x, y, n=m.name, seen=seen: (y.retain_grad(), seen.__setitem__(n, (x[0], y)))[1]
-                )
-                for m in tracked
-            ]
-            if settings.fisher == "empirical":
-                loss = objective.losses(objective.outputs(model, batch), batch).sum()
-            else:
-                loss = sampled_losses(model, objective, batch, CovariancePass.stream, draw=draw).sum()
-            loss.backward()
-            for m in tracked:
-                x, y = seen[m.name]
-                rows = x[0, :live].detach() if x.is_floating_point() else torch.eye(m.d_in).double()[x[0, :live]]
-                inputs[m.name].append(torch.cat([rows, torch.ones(live, int(m.bias), dtype=rows.dtype)], 1))
-                gradients[m.name].append(y.grad[0, :live])
-            for hook in hooks:
-                hook.remove()
-            model.zero_grad()
-            if settings.fisher == "empirical":
-                loss = objective.losses(objective.outputs(model, batch), batch).sum()
-            else:
-                loss = sampled_losses(model, objective, batch, LambdaPass.stream, draw=draw).sum()
-            for name, gradient in dense_gradients(model, tracked, loss).items():
-                f = factors[name]
-                rows = gradient.unflatten(0, (f.blocks, -1))
-                Lambda[name] += torch.stack([(f.Q_G[b].T @ rows[b] @ f.Q_A) ** 2 for b in range(f.blocks)])
+            positions += live
+
+            def losses(stream, batch=batch, draw=draw):
+                if settings.fisher == "empirical":
+                    return objective.losses(objective.outputs(model, batch), batch)
+                return sampled_losses(model, objective, batch, stream, draw=draw)
+
+            found = sides(model, tracked, lambda losses=losses: losses(CovariancePass.stream))
+            for name, pairs in found.items():
+                for left, right in pairs:
+                    lefts[name].append(left[:live])
+                    rights[name].append(right[:live])
+            for name, gradient in dense_gradients(model, tracked, losses(LambdaPass.stream).sum()).items():
+                Lambda[name] += rotated(factors[name], gradient) ** 2
 
     for m in tracked:
-        x, g = torch.cat(inputs[m.name]), torch.cat(gradients[m.name])
-        torch.testing.assert_close(covariances.A(covariances.groups[m.name]), x.T @ x / len(x))
-        for b, block in enumerate(m.blocks):
-            rows = g[:, block.start : block.stop]
-            torch.testing.assert_close(covariances.G(m.name)[b], rows.T @ rows / len(g))
+        check_covariances(covariances, m, lefts[m.name], rights[m.name], positions)
         torch.testing.assert_close(factors[m.name].Lambda, Lambda[m.name] / (supervised * settings.label_samples))
+
+
+def test_factors_of_a_table_and_of_a_norm_are_what_they_stand_for():
+    """Token counts and a moment of g for a table that is looked up; one row and squares for a scale and a shift."""
+    model, objective = tiny_lm(), CausalLM()
+    tracked = track_modules(model, "embed_in|final_layer_norm")
+    texts, settings = documents([5, 9, 3, 7], prompt=2), FitSettings(fisher="empirical")
+    covariances, _, factors = fitted(model, tracked, objective, [collate(texts)], settings)
+    assert list(factors) == ["embed_in", "final_layer_norm.weight", "final_layer_norm.bias"]
+    T = sum(len(text.input_ids) - 1 for text in texts)
+    ids = np.concatenate([text.input_ids[:-1] for text in texts])
+    table = factors["embed_in"]
+    torch.testing.assert_close(table.S_G[0], torch.from_numpy(np.bincount(ids, minlength=11)).double() / T)
+    assert table.Q_G is None and table.Q_A is not None
+    outputs = [], []
+    model.eval()
+    for batch in alone(texts):
+        y = []
+        hooks = [
+            model.get_submodule(f"gpt_neox.{name}").register_forward_hook(lambda *call, y=y: y.append(call[-1]))
+            for name in ("embed_in", "final_layer_norm")
+        ]
+        loss = objective.losses(objective.outputs(model, batch), batch).sum()
+        for hook in hooks:
+            hook.remove()
+        for kept, g in zip(outputs, torch.autograd.grad(loss, y), strict=True):
+            kept.append(torch.stack([g[0, :-1], y[1][0, :-1].detach()]))
+    g = torch.cat(outputs[0], 1)[0]
+    torch.testing.assert_close(covariances.A("embed_in"), g.T @ g / T)
+    torch.testing.assert_close(table.Q_A @ table.S_A.diag() @ table.Q_A.T, g.T @ g / T)
+    (g, y), norm = torch.cat(outputs[1], 1), model.gpt_neox.final_layer_norm
+    for key, right in (("weight", g * (y - norm.bias) / norm.weight), ("bias", g)):
+        f = factors[f"final_layer_norm.{key}"]
+        assert f.Q_A is None and f.Q_G is None and f.S_G.tolist() == [[1.0]]
+        torch.testing.assert_close(f.S_A, right.detach().square().sum(0) / T)
+
+
+class Twice(MLP):
+    """One map that runs twice."""
+
+    def forward(self, x):
+        return self.layers[1](torch.tanh(self.layers[0](torch.tanh(self.layers[0](x)))))
+
+
+def test_of_several_uses_inputs_are_averaged_and_gradients_summed():
+    torch.manual_seed(0)
+    model, objective = Twice([4, 4, 3]).double(), Classify()
+    tracked = track_plain(model)
+    data = examples(torch.randn(6, 4).double(), torch.randint(0, 3, (6,)))
+    covariances, _, factors = fitted(model, tracked, objective, data, FitSettings(fisher="empirical"))
+    lefts, rights, Lambda = ({m.name: [] for m in tracked} for _ in range(3))
+    for batch in examples(data[0].x, data[0].y, 1):
+        losses = lambda batch=batch: objective.losses(model(batch.x), batch)  # noqa: E731
+        for name, pairs in sides(model, tracked, losses).items():
+            lefts[name] += [left for left, _ in pairs]
+            rights[name] += [right for _, right in pairs]
+        for name, gradient in dense_gradients(model, tracked, losses().sum()).items():
+            Lambda[name].append(rotated(factors[name], gradient) ** 2)
+    assert len(lefts["layers.0"]) == 2 * len(lefts["layers.1"]) == 12
+    for m in tracked:
+        check_covariances(covariances, m, lefts[m.name], rights[m.name], 6)
+        torch.testing.assert_close(factors[m.name].Lambda, torch.stack(Lambda[m.name]).mean(0))
 
 
 def test_sampled_factors_approach_the_fisher_by_enumeration():

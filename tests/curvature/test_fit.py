@@ -56,7 +56,7 @@ def test_manifest_says_what_was_fitted_on_what(problem, tmp_path):
     store = problem.fit(tmp_path / "f", identity={"task": "lm"}, provenance={"data": "made up"})
     manifest = json.loads((tmp_path / "f" / "manifest.json").read_text())
     assert manifest == store.manifest
-    assert manifest["schema"] == 1 and all(manifest["parts"].values())
+    assert manifest["schema"] == 2 and all(manifest["parts"].values())
     assert set(manifest["parts"]) == {"covariance", "eigenvectors", "lambda"}
     assert manifest["provenance"] == {"data": "made up"} and manifest["run"]["task"] == "lm"
     assert manifest["run"]["settings"] == {"fisher": "sampled", "label_samples": 1, "seed": 0}

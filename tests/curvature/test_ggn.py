@@ -76,6 +76,31 @@ def test_a_language_model_with_padding_and_prompts(attention):
     compare(model, track_modules(model), CausalLM(), [collate(texts[:2]), collate(texts[2:])])
 
 
+class Positions(nn.Embedding):
+    """Makes its ids itself, one row for all sequences."""
+
+    def forward(self, ids):
+        return super().forward(torch.arange(ids.shape[1])[None])
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions, self.head = nn.Embedding(11, 6), Positions(16, 6), nn.Linear(6, 11)
+
+    def forward(self, input_ids, attention_mask=None, **_):
+        x = self.tokens(input_ids) + self.positions(input_ids)
+        return type("Output", (), {"logits": self.head(torch.tanh(x.cumsum(1)))})()
+
+
+def test_positions_that_all_sequences_share():
+    torch.manual_seed(0)
+    model = Sums().double()
+    tracked = track_modules(model, "everything")
+    assert [m.name for m in tracked] == ["tokens", "positions", "head"]
+    compare(model, tracked, CausalLM(), [collate(documents([5, 7, 4]))])
+
+
 def test_a_sequence_classifier():
     model = tiny_classifier()
     data = [collate(documents([5, 7, 4], labels=True))]

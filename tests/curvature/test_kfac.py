@@ -2,8 +2,19 @@
 
 import pytest
 import torch
-from helpers import MLP, Classify, DeepLinear, SquaredError, dense_gradients, documents, examples, tiny_lm, track_plain
-from test_factors_dense import fitted
+from helpers import (
+    MLP,
+    Classify,
+    DeepLinear,
+    SquaredError,
+    alone,
+    dense_gradients,
+    documents,
+    examples,
+    tiny_lm,
+    track_plain,
+)
+from test_factors_dense import fitted, sides
 
 from msif.curvature.filters import DampedInverse
 from msif.curvature.fit import FitSettings
@@ -19,14 +30,24 @@ def counts_of(covariances, second_moments):
     return {**covariances.counts, **second_moments.counts}
 
 
+def trace(moment, basis):
+    """Of a matrix, or of all blocks', or of what is kept of them, their diagonals."""
+    return float((moment.diagonal(dim1=-2, dim2=-1) if basis == "eigenvectors" else moment).sum())
+
+
 def random_like(tracked, queries=2):
     return {m.name: torch.randn(queries, *m.shape).double() for m in tracked}
 
 
-def test_kfac_is_the_kronecker_product_of_the_covariances_per_supervised_token():
+# tied and not: a table, a norm's scale and shift, and an unembedding have a basis that is the identity
+CHOICES = [("layers", False), ("everything", False), ("everything", True)]
+
+
+@pytest.mark.parametrize(("modules", "tied"), CHOICES)
+def test_kfac_is_the_kronecker_product_of_the_covariances_per_supervised_token(modules, tied):
     """With prompts, T differs from N; each block is (T/N) G ⊗ A, damped by the same λ as everything else."""
-    model, objective = tiny_lm(), CausalLM()
-    tracked = track_modules(model)
+    model, objective = tiny_lm(tie_word_embeddings=tied), CausalLM()
+    tracked = track_modules(model, modules)
     covariances, second_moments, factors = fitted(
         model, tracked, objective, [collate(documents([5, 9, 3, 7], prompt=2))]
     )
@@ -37,6 +58,8 @@ def test_kfac_is_the_kronecker_product_of_the_covariances_per_supervised_token()
     found = KFAC(factors, counts, DampedInverse(0.01)).apply(V)
     for m in tracked:
         A, G = covariances.A(covariances.groups[m.name]), covariances.G(m.name)
+        A = torch.diag(A) if m.column_basis == "identity" else A
+        G = torch.diag_embed(G) if m.row_basis == "identity" else G
         for number, block in enumerate(m.blocks):
             H = positions / supervised * torch.kron(G[number], A)
             rows = V[m.name][:, block.start : block.stop]
@@ -77,9 +100,45 @@ def test_kfac_is_exact_for_the_last_layer_of_a_linear_network_with_squared_error
     assert (found - expected).norm() < 0.05 * expected.norm()
 
 
-def test_the_diagonal_is_that_of_ekfacs_dense_matrix():
-    model, objective = tiny_lm(), CausalLM()
-    tracked = track_modules(model, "attention")
+@pytest.mark.parametrize("tied", [False, True])
+def test_eigenvalues_have_the_trace_of_the_curvature_that_they_stand_for(tied):
+    """(T/N) tr G tr A for K-FAC, Σ Λ for the diagonal.
+
+    But for linear maps, where x and g are taken for independent, the first is (1/N) Σ ‖left‖² ‖right‖² over positions
+    and uses, and the second the trace of the empirical Fisher for all.
+    """
+    model, objective = tiny_lm(tie_word_embeddings=tied), CausalLM()
+    tracked, texts = track_modules(model, "everything"), documents([5, 9, 3, 7], prompt=2)
+    covariances, second_moments, factors = fitted(
+        model, tracked, objective, [collate(texts)], FitSettings(fisher="empirical")
+    )
+    positions, supervised = 4 + 8 + 2 + 6, 3 + 7 + 1 + 5
+    squares, traces = ({m.name: 0.0 for m in tracked} for _ in range(2))
+    model.eval()
+    for batch in alone(texts):
+        losses = lambda batch=batch: objective.losses(objective.outputs(model, batch), batch)  # noqa: E731
+        for name, pairs in sides(model, tracked, losses).items():
+            squares[name] += sum(float(left.square().sum(1) @ right.square().sum(1)) for left, right in pairs)
+        for name, gradient in dense_gradients(model, tracked, losses().sum()).items():
+            traces[name] += float(gradient.square().sum())
+    kfac = KFAC(factors, counts_of(covariances, second_moments))
+    assert [m.name for m in tracked if not m.is_map and factors[m.name].Q_G is not None] == []
+    for m in tracked:
+        A, G = covariances.A(covariances.groups[m.name]), covariances.G(m.name)
+        trace_A, trace_G = trace(A, m.column_basis), trace(G, m.row_basis)
+        found = float(kfac.factors[m.name].Lambda.sum())
+        assert found == pytest.approx(positions / supervised * trace_G * trace_A)
+        assert m.is_map or found == pytest.approx(squares[m.name] / supervised)
+        diagonal = curvature_diagonal(factors[m.name])
+        assert diagonal.shape == factors[m.name].Lambda.shape
+        assert float(diagonal.sum()) == pytest.approx(float(factors[m.name].Lambda.sum()))
+        assert float(diagonal.sum()) == pytest.approx(traces[m.name] / supervised)
+
+
+@pytest.mark.parametrize(("modules", "tied"), [("attention", False), *CHOICES[1:]])
+def test_the_diagonal_is_that_of_ekfacs_dense_matrix(modules, tied):
+    model, objective = tiny_lm(tie_word_embeddings=tied), CausalLM()
+    tracked = track_modules(model, modules)
     _, _, factors = fitted(model, tracked, objective, [collate(documents([5, 9, 3, 7]))])
     V = random_like(tracked)
     found = Diagonal(factors, DampedInverse(0.02)).apply(V)
@@ -88,7 +147,9 @@ def test_the_diagonal_is_that_of_ekfacs_dense_matrix():
         diagonal = curvature_diagonal(f)
         torch.testing.assert_close(diagonal.sum((1, 2)), f.Lambda.sum((1, 2)))  # the trace
         for b, block in enumerate(m.blocks):
-            Q = torch.kron(f.Q_G[b], f.Q_A)
+            rows, columns = f.Lambda.shape[1:]
+            Q_G = torch.eye(rows).double() if f.Q_G is None else f.Q_G[b]
+            Q = torch.kron(Q_G, torch.eye(columns).double() if f.Q_A is None else f.Q_A)
             dense = (Q @ torch.diag(f.Lambda[b].flatten()) @ Q.T).diagonal()
             torch.testing.assert_close(diagonal[b].flatten(), dense)
             expected = V[m.name][:, block.start : block.stop].flatten(1) / (dense + 0.02)

@@ -15,7 +15,7 @@ from msif.curvature.fit import FitSettings, fit
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.vectors import dot
 from msif.data.documents import collate
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM
 from msif.models.select import track_modules
 
@@ -37,9 +37,12 @@ def test_eigenvalues_do_not_depend_on_how_many_sequences_are_taken_at_a_time(mon
 
 @pytest.mark.parametrize("elements", [1, 300])
 @pytest.mark.parametrize("with_norms", [True, False])
-def test_scores_and_norms_do_not_depend_on_how_many_sequences_are_taken_at_a_time(monkeypatch, elements, with_norms):
-    model, objective, batch = tiny_lm(), CausalLM(), collate(documents([5, 9, 3, 7]))
-    tracked = track_modules(model)
+@pytest.mark.parametrize("modules", ["layers", "everything"])  # of a tied model, whose table has two uses
+def test_scores_and_norms_do_not_depend_on_how_many_sequences_are_taken_at_a_time(
+    monkeypatch, modules, elements, with_norms
+):
+    model, objective, batch = tiny_lm(tie_word_embeddings=True), CausalLM(), collate(documents([5, 9, 3, 7]))
+    tracked = track_modules(model, modules)
     biased = {module.name: module.bias for module in tracked}
     vectors = {module.name: torch.randn(60, *module.shape).double() for module in tracked}
     split = split_bias(vectors, biased)  # so many queries that gradients are formed
@@ -51,23 +54,20 @@ def test_scores_and_norms_do_not_depend_on_how_many_sequences_are_taken_at_a_tim
         return consumer.scores, consumer.norms
 
     whole = scored()
-    monkeypatch.setattr("msif.attribution.scoring.CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr("msif.models.outer.CHUNK_ELEMENTS", elements)
     torch.testing.assert_close(scored(), whole)
     assert (whole[0] != 0).all() and bool((whole[1] > 0).all()) == with_norms
 
 
-class Gradients:
+class Gradients(Consumer):
     def __init__(self):
         self.g = {}
 
-    def begin(self, batch, objective): ...
+    def right(self, module, right): ...
 
-    def forward(self, module, x): ...
-
-    def backward(self, module, saved, g):
-        self.g[module.name] = g
-
-    def end(self, batch): ...
+    def backward(self, module, uses):
+        (use,) = uses
+        self.g[module.name] = use.left
 
 
 def gradients(model, batch, scale=1.0):
@@ -130,13 +130,13 @@ def test_covariances_of_a_16_bit_model_are_sums_in_float32_of_products_in_float3
     seen = {}
 
     class Watched(CovariancePass):
-        def forward(self, module, x):
-            seen.setdefault(module.name, []).append((x, None))
-            super().forward(module, x)
+        def right(self, module, right):
+            seen.setdefault(module.name, []).append((right, None))
+            return super().right(module, right)
 
-        def backward(self, module, saved, g):
-            seen[module.name].append((None, g))
-            super().backward(module, saved, g)
+        def backward(self, module, uses):
+            seen[module.name].extend((None, use.left) for use in uses)
+            super().backward(module, uses)
 
     consumer = Watched(tracked, groups, torch.device("cpu"), torch.float32)
     run(model, tracked, objective, [batch] * 40, consumer, FitSettings())
@@ -195,12 +195,10 @@ def test_query_gradients_of_a_16_bit_model_are_sums_in_float32(dtype):
     side = Side(model, track_modules(model, "mlp"), objective)
     seen = {}
 
-    class Watched(Gradients):
-        def forward(self, module, x):
-            return x
-
-        def backward(self, module, saved, g):
-            seen[module.name] = g[0].double().T @ saved[0].double()
+    class Watched(Consumer):
+        def backward(self, module, uses):
+            (use,) = uses
+            seen[module.name] = use.left[0].double().T @ use.right[0].double()
 
     with Capture(model, side.tracked, Watched()) as capture:
         capture.run(objective, batch, [objective.loss_gradient])

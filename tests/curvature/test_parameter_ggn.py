@@ -67,7 +67,7 @@ def tiny_gpt2():
 
 
 class Twice(nn.Module):
-    """One map that runs twice, which hooks refuse."""
+    """One map that runs twice."""
 
     def __init__(self):
         super().__init__()
@@ -103,15 +103,18 @@ def test_a_classifier_and_a_module_that_runs_twice():
     torch.testing.assert_close(
         flat(product, parameters), flat(vectors, parameters) @ dense(model, parameters, Classify(), data)
     )
+    compare(model, track_plain(model), Classify(), data)
 
 
-@pytest.mark.parametrize("modules", [".*", "everything"])
-def test_all_linear_maps_hold_the_unembedding_and_their_products_are_right(modules):
-    model = tiny_lm()
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("modules", [".*", "everything", "lm_head"])
+def test_all_parameters_hold_the_unembedding_and_their_products_are_right(modules, tied):
+    model = tiny_lm(tie_word_embeddings=tied)
     tracked = track_modules(model, modules)
     unembedding = model.get_output_embeddings()
-    assert any(model.get_submodule(m.path) is unembedding for m in tracked)
-    assert not any(model.get_submodule(m.path) is unembedding for m in track_modules(model))
+    holds = [any(model.get_submodule(u.path) is unembedding for u in m.uses) for m in tracked]
+    assert sum(holds) == 1 and (len(holds) == 1) == (modules == "lm_head")
+    assert not any(model.get_submodule(u.path) is unembedding for m in track_modules(model) for u in m.uses)
     compare(model, tracked, CausalLM(), texts(5, 4))
 
 
@@ -243,8 +246,9 @@ def test_the_preconditioner_saves_products_where_ekfac_is_nearly_exact():
     assert products[1] <= products[0] / 5
 
 
-@pytest.mark.parametrize("build", [tiny_lm, tiny_gpt2])
-def test_the_preconditioner_sends_each_weight_and_bias_to_its_map(build):
+@pytest.mark.parametrize("build", [tiny_lm, tied_lm, tiny_gpt2])
+@pytest.mark.parametrize("modules", ["layers", "norm|ln_", "embed_in|wte|head", "everything"])
+def test_the_preconditioner_sends_each_weight_and_bias_to_its_map(build, modules):
     """With twice a map's vector on the maps and thrice the rest's, in stored and transposed weights."""
 
     class Times(Preconditioner):
@@ -257,8 +261,9 @@ def test_the_preconditioner_sends_each_weight_and_bias_to_its_map(build):
             return {name: self.factor * V + rows[name] for name, V in vectors.items()}
 
     model = build()
-    tracked, parameters = track_modules(model), all_parameters(model)
-    held = {f"{m.name}.{kind}" for m in tracked for kind in ("weight", "bias")}
+    tracked, parameters = track_modules(model, modules), all_parameters(model)
+    weights = {m.name: m.name if m.column_basis == "identity" else f"{m.name}.weight" for m in tracked}
+    held = {*weights.values(), *(f"{m.name}.bias" for m in tracked if m.bias)}
     rest = {p.name: p.shape for p in parameters if p.name not in held}
     both = OverParameters(model, tracked, parameters, Times(2, {m.name: m.shape for m in tracked}), Times(3, rest))
     V = random_vectors(parameters)
@@ -267,9 +272,10 @@ def test_the_preconditioner_sends_each_weight_and_bias_to_its_map(build):
     for m in tracked:
         rows = torch.arange(m.d_out).double()
         transposed = type(model.get_submodule(m.path)).__name__ == "Conv1D"
-        expected = 2 * V[f"{m.name}.weight"] + (rows if transposed else rows[:, None])
-        torch.testing.assert_close(found[f"{m.name}.weight"], expected)
-        torch.testing.assert_close(found[f"{m.name}.bias"], 2 * V[f"{m.name}.bias"] + rows)
+        expected = 2 * V[weights[m.name]] + (rows if transposed else rows[:, None])
+        torch.testing.assert_close(found[weights[m.name]], expected)
+        if m.bias:
+            torch.testing.assert_close(found[f"{m.name}.bias"], 2 * V[f"{m.name}.bias"] + rows)
     for name, (rows, _) in rest.items():
         torch.testing.assert_close(found[name], 3 * V[name] + torch.arange(rows).double()[:, None])
 

@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Classify, examples, track_plain
+from helpers import Classify, documents, examples, tiny_lm, track_modules, track_plain
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,7 +18,9 @@ from msif.curvature import store as store_module
 from msif.curvature.filters import DampedInverse
 from msif.curvature.preconditioners import EKFAC
 from msif.curvature.store import FactorStore, files_of
+from msif.data.documents import collate
 from msif.errors import MsifError
+from msif.models.objectives import CausalLM
 
 LAYER = "layers.0.safetensors"
 
@@ -83,6 +86,24 @@ def test_modules_that_read_one_input_share_one_tensor(tmp_path):
     assert torch.equal(store["layers.1"].Q_A, everything["layers.0"].Q_A)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_uses_and_bases_come_back(tmp_path, tied):
+    model = tiny_lm(tie_word_embeddings=tied)
+    tracked = track_modules(model, "everything")
+    msif.fit(model, tracked, CausalLM(), [collate(documents([5, 7]))], tmp_path / "f")
+    store = FactorStore.open(tmp_path / "f")
+    assert store.tracked == tracked and any(module.mixed for module in store.tracked) == tied
+    for module in tracked:
+        factors, d, blocks = store[module.name], module.shape[1], len(module.blocks)
+        assert (factors.Q_A is None) == (module.column_basis == "identity")
+        assert (factors.Q_G is None) == (module.row_basis == "identity")
+        assert factors.S_A.shape == (d,) and factors.S_G.shape == (blocks, module.block_rows)
+        assert factors.Lambda.shape == (blocks, module.block_rows, d) and bool(factors.Lambda.any())
+    changed = [replace(module, row_basis="eigenvectors") for module in tracked]
+    with pytest.raises(MsifError, match=r"row_basis is \"identity\" there and \"eigenvectors\" now"):
+        msif.fit(model, changed, CausalLM(), [collate(documents([5, 7]))], tmp_path / "f")
+
+
 def test_a_store_is_a_mapping_of_what_was_fitted(finished):
     store = FactorStore.open(finished.path)
     everything = store.load_all()
@@ -103,8 +124,8 @@ def test_folders_that_hold_no_factors(tmp_path):
 
 
 def test_another_schema(copied):
-    change_manifest(copied, schema=2)
-    refused(copied, "is of schema 2, and this version reads schema 1")
+    change_manifest(copied, schema=1)
+    refused(copied, "is of schema 1, and this version reads schema 2")
 
 
 @pytest.mark.parametrize("part", ["covariance", "eigenvectors", "lambda"])
@@ -118,11 +139,11 @@ def test_incomplete_factors(copied, part):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b'{"schema": 1}', b"[1, 2]", b"null", b"\xff\xfe\x00", b'{"schema": 1, "parts": {}}']
+    "damage", [b"", b"{", b'{"schema": 2}', b"[1, 2]", b"null", b"\xff\xfe\x00", b'{"schema": 2, "parts": {}}']
 )
 def test_damaged_manifests(copied, damage):
     (copied / "manifest.json").write_bytes(damage)
-    refused(copied, "damaged|no manifest of factors")
+    refused(copied, "is damaged|no manifest of factors")
 
 
 def test_damaged_layers(copied):

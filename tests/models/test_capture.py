@@ -9,27 +9,26 @@ from torch.utils.checkpoint import checkpoint
 
 from msif.data.documents import collate
 from msif.errors import MsifError
-from msif.models.capture import Capture
+from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM, inverse_cdf
 from msif.models.select import track_modules
 
 
-class Collect:
-    """Per-batch gradients, Σ_z ∇L(z)."""
+class Collect(Consumer):
+    """Per-batch gradients, Σ_z ∇L(z); ``uses`` counts those that were handed over."""
 
     def __init__(self):
-        self.gradients = {}
+        self.gradients, self.uses = {}, {}
 
-    def begin(self, batch, objective): ...
-
-    def forward(self, module, x):
-        return x
-
-    def backward(self, module, saved, g):
-        weight = torch.einsum("bto,bti->oi", g, saved)
-        self.gradients[module.name] = torch.cat([weight, g.sum((0, 1))[:, None]], 1) if module.bias else weight
-
-    def end(self, batch): ...
+    def backward(self, module, uses):
+        assert module.name not in self.gradients  # once for each cotangent
+        self.uses[module.name] = len(uses)
+        total = 0.0
+        for use in uses:
+            left = torch.eye(module.d_out, dtype=use.right.dtype)[use.left] if use.lookup else use.left
+            weight = torch.einsum("bto,bti->oi", left, use.right)
+            total = total + (torch.cat([weight, left.sum((0, 1))[:, None]], 1) if module.bias else weight)
+        self.gradients[module.name] = total
 
 
 def state_of(model):
@@ -65,7 +64,7 @@ def test_the_model_comes_back_as_it_was_also_after_an_exception():
     before, weights = state_of(model), {k: v.clone() for k, v in model.state_dict().items()}
 
     class Fails(Collect):
-        def backward(self, module, saved, g):
+        def backward(self, module, uses):
             raise RuntimeError("stop here")
 
     for consumer in (Collect(), Fails()):
@@ -98,6 +97,21 @@ def refuse(model, match, tracked=None, objective=None, batch=None):
         capture.run(objective, batch or plain, [objective.loss_gradient])
 
 
+@pytest.mark.parametrize("padding", [None, 3])
+def test_a_lookup_adds_to_the_rows_that_it_reads_but_for_a_padding_token(padding):
+    model, objective = tiny_lm().eval(), CausalLM()
+    model.get_input_embeddings().padding_idx = padding
+    (module,) = tracked = track_modules(model, "embed_in")
+    batch = collate(documents([4, 7], seed=2))
+    assert (batch.input_ids[:, :3] == 3).any()  # read early, so that losses depend on it
+    consumer = Collect()
+    with Capture(model, tracked, consumer) as capture:
+        capture.run(objective, batch, [objective.loss_gradient])
+    dense = dense_gradients(model, tracked, objective.losses(objective.outputs(model, batch), batch).sum())
+    torch.testing.assert_close(consumer.gradients[module.name], dense[module.name])
+    assert bool(consumer.gradients[module.name][3].any()) == (padding is None)
+
+
 def test_an_input_changed_in_place_is_refused():
     class Changes(MLP):
         def forward(self, x):
@@ -109,12 +123,61 @@ def test_an_input_changed_in_place_is_refused():
     refuse(Changes([4, 6, 3]).double(), "changed in place")
 
 
-def test_a_module_used_twice_is_refused():
-    class Twice(MLP):
-        def forward(self, x):
-            return self.layers[1](self.layers[0](self.layers[0](x)))
+class Twice(MLP):
+    def forward(self, x):
+        return self.layers[1](torch.tanh(self.layers[0](torch.tanh(self.layers[0](x)))))
 
-    refuse(Twice([4, 4, 3]).double(), "more than once")
+
+class Shared(MLP):
+    """Two maps of one weight, each with a bias of its own."""
+
+    def __init__(self, sizes):
+        super().__init__(sizes)
+        self.layers[1].weight = self.layers[0].weight
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [(Twice, [4, 4, 3]), (Shared, [4, 4, 4, 3])])
+def test_all_uses_of_a_parameter_come_together(kind, sizes):
+    """A module that runs twice, or two that share a weight: once for each of several cotangents."""
+    torch.manual_seed(0)
+    model, objective = kind(sizes).double(), Classify()
+    tracked = track_modules(model, "everything")
+    (batch,) = examples(torch.randn(5, 4).double(), torch.randint(0, 3, (5,)))
+    consumer, found = Collect(), []
+
+    def cotangent(outputs, batch):
+        found.append(dict(consumer.gradients))
+        consumer.gradients.clear()
+        return len(found) * objective.loss_gradient(outputs, batch)
+
+    with Capture(model, tracked, consumer) as capture:
+        capture.run(objective, batch, [cotangent, cotangent])
+    found.append(consumer.gradients)
+    dense = dense_gradients(model, tracked, objective.losses(model(batch.x), batch).sum())
+    assert sum(gradient.numel() for gradient in dense.values()) == sum(p.numel() for p in model.parameters())
+    assert consumer.uses["layers.0"] == 2 and consumer.uses.keys() == dense.keys()
+    for name, gradient in dense.items():
+        for times in (1, 2):
+            torch.testing.assert_close(found[times][name], times * gradient)
+
+
+def test_a_use_that_takes_no_part_in_the_outputs_adds_nothing():
+    class Unused(MLP):
+        def forward(self, x):
+            self.layers[0](x + 1)
+            return self.layers[1](self.layers[0](x))
+
+    torch.manual_seed(0)
+    model, objective = Unused([4, 4, 3]).double(), Classify()
+    tracked = track_plain(model)
+    (batch,) = examples(torch.randn(5, 4).double(), torch.randint(0, 3, (5,)))
+    consumer = Collect()
+    with Capture(model, tracked, consumer) as capture:
+        capture.run(objective, batch, [objective.loss_gradient])
+    dense = dense_gradients(model, tracked, objective.losses(model(batch.x), batch).sum())
+    assert consumer.uses == {"layers.0": 1, "layers.1": 1}
+    for name, gradient in dense.items():
+        torch.testing.assert_close(consumer.gradients[name], gradient)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -174,7 +237,8 @@ def test_gradients_are_zero_at_positions_that_are_not_live():
     live = objective.live(batch)
 
     class Check(Collect):
-        def backward(self, module, saved, g):
+        def backward(self, module, uses):
+            ((g, _),) = [(use.left, use.right) for use in uses]
             assert torch.all(g[~live] == 0) and torch.any(g[live] != 0)
 
     with Capture(model, track_modules(model), Check()) as capture:
@@ -225,10 +289,10 @@ def test_inputs_that_a_consumer_does_not_keep_are_released():
     inputs, alive = [], []
 
     class Drops(Collect):
-        def forward(self, module, x):
+        def right(self, module, right):
             return None
 
-        def backward(self, module, saved, g):
+        def backward(self, module, uses):
             alive.append(sum(ref() is not None for ref in inputs))
 
     tracked = track_modules(model)

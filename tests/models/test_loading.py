@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from architectures import tiny_config, tiny_model
@@ -25,10 +26,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from msif.attribution.gradients import Side, query_gradients
+from msif.data.documents import Document, collate
 from msif.errors import MsifError
-from msif.models.blocks import input_of
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.loading import load_model, resolve_device
+from msif.models.objectives import CausalLM
+from msif.models.select import track_modules
 
 
 @pytest.fixture
@@ -319,9 +323,11 @@ def test_a_negative_padding_token_is_an_embedding_that_was_never_trained(tmp_pat
     embedding = model.get_input_embeddings()
     assert embedding.padding_idx == 49
     tokens = torch.tensor([[2, 49]])
-    assert input_of(embedding, (tokens,), {}).sum(-1).tolist() == [[1, 0]]
-    (gradient,) = torch.autograd.grad(model(tokens).logits.sum(), embedding.weight)
-    assert not gradient[49].any() and gradient[2].any()
+    side = Side(model, track_modules(model, "embed_tokens"), CausalLM())
+    document = Document(0, np.array([2, 49, 3], dtype=np.int32), np.array([False, True, True]))
+    found = query_gradients(side, [collate([document])])["embed_tokens"][0]
+    for gradient in (found, *torch.autograd.grad(model(tokens).logits.sum(), embedding.weight)):
+        assert not gradient[49].any() and gradient[2].any()
 
 
 def test_weights_in_float8(lm: Path) -> None:

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from msif.errors import MsifError
-from msif.models.blocks import Block, augmented_weight, input_of
-from msif.models.select import match_modules, track_modules
+from msif.models.blocks import Block, TrackedModule, Use, matrix_of
+from msif.models.parameters import find_parameters
+from msif.models.select import coverage, match_modules, track_modules
 
 NEOX_LAYER = ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
 GPT2_LAYER = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
@@ -37,7 +38,8 @@ def names(tracked: list) -> list[str]:  # type: ignore[type-arg]
 )
 def test_defaults(architecture: str, layers: str, layer: list[str], attention: int) -> None:
     model = tiny_model(architecture)
-    for choice, expected in (("all", layer), ("attention", layer[:attention]), ("mlp", layer[attention:])):
+    choices = {"layers": layer, "all": layer, "attention": layer[:attention], "mlp": layer[attention:]}
+    for choice, expected in choices.items():
         tracked = track_modules(model, choice)
         assert names(tracked) == [f"{layers}.{i}.{name}" for i in range(2) for name in expected]
         assert [m.path for m in tracked] == [f"{model.base_model_prefix}.{m.name}" for m in tracked]
@@ -82,29 +84,138 @@ def test_regular_expression() -> None:
     assert names(track_modules(model, "head$")) == ["lm_head"]  # outside the layers only by name
 
 
-def test_everything_is_all_linear_maps_and_the_input_embedding() -> None:
+def norms(*paths: str) -> list[str]:
+    return [f"{path}.{key}" for path in paths for key in ("weight", "bias")]
+
+
+def test_everything_is_every_parameter_as_a_matrix() -> None:
     model = tiny_model("gpt_neox")
     tracked = track_modules(model, "everything")
-    assert [m.name for m in tracked] == ["embed_in", *(m.name for m in track_modules(model, ".*"))]
-    first = tracked[0]
-    assert (first.d_out, first.d_in, first.bias) == (model.config.hidden_size, model.config.vocab_size, False)
-    assert torch.equal(augmented_weight(model.get_submodule(first.path)), model.get_input_embeddings().weight.T)
+    expected = ["embed_in"]
+    for i in range(2):
+        both = norms(f"layers.{i}.input_layernorm", f"layers.{i}.post_attention_layernorm")
+        expected += [*both, *(f"layers.{i}.{name}" for name in NEOX_LAYER)]
+    assert names(tracked) == [*expected, *norms("final_layer_norm"), "lm_head"]
+    assert names(track_modules(model, ".*")) == names(tracked)
+    first, norm = tracked[0], tracked[1]
+    assert (first.shape, first.bias) == ((model.config.vocab_size, model.config.hidden_size), False)
+    assert torch.equal(matrix_of(model, first), model.get_input_embeddings().weight)
+    assert torch.equal(matrix_of(model, norm), model.gpt_neox.layers[0].input_layernorm.weight[None])
+    maps = {m.name: m for m in track_modules(model)}
+    assert {m.name: m for m in tracked if m.name in maps} == maps  # heads' blocks, too
     plain = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
-    assert [m.name for m in track_modules(plain, "everything")] == ["1"]
-    with pytest.raises(MsifError, match=r"'transformer\.wte' and 'lm_head' share one parameter"):
-        track_modules(tiny_model("gpt2"), "everything")
+    assert names(track_modules(plain, "everything")) == ["0", "1"]
 
 
-def test_an_embeddings_padding_token_is_no_input() -> None:
-    one_hot = input_of(nn.Embedding(4, 2, padding_idx=1).double(), (torch.tensor([[0, 1, 3]]),), {})
-    assert one_hot.tolist() == [[[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]] and one_hot.dtype == torch.float64
+def test_parameters_are_found_with_their_uses_and_bases() -> None:
+    found, left = find_parameters(tiny_model("gpt2"))
+    assert left == {}
+    expected = ["wte", "wpe"]
+    for i in range(2):
+        attention, mlp = GPT2_LAYER[:2], GPT2_LAYER[2:]
+        expected += [*norms(f"h.{i}.ln_1"), *(f"h.{i}.{name}" for name in attention)]
+        expected += [*norms(f"h.{i}.ln_2"), *(f"h.{i}.{name}" for name in mlp)]
+    assert names(found) == [*expected, *norms("ln_f")]
+    one = {m.name: m for m in found}
+    bases = {"row_basis": "identity", "column_basis": "eigenvectors"}
+    path, ids = "transformer.wte", Use("transformer.wte", "lookup")
+    assert one["wte"] == TrackedModule(
+        "wte", path, 32, 50, False, (Block(0, 50),), (ids, Use("lm_head", "linear")), **bases
+    )
+    assert one["wte"].mixed and one["wte"].is_table and not one["wte"].is_map
+    path = "transformer.wpe"
+    assert one["wpe"] == TrackedModule("wpe", path, 32, 32, False, (Block(0, 32),), (Use(path, "lookup"),), **bases)
+    bases = {"row_basis": "identity", "column_basis": "identity"}
+    for key, kind in (("weight", "scale"), ("bias", "shift")):
+        name, path = f"ln_f.{key}", "transformer.ln_f"
+        assert one[name] == TrackedModule(name, path, 32, 1, False, (Block(0, 1),), (Use(path, kind, key),), **bases)
+    path = "transformer.h.0.mlp.c_fc"
+    assert one["h.0.mlp.c_fc"] == TrackedModule("h.0.mlp.c_fc", path, 32, 128, True, (Block(0, 128),))
+    untied = {m.name: m for m in find_parameters(tiny_model("gpt2", tie_word_embeddings=False))[0]}
+    assert untied["wte"].uses == (ids,) and untied["lm_head"].uses == (Use("lm_head"),)
+    assert untied["lm_head"].row_basis == "identity" and untied["lm_head"].is_map
+
+
+def test_what_cannot_be_tracked_has_a_reason() -> None:
+    model = tiny_model("mixtral")
+    found, left = find_parameters(model)
+    experts = {f"model.layers.{i}.mlp.experts.{key}" for i in range(2) for key in ("gate_up_proj", "down_proj")}
+    assert left.keys() == experts | {f"model.layers.{i}.mlp.gate.weight" for i in range(2)}
+    assert left["model.layers.1.mlp.experts.down_proj"] == "MixtralExperts is no linear map, lookup or norm"
+    assert sum(m.d_out * m.shape[1] for m in found) + sum(model.get_parameter(name).numel() for name in left) == sum(
+        p.numel() for p in model.parameters()
+    )
+    mixed = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.LayerNorm(4), "c": nn.Bilinear(2, 3, 4)})
+    mixed["b"].weight = mixed["a"].bias
+    found, left = find_parameters(mixed)
+    assert names(found) == ["a", "b.bias"] and not found[0].bias
+    assert left == {
+        "a.bias": "it is used in several ways (scale, shift)",
+        "c.weight": "Bilinear is no linear map, lookup or norm",
+        "c.bias": "Bilinear is no linear map, lookup or norm",
+    }
+
+
+class Gated(nn.Module):
+    """A linear map with a scale of its output, in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.inner(x)
+
+
+def test_a_scale_around_other_parameters_is_left_out() -> None:
+    found, left = find_parameters(nn.Sequential(Gated(), nn.Linear(4, 3)))
+    assert names(found) == ["0.inner", "1"] and left == {"0.scale": "Gated is no linear map, lookup or norm"}
+
+
+def test_modules_that_learn_in_training_mode_are_asked_in_evaluation_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.Linear(2, 3)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    track_modules(model, "everything")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules()) and all(p.requires_grad for p in model.parameters())
+
+
+def test_what_is_not_tracked_is_told_with_its_share() -> None:
+    model = tiny_model("gpt2")
+    total = sum(p.numel() for p in model.parameters())
+    whole = coverage(model, track_modules(model, "everything"))
+    assert whole == f"{total:,} of {total:,} parameters are tracked (100.0%)"
+    tracked = track_modules(model)
+    held = sum(m.d_out * m.shape[1] for m in tracked)
+    assert held + 1600 + 1024 + 5 * 64 == total  # 50 · 32 of tokens, 32 · 32 of positions, and five norms of 64
+    rest = [f"wte.weight {1600 / total:.1%}", f"wpe.weight {1024 / total:.1%}"]
+    rest += [f"{name} {32 / total:.1%}" for name in norms("h.0.ln_1")]
+    said = f"{held:,} of {total:,} parameters are tracked ({held / total:.1%}); left out: {', '.join(rest)}, and 8 more"
+    assert coverage(model, tracked) == said
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "expected"),
+    [
+        ("gpt2", {}, ("wte", 2)),
+        ("llama", {"tie_word_embeddings": True}, ("embed_tokens", 2)),
+        ("llama", {"tie_word_embeddings": False}, ("lm_head", 1)),
+    ],
+)
+def test_a_tied_weight_is_found_by_each_of_its_names(
+    architecture: str, changes: dict[str, bool], expected: tuple[str, int]
+) -> None:
+    (found,) = track_modules(tiny_model(architecture, **changes), "lm_head|score")
+    assert (found.name, len(found.uses)) == expected
+    (head,) = track_modules(AutoModelForSequenceClassification.from_config(tiny_config("llama")), "lm_head|score")
+    assert (head.name, head.row_basis) == ("score", "eigenvectors")
 
 
 def test_embeddings_that_change_what_they_read_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("gpt_neox")
     model.set_input_embeddings(nn.Embedding(model.config.vocab_size, model.config.hidden_size, max_norm=1.0))
-    assert "embed_in" not in [m.name for m in track_modules(model, "everything")]
-    assert "embed_in" in caplog.text
+    assert "embed_in" not in names(track_modules(model, "everything"))
+    assert "embed_in.weight (Embedding is no linear map, lookup or norm)" in caplog.text
 
 
 def test_any_other_module() -> None:
@@ -163,15 +274,18 @@ def test_no_match_is_refused() -> None:
         track_modules(nn.LayerNorm(3))
 
 
-def test_shared_parameters_are_refused() -> None:
+def test_shared_parameters_are_one_of_several_uses() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    with pytest.raises(MsifError, match="'0' and '1' share one parameter"):
-        track_modules(model)
-    tied = tiny_model("gpt2")  # the unembedding is the embedding
-    with pytest.raises(MsifError, match=r"'lm_head' and 'transformer\.wte' share one parameter"):
-        track_modules(tied, "lm_head")
-    assert track_modules(tied)
+    (weight,) = track_modules(model)
+    assert (weight.name, weight.shape, weight.uses) == ("0", (4, 4), (Use("0"), Use("1")))
+    assert names(track_modules(model, "everything")) == ["0", "0.bias", "1.bias"]  # of biases that are not shared
+    model[1].bias = model[0].bias
+    (both,) = track_modules(model, "everything")
+    assert (both.shape, both.bias, both.uses) == ((4, 5), True, (Use("0"), Use("1")))
+    assert torch.equal(matrix_of(model, both), torch.cat([model[0].weight, model[0].bias[:, None]], 1))
+    tied = tiny_model("gpt2")  # the unembedding is the embedding, outside the layers
+    assert "wte" not in names(track_modules(tied))
 
 
 class Router(nn.Linear):
@@ -193,8 +307,10 @@ def test_linear_subclasses_are_tracked_only_if_they_are_linear_maps(caplog: pyte
     model = nn.ModuleDict({name: kind(4, 3) for name, kind in (("a", Renamed), ("b", Router), ("c", Doubled))})
     with caplog.at_level(logging.WARNING):
         assert names(track_modules(model)) == ["a"]
-    assert "not plain linear maps: b, c" in caplog.text
-    with pytest.raises(MsifError, match=r"plain linear map \(Doubled\)"):
+    for name, kind in (("b", "Router"), ("c", "Doubled")):
+        assert f"{name}.weight ({kind} is no linear map, lookup or norm)" in caplog.text
+    assert "15 of 45 parameters are tracked" in caplog.text
+    with pytest.raises(MsifError, match=r"c\.weight: Doubled is no linear map"):
         track_modules(model, "^c$")
     falcon = tiny_model("falcon (multi-head)")  # of FalconLinear
     assert len(track_modules(falcon)) == len(track_modules(falcon.to("meta"))) == 8
@@ -214,4 +330,7 @@ def test_experts_are_named_as_left_out(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING):
         tracked = names(track_modules(tiny_model("mixtral")))
     assert tracked == [f"layers.{i}.self_attn.{x}_proj" for i in range(2) for x in "qkvo"]
-    assert "layers.0.mlp.experts.gate_up_proj (2, 96, 32)" in caplog.text
+    assert "layers.0.mlp.experts.gate_up_proj (MixtralExperts is no linear map, lookup or norm)" in caplog.text
+    for pattern in ("experts", "gate_up_proj"):
+        with pytest.raises(MsifError, match=r"layers\.0\.mlp\.experts\.gate_up_proj: MixtralExperts is no linear map"):
+            track_modules(tiny_model("mixtral"), pattern)
