@@ -125,7 +125,7 @@ def prepare(asked: Asked) -> Job:
 
 def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatches | None, later: bool) -> FittedStage:
     """A stage with what the method reads of it."""
-    if options.method not in STAGED:
+    if options.method not in STAGED or (later and options.method == "single-stage"):
         return FittedStage(stage.side, None, batches=index if not later else None)
     store = stage.store
     tau = stage.tau if damping.needs_tau(later) else None

@@ -21,14 +21,13 @@ def capacities(cost: Cost, memory: int) -> tuple[int, int]:
     Raises:
         MsifError: not one of them fits.
     """
-    if cost.vector >= cost.making:
-        made = kept = int(memory // (NUMBER * max(cost.making, 1.0)))
-    else:
-        made = int(memory / 2 // (NUMBER * cost.making))
-        kept = int(memory / 2 // (NUMBER * max(cost.vector, 1.0)))
-    if min(made, kept) < 1:
+    making, vector = NUMBER * max(cost.making, 1.0), NUMBER * max(cost.vector, 1.0)
+    at_once, made, kept = int(memory // making), int(memory / 2 // making), int(memory / 2 // vector)
+    if made < 1 or kept <= at_once:
+        made = kept = at_once
+    if kept < 1:
         raise MsifError(
-            f"one query takes {NUMBER * cost.making / 1e9:.3g} GB while its vectors are made, and there are "
+            f"one query takes {making / 1e9:.3g} GB while its vectors are made, and there are "
             f"{memory / 1e9:.3g} for it: give a larger --memory, or fewer --modules."
         )
     return min(made, kept), kept

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import signature
 from typing import Any, Literal
 
 from torch import Tensor
@@ -114,6 +115,9 @@ def build_scorer(
     damping, ihvp = damping or Damping(), ihvp or IHVP()
     if method not in METHODS:
         raise MsifError(f"there is no method '{method}': choose one of {', '.join(METHODS)}.")
+    for option in sorted(options.keys() - _options_of(method)):
+        known = ", ".join(sorted(_options_of(method)))
+        raise MsifError(f"method '{method}' has no option '{option}': it has {known}.")
     first, last = pretrained or finetuned, finetuned or pretrained
     if first is None or last is None:
         raise MsifError("give a pre-trained or a fine-tuned model.")
@@ -140,6 +144,15 @@ def build_scorer(
     elif method == "cosine":
         options = {**options, "normalize": "both"}
     return InfluenceScorer(last.side, first.side, stages, **options)
+
+
+def _options_of(method: str) -> set[str]:
+    """The names of the options that a method's scorer has of its own."""
+    if method == "trak":
+        return {field.name for field in fields(TRAKOptions)} - {"damping", "damping_scale"} | {"projection"}
+    scorer: Any = {"cka": CKAScorer, "logra": LoGraScorer}.get(method, InfluenceScorer)
+    named = {name for name, of in signature(scorer).parameters.items() if of.kind is of.KEYWORD_ONLY}
+    return named - {"damping", "damping_scale", "curvature_data"} | ({"projection"} if method == "logra" else set())
 
 
 def _projected(

@@ -154,7 +154,7 @@ def test_an_interruption_is_no_stack_trace(world, tmp_path, monkeypatch, capfd):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit, "find_input_groups", interrupt)
+    monkeypatch.setattr(fit, "probe_inputs", interrupt)
     flags = ["--model", world.base, "--data", world.folder / "corpus.jsonl", "--output", tmp_path / "out"]
     assert fit_factors(*flags) == 130
     assert "run the same command again" in capfd.readouterr().err

@@ -136,6 +136,7 @@ def test_factors_of_another_schema_incomplete_or_damaged(explain, world, tmp_pat
     explain("no folder of factors", pretrained_factors=tmp_path / "none")
     explain(r"holds no manifest\.json", pretrained_factors=world.base)
     shutil.copy(world.base_factors / "layers.1.safetensors", layer)
+    layer = folder / "layers.1.lambda.safetensors"
     tensors = load_file(layer)
     tensors["layers.1.mlp.dense_h_to_4h:Lambda"] *= float("nan")
     save_file(tensors, layer)

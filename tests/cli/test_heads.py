@@ -151,7 +151,7 @@ def test_which_loss_is_taken_is_said(heads, tmp_path, caplog):
     ],
 )
 def test_answers_that_a_head_cannot_give(explain, heads, monkeypatch, kind, flags, match):
-    monkeypatch.setattr("msif.cli.output.score", None)  # before any work
+    monkeypatch.setattr("msif.job.Job.score", None)  # before any work
     given = {"finetuned": heads / kind, "finetuned_factors": heads / f"{kind}_factors", "completion": None}
     explain(match, "--task", "classification", *flags, query="Rain fell", **given)
 
@@ -164,7 +164,7 @@ def test_queries_of_which_some_have_a_number(explain, heads, data):
 
 
 def test_trak_has_no_margin_of_a_number(explain, heads, monkeypatch):
-    monkeypatch.setattr("msif.cli.output.score", None)
+    monkeypatch.setattr("msif.job.Job.score", None)
     given = {"finetuned": heads / "reward", "pretrained_factors": None, "finetuned_factors": None}
     flags = ["--task", "classification", "--method", "trak"]
     explain("unknown measurement 'margin'", *flags, query="Rain fell", **{**given, "completion": "1.5"})

@@ -32,8 +32,9 @@ def state(folder):
         return "start", 0
     if parts["lambda"]:
         return "end", 0
-    if parts["covariance"] and not parts["eigenvectors"]:
-        return "eigenvectors", len(list(folder.glob("layers.*.safetensors")))
+    layers = len(list(folder.glob("layers.?.safetensors")))
+    if layers and not parts["eigenvectors"]:
+        return "eigenvectors", layers
     phase = "lambda" if parts["eigenvectors"] else "covariance"
     checkpoint = header(folder / "checkpoint.safetensors") or {}
     return phase, int(checkpoint["batches"]) if checkpoint.get("part") == phase else 0

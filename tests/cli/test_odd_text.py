@@ -123,7 +123,7 @@ def test_ids_that_results_cannot_use_are_refused_before_a_model_is_read(
     def load_model(*_):
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("msif.cli.explain.load_model", load_model)
+    monkeypatch.setattr("msif.stage.load_model", load_model)
     explain(match, corpus=data("corpus.jsonl", rows), candidates=candidates)
 
 

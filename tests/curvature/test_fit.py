@@ -57,7 +57,7 @@ def test_manifest_says_what_was_fitted_on_what(problem, tmp_path):
     manifest = json.loads((tmp_path / "f" / "manifest.json").read_text())
     assert manifest == store.manifest
     assert manifest["schema"] == 2 and all(manifest["parts"].values())
-    assert set(manifest["parts"]) == {"covariance", "eigenvectors", "lambda"}
+    assert set(manifest["parts"]) == {"eigenvectors", "lambda"}
     assert manifest["provenance"] == {"data": "made up"} and manifest["run"]["task"] == "lm"
     assert manifest["run"]["settings"] == {"fisher": "sampled", "label_samples": 1, "seed": 0}
     assert manifest["run"]["compute_dtype"] == "float64"
@@ -69,7 +69,9 @@ def test_manifest_says_what_was_fitted_on_what(problem, tmp_path):
     names = {key.rsplit(":", 1)[1] for key in manifest["convergence"]}
     assert names == {"A", "G", "Lambda"} and all(v >= 0 for v in manifest["convergence"].values())
     assert sorted(file.name for file in (tmp_path / "f").iterdir()) == [
+        "layers.0.lambda.safetensors",
         "layers.0.safetensors",
+        "layers.1.lambda.safetensors",
         "layers.1.safetensors",
         "manifest.json",
     ]
@@ -97,16 +99,20 @@ def test_without_a_checkpoint_nothing_is_left_of_a_failed_run(problem, tmp_path)
 
 @pytest.mark.parametrize("file", [1, 2, 3, 4])
 def test_a_run_that_failed_between_two_files_ends_with_the_same_result(problem, finished, tmp_path, monkeypatch, file):
-    """Files 1 and 2 are eigenvectors, 3 and 4 the same layers with Λ."""
-    save, calls = FactorStore.save_layer, []
+    """Files 1 and 2 are eigenvectors, 3 and 4 Λ of the same layers."""
+    calls = []
 
-    def failing(self, name, factors):
-        calls.append(name)
-        if len(calls) == file:
-            raise Interrupted
-        save(self, name, factors)
+    def failing(save):
+        def saved(self, name, factors):
+            calls.append(name)
+            if len(calls) == file:
+                raise Interrupted
+            save(self, name, factors)
 
-    monkeypatch.setattr(FactorStore, "save_layer", failing)
+        return saved
+
+    for method in ("save_bases", "save_lambda"):
+        monkeypatch.setattr(FactorStore, method, failing(getattr(FactorStore, method)))
     with pytest.raises(Interrupted):
         problem.fit(tmp_path / "f")
     with pytest.raises(MsifError, match="incomplete"):
@@ -187,17 +193,20 @@ def test_a_damaged_checkpoint_costs_a_pass_and_no_more(problem, finished, tmp_pa
         )
     (tmp_path / "f" / "checkpoint.safetensors").write_bytes(b"not tensors")
     problem.fit(tmp_path / "f", identity=data_identity(problem))
-    layer = "layers.0.safetensors"
+    layer = "layers.0.lambda.safetensors"
     assert (tmp_path / "f" / layer).read_bytes() == (finished.path / layer).read_bytes()
 
 
 def test_the_seed_decides_the_factors(problem, tmp_path):
     fits = {
-        name: problem.fit(tmp_path / name, FitSettings(seed=seed)).path / "layers.0.safetensors"
+        name: problem.fit(tmp_path / name, FitSettings(seed=seed)).path
         for name, seed in (("one", 7), ("same", 7), ("other", 8))
     }
-    assert fits["one"].read_bytes() == fits["same"].read_bytes()
-    one, other = load_file(fits["one"]), load_file(fits["other"])
+    files = ("layers.0.safetensors", "layers.0.lambda.safetensors")
+    assert all((fits["one"] / file).read_bytes() == (fits["same"] / file).read_bytes() for file in files)
+    one, other = (
+        {k: v for file in files for k, v in load_file(fits[name] / file).items()} for name in ("one", "other")
+    )
     moved = [key for key in one if not torch.equal(one[key], other[key])]
     assert any(key.endswith(":Lambda") for key in moved) and any(key.endswith(":S_G") for key in moved)
     assert not any(key.endswith((":S_A", ":Q_A")) for key in moved)  # inputs know nothing of labels
@@ -237,7 +246,7 @@ def with_a_prompt(batch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda batches: batches[:-1], "12 sequences in the covariance pass and 10"),
+        (lambda batches: batches[:-1], "12 sequences in the first pass and 10"),
         (lambda batches: [*batches[:-1], without_last_document(batches[-1])], "12 sequences .* and 11"),
         (lambda batches: [*batches, batches[0]], "12 sequences .* and 14"),
         (lambda batches: [*batches[:-1], shortened(batches[-1])], "live positions"),
@@ -254,7 +263,7 @@ def test_data_that_changed_between_the_passes_is_refused_each_time(problem, fini
         with pytest.raises(MsifError, match="incomplete"):
             FactorStore.open(tmp_path / "f")
     problem.fit(tmp_path / "f", **options)
-    layer = "layers.0.safetensors"
+    layer = "layers.0.lambda.safetensors"
     assert (tmp_path / "f" / layer).read_bytes() == (finished.path / layer).read_bytes()
 
 

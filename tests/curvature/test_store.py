@@ -17,7 +17,7 @@ import msif
 from msif.curvature import store as store_module
 from msif.curvature.filters import DampedInverse
 from msif.curvature.preconditioners import EKFAC
-from msif.curvature.store import FactorStore, files_of
+from msif.curvature.store import FactorStore, files_of, lambda_file
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM
@@ -52,7 +52,7 @@ def test_a_module_is_read_when_it_is_asked_for(finished, monkeypatch):
     assert "layers.1.mlp.dense_h_to_4h" in store and next(iter(store)) == "layers.0.attention.query_key_value"
     assert opened == []
     store["layers.1.mlp.dense_h_to_4h"]
-    assert opened == ["layers.1.safetensors"]
+    assert opened == ["layers.1.safetensors", "layers.1.lambda.safetensors"]
 
 
 def test_one_file_a_layer_and_each_input_once(finished):
@@ -62,7 +62,8 @@ def test_one_file_a_layer_and_each_input_once(finished):
         tensors = load_file(finished.path / file)
         leaders = {store.groups[name] for name in names}
         assert {key for key in tensors if key.endswith(":Q_A")} == {f"{leader}:Q_A" for leader in leaders}
-        assert {key for key in tensors if key.endswith(":Lambda")} == {f"{name}:Lambda" for name in names}
+        assert not any(key.endswith(":Lambda") for key in tensors)
+        assert load_file(finished.path / lambda_file(file)).keys() == {f"{name}:Lambda" for name in names}
 
 
 def test_modules_that_read_one_input_share_one_tensor(tmp_path):
@@ -128,7 +129,7 @@ def test_another_schema(copied):
     refused(copied, "is of schema 1, and this version reads schema 2")
 
 
-@pytest.mark.parametrize("part", ["covariance", "eigenvectors", "lambda"])
+@pytest.mark.parametrize("part", ["eigenvectors", "lambda"])
 def test_incomplete_factors(copied, part):
     parts = json.loads((copied / "manifest.json").read_text())["parts"]
     change_manifest(copied, parts={**parts, part: False})
@@ -146,21 +147,22 @@ def test_damaged_manifests(copied, damage):
     refused(copied, "is damaged|no manifest of factors")
 
 
-def test_damaged_layers(copied):
-    whole = (copied / LAYER).read_bytes()
-    (copied / LAYER).write_bytes(whole[:-8])
-    refused(copied, f"{LAYER} cannot be read")
-    (copied / LAYER).write_bytes(b"")
-    refused(copied, f"{LAYER} cannot be read")
-    (copied / LAYER).unlink()
-    refused(copied, f"{LAYER} cannot be read")
-    (copied / LAYER).write_bytes(whole)
-    tensors = load_file(copied / LAYER)
-    name = "layers.0.mlp.dense_h_to_4h:Lambda"
-    save_file({key: value for key, value in tensors.items() if key != name}, copied / LAYER)
+@pytest.mark.parametrize(("file", "kind"), [(LAYER, "Q_G"), (lambda_file(LAYER), "Lambda")])
+def test_damaged_layers(copied, file, kind):
+    layer = copied / file
+    whole = layer.read_bytes()
+    for damaged in (whole[:-8], b""):
+        layer.write_bytes(damaged)
+        refused(copied, f"{file} cannot be read")
+    layer.unlink()
+    refused(copied, f"{file} cannot be read")
+    layer.write_bytes(whole)
+    tensors = load_file(layer)
+    name = f"layers.0.mlp.dense_h_to_4h:{kind}"
+    save_file({key: value for key, value in tensors.items() if key != name}, layer)
     refused(copied, f"lacks {name}")
     tensors[name][0, 0, 0] = float("nan")
-    save_file(tensors, copied / LAYER)
+    save_file(tensors, layer)
     refused(copied, f"NaN or infinity in {name}")
 
 
