@@ -14,6 +14,9 @@ from msif.errors import MsifError
 
 log = logging.getLogger(__name__)
 
+# of eigenvectors in float32, and random vectors by which it is seen
+ACCURACY, PROBES = 1e-5, 8
+
 
 @dataclass(frozen=True)
 class ModuleFactors:
@@ -80,16 +83,22 @@ def held(factors: Factors, device: torch.device, dtype: torch.dtype) -> dict[str
 
 
 def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """(eigenvalues ascending (..., d), eigenvectors (..., d, d)) of a covariance, computed in float64.
+    """(eigenvalues ascending (..., d), eigenvectors (..., d, d)) of a covariance.
 
-    On the matrix's own device, or on the CPU where that fails. LAPACK's divide and conquer does not converge for a few
-    matrices; its QR iteration then does the work, which takes several times as long.
+    Of float32 sums in float32, at half the time of float64, where a look at them finds a residual and a departure from
+    orthogonality below ``ACCURACY`` (1.5e-6 is usual at d = 1,536); else in float64. On the matrix's own
+    device, or on the CPU where that fails. LAPACK's divide and conquer does not converge for a few matrices; its QR
+    iteration then does the work, which takes several times as long.
 
     Raises:
         MsifError: the matrix holds NaN or infinity, or neither algorithm converges.
     """
     if not bool(torch.isfinite(matrix).all()):
         raise MsifError(f"a covariance of module '{name}' holds NaN or infinity: fit again with --dtype float32.")
+    if matrix.dtype == torch.float32:
+        narrow = _in_float32(matrix)
+        if narrow is not None:
+            return narrow
     wide = matrix.double()
     wide = (wide + wide.transpose(-1, -2)) / 2
     found = _by_division(wide)
@@ -101,6 +110,34 @@ def eigendecompose(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
         found = _by_qr_iteration(wide.cpu(), name)
     values, vectors = (part.to(matrix.device, matrix.dtype) for part in found)
     return values, vectors.contiguous()
+
+
+def _in_float32(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """None where float32 is not enough, or fails."""
+    largest = matrix.abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))  # squares would underflow
+    scaled = matrix / scale
+    scaled = (scaled + scaled.transpose(-1, -2)) / 2
+    found = _by_division(scaled)
+    if found is None or not _is_accurate(scaled, *found):
+        return None
+    values, vectors = found
+    return values * scale[..., 0], vectors.contiguous()
+
+
+def _is_accurate(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:
+    """Whether ‖A − Q S Qᵀ‖/‖A‖ and ‖QᵀQ − I‖/√d are small, by their products with a few random vectors.
+
+    In float32, whose own rounding here is about 1e-6: copies in float64 would take a sixth of the time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.randn(matrix.shape[-1], PROBES, generator=generator).to(matrix.device)
+    A, Q, S = matrix, vectors, values
+    rotated = Q.transpose(-1, -2) @ Z
+    residual = (A @ Z - Q @ (S[..., None] * rotated)).norm(dim=(-2, -1)) / PROBES**0.5
+    drift = (Q.transpose(-1, -2) @ (Q @ Z) - Z).norm(dim=(-2, -1)) / Z.norm()
+    small = residual <= ACCURACY * A.norm(dim=(-2, -1))
+    return bool((small & (drift <= ACCURACY)).all())
 
 
 def _by_division(wide: Tensor) -> tuple[Tensor, Tensor] | None:

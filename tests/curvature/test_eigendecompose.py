@@ -110,3 +110,40 @@ def test_a_model_on_a_device_without_float64():
     weight = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32)
     with pytest.raises(MsifError, match=r"Device 'mps' has no float64.*model\.to\('cpu'\)"):
         device_and_dtype(SimpleNamespace(parameters=lambda: iter([weight])))
+
+
+@pytest.mark.parametrize("shape", [(90, 90), (3, 40, 40)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_float32_sums_are_decomposed_in_float32(shape, scale, monkeypatch):
+    matrix = covariance(*shape, dtype=torch.float32) * scale
+    seen, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda m: seen.append(m.dtype) or eigh(m))
+    values, vectors = eigendecompose(matrix, "m")
+    assert seen == [torch.float32] and values.dtype == vectors.dtype == torch.float32
+    A, Q, S = matrix.double(), vectors.double(), values.double()
+    assert (A @ Q - Q * S[..., None, :]).norm() < 3e-6 * A.norm()
+    assert (Q.transpose(-1, -2) @ Q - torch.eye(shape[-1]).double()).norm() < 3e-6 * matrix.shape[-1]
+
+
+@pytest.mark.parametrize("wrong", ["values", "vectors", "angles"])
+def test_eigenvectors_that_are_not_accurate_are_computed_again_in_float64(wrong, monkeypatch):
+    """One of 30 is off by 1e-3."""
+    matrix = covariance(30, 30, dtype=torch.float32)
+    seen, eigh = [], torch.linalg.eigh
+
+    def poor(m):
+        seen.append(m.dtype)
+        values, vectors = eigh(m)
+        if m.dtype == torch.float32:
+            if wrong == "values":
+                values[-1] *= 1.001
+            elif wrong == "vectors":
+                vectors[:, -1] *= 1.001
+            else:
+                vectors[:, -1] += 1e-3 * vectors[:, 0]
+        return values, vectors
+
+    monkeypatch.setattr(torch.linalg, "eigh", poor)
+    values, vectors = eigendecompose(matrix, "m")
+    assert seen == [torch.float32, torch.float64]
+    assert_decomposed(matrix, values, vectors, 1e-6)
