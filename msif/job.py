@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from msif.attribution.chunks import capacities, chunks_of
@@ -19,6 +20,7 @@ from msif.attribution.methods import NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer, PairScorer
+from msif.attribution.scoring import picked
 from msif.attribution.stages import Damping
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
@@ -205,17 +207,10 @@ class Job:
         """The parts of scores of one pass's queries; made at once where the vectors must go for the next pass's."""
         if not isinstance(self.scorer, Explainer):
             return lambda query, rows: {}
-        explainer = self.scorer
-
-        def parts(query: int, rows: Sequence[int]) -> dict[int, Contributions]:
-            own = {name: v.only(query) for name, v in vectors.items()}
-            return {part.index: part for part in explainer.explain(own, self.documents(rows))}
-
-        if not keep:
-            return parts
-        shown = [[int(one.rows[place]) for _, place in one.shown(self.options.top_k)] for one in rankings]
-        kept = [parts(query, rows) if rows else {} for query, rows in enumerate(shown)]
-        return lambda query, rows: kept[query]
+        explained = _Explained(self, self.scorer, vectors, rankings)
+        if keep:
+            explained.make()
+        return explained.of
 
     def answered(self) -> list[Query]:
         """The queries, with the model's own answers where they have none; those that get none are left out, and named.
@@ -312,6 +307,35 @@ class Job:
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
+
+
+class _Explained:
+    """Parts of the scores of all documents that are shown, from one pass over them when the first are asked for."""
+
+    def __init__(self, job: Job, explainer: Explainer, vectors: Any, rankings: Sequence[Ranking]) -> None:
+        self.job, self.explainer, self.vectors = job, explainer, vectors
+        self.wanted: dict[int, list[int]] = {}  # row -> queries
+        for number, ranking in enumerate(rankings):
+            for _, place in ranking.shown(job.options.top_k):
+                self.wanted.setdefault(int(ranking.rows[place]), []).append(number)
+        self.parts: dict[int, dict[int, Contributions]] | None = None
+
+    def of(self, query: int, rows: Sequence[int]) -> dict[int, Contributions]:
+        return self.make()[query] if rows else {}
+
+    def make(self) -> dict[int, dict[int, Contributions]]:
+        """Query -> row -> parts; of each batch only for the queries that show one of its documents."""
+        if self.parts is None:
+            parts: dict[int, dict[int, Contributions]] = {}
+            batches = self.job.documents(sorted(self.wanted))
+            for batch in tqdm(batches, desc="explaining", unit="batch", disable=None):
+                queries = sorted({query for row in batch.indices.tolist() for query in self.wanted[row]})
+                own = picked(self.vectors, torch.tensor(queries))
+                for found in self.explainer.explain(own, [batch]):
+                    for query in self.wanted[found.index]:
+                        parts.setdefault(query, {})[found.index] = found.only(queries.index(query))
+            self.parts, self.vectors = parts, None
+        return self.parts
 
 
 def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:

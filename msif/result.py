@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from msif.atomic import write_json
 from msif.attribution.contributions import Contributions, block_names
@@ -139,7 +138,7 @@ def provenance_of(job: Job) -> dict[str, Any]:
 def shown_documents(job: Job, scored: Scored) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
     shown: list[Shown] = []
-    for number, ranking in enumerate(tqdm(scored.rankings, desc="explaining", unit="query", disable=None)):
+    for number, ranking in enumerate(scored.rankings):
         chosen = ranking.shown(job.options.top_k)
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]

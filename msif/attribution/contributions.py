@@ -33,6 +33,10 @@ class Contributions:
     tokens: Tensor
     blocks: Tensor
 
+    def only(self, query: int) -> Contributions:
+        """Those of one query, Q = 1."""
+        return Contributions(self.index, self.tokens[query : query + 1], self.blocks[query : query + 1])
+
     @property
     def scores(self) -> Tensor:
         return self.blocks.sum(1)

@@ -30,12 +30,14 @@ def find_input_groups(
 def probe_inputs(
     model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batch: Any
 ) -> tuple[dict[str, str], int]:
-    """The same, and how many numbers the outputs are."""
+    """The same, and about how many numbers the outputs of the batch are; a part of it tells, where it has ``few``."""
+    few = batch.few() if hasattr(batch, "few") else batch
     probe = _InputProbe()
     with Capture(model, tracked, probe) as capture:
-        outputs = capture.run(objective, batch, [])
+        outputs = capture.run(objective, few, [])
         ran = capture.ran
-    return {module.name: probe.leader(module.name) for module in tracked if module.name in ran}, outputs.numel()
+    groups = {module.name: probe.leader(module.name) for module in tracked if module.name in ran}
+    return groups, outputs.numel() * objective.live(batch).numel() // objective.live(few).numel()
 
 
 class _InputProbe(Consumer):

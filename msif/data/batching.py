@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,8 @@ from msif.errors import MsifError
 log = logging.getLogger(__name__)
 
 WINDOW = 8192
+# of a batch's tokens at most
+PADDING = 0.25
 # of which corpora it was said what is skipped and cut, and with which limits: once, however many passes go over them
 _said: WeakKeyDictionary[Corpus, set[Any]] = WeakKeyDictionary()
 
@@ -31,7 +33,8 @@ def plan_batches(
     """Group documents of like length into batches of B documents and T tokens, padded, with B·T ≤ `batch_tokens`.
 
     Documents are read a window at a time, sorted by length within it (longest first, so that memory runs out early
-    if it does) and cut into batches; a document above the budget is a batch of its own. With a seed the batches of
+    if it does) and cut into batches, of which no more than a quarter is padding; a document above the budget is a batch
+    of its own. With a seed the batches of
     a window come in a permuted order, so that growing shares of the data are not shares by length. The same
     documents and arguments give the same batches.
     """
@@ -49,14 +52,25 @@ def plan_batches(
 
 
 def _cut(documents: list[Document], batch_tokens: int) -> list[list[Document]]:
-    """Cut documents, longest first, where the next would exceed the budget."""
-    batches = []
+    """Documents, longest first, in batches."""
+    ends = list(accumulate(cut_lengths([len(document) for document in documents], batch_tokens)))
+    return [documents[start:end] for start, end in pairwise([0, *ends])]
+
+
+def cut_lengths(lengths: Sequence[int], batch_tokens: int) -> list[int]:
+    """How many documents each batch takes, of lengths that descend."""
+    counts: list[int] = []
     start = 0
-    while start < len(documents):
-        count = max(1, batch_tokens // max(1, len(documents[start])))
-        batches.append(documents[start : start + count])
+    while start < len(lengths):
+        longest, count, tokens = max(1, lengths[start]), 1, lengths[start]
+        while start + count < len(lengths) and longest * (count + 1) <= batch_tokens:
+            tokens += lengths[start + count]
+            if tokens < (1 - PADDING) * longest * (count + 1):
+                break
+            count += 1
+        counts.append(count)
         start += count
-    return batches
+    return counts
 
 
 def spread(batches: TokenBatches, count: int | None) -> TokenBatches:

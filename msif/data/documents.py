@@ -56,6 +56,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def few(self, tokens: int = 8) -> Batch:
+        """The first tokens of the first document, to see what a model does with a batch."""
+        cut = {name: getattr(self, name)[:1, :tokens] for name in ("input_ids", "attention_mask", "supervised")}
+        labels = None if self.labels is None else self.labels[:1]
+        return Batch(self.indices[:1], **cut, labels=labels)
+
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)

@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from msif.data.batching import WINDOW, TokenBatches
+from msif.data.batching import WINDOW, TokenBatches, cut_lengths
 from msif.data.documents import Batch, Document, collate
 from msif.data.encoding import Encoder
 from msif.data.tally import Tally
@@ -77,9 +77,8 @@ def foretell(batches: TokenBatches) -> Plan:
     lengths = lengths[np.arange(kept) * len(lengths) // kept]
     shapes: Counter[tuple[int, int]] = Counter()
     start = 0
-    while start < kept:
-        count = max(1, batches.batch_tokens // max(1, int(lengths[start])))
-        shapes[min(count, kept - start), int(lengths[start])] += 1
+    for count in cut_lengths(lengths.tolist(), batches.batch_tokens):
+        shapes[count, int(lengths[start])] += 1
         start += count
     return Plan(shapes, documents / kept, documents, seconds / len(taken) * documents, taken)
 

@@ -125,7 +125,7 @@ def test_a_rank_is_taken_while_vectors_are_made(stages, monkeypatch):
     # room for two while they are made, and for all once they are
     monkeypatch.setattr(Job, "room", property(lambda job: 2 * at_most(job.scorer.cost(), 2)))
     found = msif.attribute(stages, asked, "all", query_rank=2)
-    assert made == [2, 2] and len(found.provenance["rank_errors"]) == 4
+    assert sum(made) == 4 and max(made) == 2 and len(found.provenance["rank_errors"]) == 4
     for query in range(4):
         assert of(found, query) == pytest.approx(of(whole, query), rel=1e-3, abs=1e-6)
 

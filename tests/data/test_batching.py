@@ -6,7 +6,7 @@ import pytest
 import torch
 from templates import CHATML, MARKED
 
-from msif.data.batching import TokenBatches, batches_of, plan_batches
+from msif.data.batching import TokenBatches, batches_of, cut_lengths, plan_batches
 from msif.data.corpus import corpus_from_rows, load_corpus
 from msif.data.documents import Document
 from msif.data.format import Format
@@ -32,6 +32,7 @@ def test_each_document_once_within_budget(budget, window, seed):
     assert sorted(document.index for batch in batches for document in batch) == list(range(len(documents)))
     for batch in batches:
         assert len(batch) * max(map(len, batch)) <= budget or len(batch) == 1
+        assert sum(map(len, batch)) >= 0.75 * len(batch) * max(map(len, batch))  # the rest is padding
     again = list(plan_batches(iter(documents), batch_tokens=budget, window=window, seed=seed))
     assert [[d.index for d in batch] for batch in batches] == [[d.index for d in batch] for batch in again]
 
@@ -48,6 +49,28 @@ def test_no_seed_is_longest_first_and_a_seed_permutes_the_same_batches():
     ]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(names)
     assert orders[0] != orders[1] != names != orders[0]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "counts"),
+    [
+        ([8, 8, 8, 8], 16, [2, 2]),
+        ([8, 6, 4, 4, 2], 100, [3, 2]),  # 18 of 24 tokens are three quarters; 4 and 2 as well
+        ([8, 4, 4], 100, [2, 1]),  # 12 of 16, and then 16 of 24
+        ([9, 1], 100, [1, 1]),
+        ([300], 100, [1]),
+        ([], 100, []),
+    ],
+)
+def test_batches_end_where_a_quarter_would_be_padding(lengths, budget, counts):
+    assert cut_lengths(lengths, budget) == counts
+
+
+def test_a_few_tokens_of_a_batch():
+    (batch,) = batches_of(make_documents(3, longest=12)[:1], 200)
+    few = batch.few(4)
+    assert few.input_ids.shape == (1, 4) and few.indices.tolist() == batch.indices[:1].tolist()
+    assert torch.equal(few.input_ids, batch.input_ids[:1, :4]) and torch.equal(few.supervised, batch.supervised[:1, :4])
 
 
 def test_windows_are_permuted_differently():
@@ -109,8 +132,7 @@ def test_stream_gives_the_same_documents(tokenizer, tmp_path):
         assert streamed.size == (None if indices is None else 3)
         assert equal(list(mapped), list(streamed))
         assert equal(list(streamed), list(streamed))
-    (batch,) = mapped
-    assert sorted(batch.indices.tolist()) == [3, 7, 50]
+    assert sorted(index for batch in mapped for index in batch.indices.tolist()) == [3, 7, 50]
 
 
 def test_labels_reach_the_batch(tokenizer):
