@@ -52,10 +52,6 @@ _HOME = {
     "GGN": "msif.curvature.ggn",
     "CG": "msif.curvature.cg",
     "relative_residual": "msif.curvature.cg",
-    "all_parameters": "msif.curvature.parameters",
-    "ParameterFunction": "msif.curvature.parameters",
-    "ParameterGGN": "msif.curvature.parameter_ggn",
-    "ParameterScorer": "msif.attribution.parameter_scorer",
     "query_gradients": "msif.attribution.gradients",
     "build_selector": "msif.candidates.build",
 }
@@ -67,7 +63,6 @@ if TYPE_CHECKING:
     from msif.attribution.gradients import Side, query_gradients
     from msif.attribution.inverses import IHVP
     from msif.attribution.logra import LoGraScorer
-    from msif.attribution.parameter_scorer import ParameterScorer
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
     from msif.attribution.stages import Damping, FittedStage, build_scorer
     from msif.attribution.trak import TRAKScorer
@@ -76,8 +71,6 @@ if TYPE_CHECKING:
     from msif.curvature.filters import Accumulation, DampedInverse, DampedPower, Decay, ProximalHop
     from msif.curvature.fit import FitSettings, fit
     from msif.curvature.ggn import GGN
-    from msif.curvature.parameter_ggn import ParameterGGN
-    from msif.curvature.parameters import ParameterFunction, all_parameters
     from msif.curvature.preconditioners import EKFAC, Identity
     from msif.curvature.store import FactorStore
     from msif.data.batching import TokenBatches

@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from msif.attribution.chunks import capacities, chunks_of
-from msif.attribution.contributions import Contributions
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer, PairScorer
-from msif.attribution.scoring import picked
 from msif.attribution.stages import Damping
 from msif.candidates.build import build_selector
 from msif.candidates.selection import parse_candidates
@@ -34,6 +31,7 @@ from msif.data.format import Format
 from msif.data.ids import written_ids
 from msif.data.queries import Query, ask, encode_queries
 from msif.errors import MsifError, UnusableError
+from msif.explained import Explained, Parts
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.objectives import DocumentHead
 from msif.models.roles import check_vocabulary, label_arguments, positions
@@ -41,9 +39,6 @@ from msif.models.vocabulary import embedding_rows, refuse_unknown
 from msif.stage import Stage
 
 log = logging.getLogger(__name__)
-
-Parts = Callable[[int, Sequence[int]], dict[int, Contributions]]
-"""(a query's number, rows) -> row number -> parts of its score; empty where scores have none."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +202,7 @@ class Job:
         """The parts of scores of one pass's queries; made at once where the vectors must go for the next pass's."""
         if not isinstance(self.scorer, Explainer):
             return lambda query, rows: {}
-        explained = _Explained(self, self.scorer, vectors, rankings)
+        explained = Explained(self.scorer, vectors, rankings, self.options.top_k, self.documents)
         if keep:
             explained.make()
         return explained.of
@@ -307,35 +302,6 @@ class Job:
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
-
-
-class _Explained:
-    """Parts of the scores of all documents that are shown, from one pass over them when the first are asked for."""
-
-    def __init__(self, job: Job, explainer: Explainer, vectors: Any, rankings: Sequence[Ranking]) -> None:
-        self.job, self.explainer, self.vectors = job, explainer, vectors
-        self.wanted: dict[int, list[int]] = {}  # row -> queries
-        for number, ranking in enumerate(rankings):
-            for _, place in ranking.shown(job.options.top_k):
-                self.wanted.setdefault(int(ranking.rows[place]), []).append(number)
-        self.parts: dict[int, dict[int, Contributions]] | None = None
-
-    def of(self, query: int, rows: Sequence[int]) -> dict[int, Contributions]:
-        return self.make()[query] if rows else {}
-
-    def make(self) -> dict[int, dict[int, Contributions]]:
-        """Query -> row -> parts; of each batch only for the queries that show one of its documents."""
-        if self.parts is None:
-            parts: dict[int, dict[int, Contributions]] = {}
-            batches = self.job.documents(sorted(self.wanted))
-            for batch in tqdm(batches, desc="explaining", unit="batch", disable=None):
-                queries = sorted({query for row in batch.indices.tolist() for query in self.wanted[row]})
-                own = picked(self.vectors, torch.tensor(queries))
-                for found in self.explainer.explain(own, [batch]):
-                    for query in self.wanted[found.index]:
-                        parts.setdefault(query, {})[found.index] = found.only(queries.index(query))
-            self.parts, self.vectors = parts, None
-        return self.parts
 
 
 def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:

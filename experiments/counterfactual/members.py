@@ -20,7 +20,7 @@ from msif.models.objectives import CausalLM, Objective
 from msif.models.select import track_modules
 from msif.models.training import natural_tau
 
-MODULES = {True: ".*", False: "all"}
+MODULES = {True: "maps", False: "layers"}
 """Every linear map that both stages share: the unembedding, too, if fine-tuning keeps it."""
 LABEL_SAMPLES = 4
 """Draws of labels for each sequence and pass: with a few hundred sequences, factors of one draw are noisy."""
@@ -33,7 +33,7 @@ class Model:
     Attributes:
         folder: of the model; its factors lie beside it.
         batches: of what the stage was trained on.
-        modules: which linear maps count, as ``track_modules`` takes it.
+        modules: which parameters count, as ``track_modules`` takes it.
     """
 
     folder: Path
@@ -50,11 +50,11 @@ class Model:
     @cached_property
     def layers(self) -> FittedStage:
         """The same of the decoder layers alone."""
-        return self._stage("all", "layers-factors")
+        return self._stage("layers", "layers-factors")
 
     @cached_property
     def everything(self) -> FittedStage:
-        """The same with the input embedding, too."""
+        """The same of every parameter."""
         return self._stage("everything", "everything-factors")
 
     def _stage(self, modules: str, name: str) -> FittedStage:

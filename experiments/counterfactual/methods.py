@@ -12,12 +12,10 @@ from experiments.counterfactual.members import LABEL_SAMPLES, MODULES, Member, M
 from experiments.counterfactual.two_stage import Asked, TwoStage
 from experiments.fact_tracing.baselines import bm25_scores, cosine, embedding_scores, representations
 from msif.attribution.inverses import IHVP
-from msif.attribution.parameter_scorer import ParameterScorer
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer, Scorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.curvature.filters import Accumulation, Decay
-from msif.curvature.parameters import ParameterFunction, all_parameters
 from msif.curvature.preconditioners import EKFAC
 from msif.draws import generator
 
@@ -83,11 +81,11 @@ def all_methods(one_objective: bool) -> list[Method]:
     """
     return [
         *_multi_stage(),
-        *_with_embedding(),
+        *_with_everything(),
         *((*_layers_only(), *_single_stage()) if one_objective else ()),
         Method(GDP, "", _staged("gdp")),
         Method("gradient cosine", "", _staged("cosine")),
-        Method(f"{GDP}, all parameters", "", _library(_all_parameters)),
+        Method(f"{GDP}, everything", "", _staged("gdp", stage=attrgetter("everything"))),
         Method("TRAK", "0.1 mean", _library(_trak)),
         Method("LoGra", "0.1 mean", _library(_logra)),
         Method("representation similarity", "", _representations),
@@ -136,9 +134,9 @@ def _multi_stage() -> Iterator[Method]:
     yield Method(SOLVED, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
 
 
-def _with_embedding() -> Iterator[Method]:
-    """With the input embedding as a map of one-hot tokens."""
-    family, everything = f"{MULTI_STAGE}, with input embedding", attrgetter("everything")
+def _with_everything() -> Iterator[Method]:
+    """With embeddings and norms."""
+    family, everything = f"{MULTI_STAGE}, everything", attrgetter("everything")
     yield Method(family, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), stage=everything))
     for value in (1e-5, 1e-3):
         yield Method(family, f"{value:g}", _staged("multi-stage", Damping(value), stage=everything), removed=False)
@@ -162,14 +160,6 @@ def _source(m: Member) -> Scorer:
     assert first.factors and first.tau and last.factors and last.tau
     stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
     return InfluenceScorer(last.side, first.side, stages)
-
-
-def _all_parameters(m: Member) -> Scorer:
-    """Embeddings and norms, too, whether EK-FAC has blocks for them or not."""
-    sides = [
-        ParameterFunction(one.model, all_parameters(one.model), one.objective) for one in (m.finetuned, m.pretrained)
-    ]
-    return ParameterScorer(*sides)
 
 
 def _trak(m: Member) -> Scorer:

@@ -70,7 +70,7 @@ class Models:
         """A stage without factors and τ: all that gradients alone need."""
         if (which, tracking) not in self._stages:
             model = self.loaded(which).model
-            modules = ".*" if tracking == "unembedding" else "all"
+            modules = "maps" if tracking == "unembedding" else "layers"
             side = Side(model, track_modules(model, modules, split_heads=tracking != "whole-heads"), CausalLM())
             self._stages[which, tracking] = FittedStage(side, batches=self.data(which))
         return self._stages[which, tracking]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -11,16 +12,15 @@ from experiments.spearman.bench import Bench
 from experiments.spearman.dense import parameters_by, solve, solve_within
 from experiments.spearman.points import Point
 from msif.attribution.gradients import Side, query_gradients
-from msif.attribution.parameter_scorer import ParameterScorer
+from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.cg import CG, Damped, conjugate_gradients, relative_residual
 from msif.curvature.filters import DampedInverse
+from msif.curvature.fit import FitSettings, fit
 from msif.curvature.ggn import GGN
-from msif.curvature.parameter_ggn import ParameterGGN
-from msif.curvature.parameter_preconditioner import OverParameters, ParameterDiagonal, parameter_diagonal
-from msif.curvature.parameters import ParameterFunction, all_parameters
 from msif.curvature.preconditioners import EKFAC
 from msif.curvature.vectors import Vectors
 from msif.models.blocks import TrackedModule
+from msif.models.select import track_modules
 
 TRUTH, FULL = "truth", "truth, all parameters"
 
@@ -80,16 +80,16 @@ def full_truth(bench: Bench, damping: str) -> list[Point]:
     """The same over all parameters: embeddings, norms and unembedding too."""
     c, shift = bench.c, bench.shift(damping)
     assert isinstance(shift, float)  # blocks of factors have no meaning for the other parameters
-    side: Side = bench.side_of(bench.world.model, torch.float64)
-    function = ParameterFunction(side.model, all_parameters(side.model), side.objective)
-    operator = ParameterGGN(side.model, function.parameters, side.objective, bench.world.solving)
-    diagonal = ParameterDiagonal(parameter_diagonal(function, bench.world.solving), shift)
-    maps = EKFAC(bench.factors, DampedInverse(shift))
-    approximate = OverParameters(side.model, side.tracked, function.parameters, maps, diagonal)
-    options = {"iterations": c.full, "tolerance": c.truth_tolerance}
-    solver = CG(operator, function.parameters, shift, approximate, **options)
+    layers = bench.side_of(bench.world.model, torch.float64)
+    side = Side(layers.model, track_modules(layers.model, "everything"), layers.objective)
+    operator = GGN(side.model, side.tracked, side.objective, bench.world.solving)
+    with TemporaryDirectory() as folder:
+        settings = FitSettings(seed=bench.seed)
+        store = fit(side.model, side.tracked, side.objective, bench.world.solving, folder, settings)
+        approximate = EKFAC(store.load_all(), DampedInverse(shift))
+    solver = CG(operator, side.tracked, shift, approximate, iterations=c.full, tolerance=c.truth_tolerance)
     with bench.measured() as cost:
-        scores = ParameterScorer(function, function, [solver]).score(bench.world.queries, bench.world.candidates)
+        scores = InfluenceScorer(side, side, [solver]).score(bench.world.queries, bench.world.candidates)
     assert solver.solution is not None
     worst = solver.solution.residuals[-1].tolist()
     iterations = solver.solution.iterations

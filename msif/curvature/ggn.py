@@ -2,17 +2,16 @@
 
     H = (1/N) Σ_z J_zᵀ [∇² of the loss in the outputs] J_z
 
-over the tracked maps (``GGN``) or over any parameters (``ParameterGGN``). J v is a forward-mode derivative
+over the tracked parameters. J v is a forward-mode derivative
 (``msif.curvature.tangents``), Jᵀ u a backward pass: a product costs about two forward passes and one backward pass over
 the data for each vector. All of it runs in float32 or better, whatever the model's dtype.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Generic, Protocol, TypeVar
+from contextlib import ExitStack
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.tangents import AnyModel, Tangents
-from msif.curvature.vectors import Part, Vectors
+from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, Use
 from msif.models.capture import Capture, Consumer, FiniteGuard, widened
@@ -36,28 +35,22 @@ class Operator(Protocol):
         """H v for Q vectors at once."""
 
 
-class Linearised(Protocol):
-    """A model around its parameters, for one product."""
+class GGN:
+    """Products with H over a fixed set of sequences, for vectors (Q, d_out, d) of each tracked parameter.
 
-    def add_product(self, objective: Objective, batch: Any, vectors: Vectors, sums: Vectors, query: int) -> None:
-        """sums[query] += Σ_z Jᵀ [∇² L] J v of a batch."""
-
-
-P = TypeVar("P", bound=Part)
-
-
-class GaussNewton(ABC, Generic[P]):
-    """Products with H over a fixed set of sequences; a subclass says how v enters the model and Jᵀ u is read.
+    Each use of a parameter adds V x̄ (a row of V, V ⊙ x̂) to its output's tangent, so no weight needs a tangent of its
+    own; of the backward pass only both sides of the gradient are read.
 
     Args:
-        tracked: the parts of the vectors.
         batches: gone over once a product; a list, or anything that gives the same batches each time.
 
     Raises:
-        MsifError: no data, an iterator, vectors over other parts, or a product that holds NaN or infinity.
+        MsifError: no data, an iterator, vectors over other parameters, or a product that holds NaN or infinity.
     """
 
-    def __init__(self, model: nn.Module, tracked: Sequence[P], objective: Objective, batches: Iterable[Any]) -> None:
+    def __init__(
+        self, model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batches: Iterable[Any]
+    ) -> None:
         if iter(batches) is batches:
             raise MsifError("the data is gone over once a product: give a list of batches, not an iterator.")
         self.model, self.tracked, self.objective, self.batches = model, tracked, objective, batches
@@ -65,15 +58,15 @@ class GaussNewton(ABC, Generic[P]):
         self.products = 0
 
     def matvec(self, vectors: Vectors) -> Vectors:
-        """H v for each of Q vectors, (Q, rows, columns) a part."""
-        names = [part.name for part in self.tracked]
+        """H v for each of Q vectors, (Q, d_out, d) a parameter."""
+        names = [module.name for module in self.tracked]
         if vectors.keys() != set(names):
             odd = sorted(vectors.keys() ^ set(names))[0]
             raise MsifError(f"'{odd}' is in the vectors or in the curvature only: track the same for both.")
         queries = next(iter(vectors.values())).shape[0]
         sums = {name: torch.zeros_like(vectors[name]) for name in names}
         supervised = 0
-        with widened(self.model), self._linearised() as linearised:
+        with widened(self.model), _Linearised(self.model, self.tracked) as linearised:
             for batch in self.batches:
                 batch = batch.to(self.device)
                 supervised += int(self.objective.supervised_counts(batch).sum())
@@ -84,22 +77,8 @@ class GaussNewton(ABC, Generic[P]):
         self.products += queries
         return {name: total / supervised for name, total in sums.items()}
 
-    @abstractmethod
-    def _linearised(self) -> AbstractContextManager[Linearised]: ...
 
-
-class GGN(GaussNewton[TrackedModule]):
-    """H over tracked maps, (Q, d_out, d) each.
-
-    Each use adds V x̄ (a row of V, V ⊙ x̂) to its output's tangent, so no weight needs a tangent of its own; of the
-    backward pass only both sides of the gradient are read.
-    """
-
-    def _linearised(self) -> AbstractContextManager[Linearised]:
-        return _LinearisedMaps(self.model, self.tracked)
-
-
-class _LinearisedMaps:
+class _Linearised:
     """The model with tangents of its tracked maps: one forward pass gives outputs and J v."""
 
     def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule]) -> None:
@@ -108,7 +87,7 @@ class _LinearisedMaps:
         self._added: Callable[[TrackedModule, Reading, Tensor], Tensor]
         self._size: tuple[int, int]
 
-    def __enter__(self) -> _LinearisedMaps:
+    def __enter__(self) -> _Linearised:
         self._consumer = _WeightGradients()
         with ExitStack() as stack:
             # fused attention kernels have no forward-mode derivative

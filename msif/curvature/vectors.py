@@ -1,6 +1,6 @@
-"""Vectors over the tracked parameters: module name -> (Q, d_out, d), Q of them at once, d = d_in + bias.
+"""Vectors over the tracked parameters: name -> (Q, d_out, d), Q of them at once, d = d_in + bias.
 
-Over single parameters: parameter name -> (Q, rows, columns). Solvers need no more of either than ``Part`` says.
+Solvers need no more of a parameter than ``Part`` says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Vectors = dict[str, Tensor]
 
 
 class Part(Protocol):
-    """What a vector is made of: a tracked module or a parameter."""
+    """What a vector is made of."""
 
     @property
     def name(self) -> str: ...

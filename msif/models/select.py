@@ -17,7 +17,7 @@ from msif.models.parameters import find_parameters, short_name
 
 logger = logging.getLogger(__name__)
 
-GROUPS = ("layers", "all", "attention", "mlp")
+GROUPS = ("layers", "all", "attention", "mlp", "maps")
 
 _ADAPTERS = re.compile(r"(^|\.)(base_layer|lora_\w+|modules_to_save|token_adapter|prompt_encoder)(\.|$)")
 
@@ -28,7 +28,8 @@ def track_modules(model: nn.Module, modules: str = "layers", split_heads: bool =
     Args:
         model: a transformers model, or any other module, all of whose linear maps count as its layers.
         modules: "layers" (linear maps of the decoder layers; "all" means the same), "attention" (those inside attention
-            modules), "mlp" (those outside); "everything" (every parameter: norms, biases, positions, embeddings, tied
+            modules), "mlp" (those outside); "maps" (all linear maps, so also the unembedding and heads; tied to an
+            embedding it is both); "everything" (every parameter: norms, biases, positions, embeddings, tied
             or not, and heads); or a regular expression, searched for in the names of all parameters and their modules.
         split_heads: one block per head of q, k and v, by the model's ``config``; else one block per parameter.
 
@@ -68,16 +69,19 @@ def _choose(
     if modules == "everything":
         return list(found), {short_name(model, name): why for name, why in odd.items()}
     if modules in GROUPS:
-        layers = _decoder_layers(model)
+        layers = [] if modules == "maps" else _decoder_layers(model)
         wanted = {"attention": (True,), "mlp": (False,)}.get(modules, (True, False))
 
-        def inside(path: str, name: str) -> bool:
+        def inside(path: str) -> bool:
             within = not layers or any(path.startswith(f"{layer}.") for layer in layers)
-            return within and in_attention(name) in wanted
+            return within and in_attention(short_name(model, path)) in wanted
 
-        chosen = [one for one in found if one.is_map and inside(one.path, one.name)]
-        matrices = {name: model.get_parameter(name).ndim >= 2 for name in odd}
-        missed = {name: why for name, why in odd.items() if matrices[name] and inside(name, short_name(model, name))}
+        chosen = [
+            one
+            for one in found
+            if (one.is_map or modules == "maps") and any(use.kind == "linear" and inside(use.path) for use in one.uses)
+        ]
+        missed = {name: why for name, why in odd.items() if model.get_parameter(name).ndim >= 2 and inside(name)}
         return chosen, {short_name(model, name): why for name, why in missed.items()}
     pattern = _compiled(modules)
     chosen = [one for one in found if any(pattern.search(name) for name in _names(model, one))]
@@ -107,7 +111,7 @@ def match_modules(first: Sequence[TrackedModule], second: Sequence[TrackedModule
         a, b = ours.get(name), theirs.get(name)
         if a is None or b is None:
             left_out[name] = "only in the second model" if a is None else "only in the first model"
-        elif getattr(a, "bias", None) != getattr(b, "bias", None):  # of parameters, which have none, shapes say all
+        elif a.bias != b.bias:
             left_out[name] = "with a bias in one model only"
         elif a.shape != b.shape:
             left_out[name] = f"shape {a.shape} in the first model, {b.shape} in the second"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from worlds import ALL, FACTS, QUERY, by_candidate, influence, scores, write_rows
+from worlds import ALL, FACTS, QUERY, by_candidate, influence, save_lm, scores, write_rows
 
 import msif
 from msif.errors import MsifError
@@ -76,6 +76,27 @@ def test_one_stage_and_factors_without_data(world):
         influence(*flags, "--corpus", world.folder / "corpus.jsonl", *QUERY, *ALL, "--output", world.folder / "o") == 0
     )
     assert list(result.scores().values()) == list(by_candidate(world.folder / "o").values())
+
+
+@pytest.mark.parametrize("modules", ["maps", "everything"])
+def test_tied_models_by_both_commands(world, tmp_path, modules):
+    """Factors of vocabulary-sized weights, and scores that parts add up to."""
+    for seed, name in ((0, "pt"), (1, "ft")):
+        save_lm(tmp_path / name, seed=seed, tie_word_embeddings=True)
+    data = {"pt": world.folder / "corpus.jsonl", "ft": world.folder / "pairs.jsonl"}
+    given = [msif.Stage(tmp_path / name, data[name], tmp_path / f"{name}-f", modules=modules) for name in ("pt", "ft")]
+    result = msif.attribute(given, ASKED, "all")
+    stored = msif.FactorStore.open(tmp_path / "pt-f")
+    tied = stored["embed_in"]
+    assert tied.Q_G is None and tied.Lambda.shape == (1, 258, 8)
+    assert ("final_layer_norm.weight" in stored) == (modules == "everything")
+    best = result.top(0, 1)[0]
+    assert sum(best.blocks.values()) == pytest.approx(best.score, rel=1e-4) and "embed_in" in best.blocks
+    assert sum(part for _, part in best.tokens) == pytest.approx(best.score, rel=1e-4)
+    flags = ["--pretrained", tmp_path / "pt", "--finetuned", tmp_path / "ft", "--corpus", data["pt"]]
+    flags += ["--pretrained-factors", tmp_path / "pt-f", "--finetuned-factors", tmp_path / "ft-f"]
+    assert influence(*flags, *QUERY, *ALL, "--output", tmp_path / "out") == 0
+    assert by_candidate(tmp_path / "out") == pytest.approx(of(result), rel=1e-5)
 
 
 def at_most(cost, queries):

@@ -84,6 +84,19 @@ def test_regular_expression() -> None:
     assert names(track_modules(model, "head$")) == ["lm_head"]  # outside the layers only by name
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_maps_are_the_layers_and_the_unembedding_tied_or_not(tied: bool) -> None:
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    layers = track_modules(model)
+    maps = track_modules(model, "maps")
+    assert [m for m in maps if m.name in {one.name for one in layers}] == layers  # with their heads' blocks
+    (other,) = [m for m in maps if m not in layers]
+    assert (other.name, other.mixed) == (("embed_tokens", True) if tied else ("lm_head", False))
+    assert track_modules(model, "all") == layers and other.row_basis == "identity"
+    classifier = AutoModelForSequenceClassification.from_config(tiny_config("llama", num_labels=3))
+    assert {m.name for m in track_modules(classifier, "maps")} - {m.name for m in layers} == {"score"}
+
+
 def norms(*paths: str) -> list[str]:
     return [f"{path}.{key}" for path in paths for key in ("weight", "bias")]
 
