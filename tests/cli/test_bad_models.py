@@ -40,7 +40,7 @@ def test_infinity_in_a_pass_names_module_and_rows_and_leaves_nothing(fit, tmp_pa
         for parameter in model.gpt_neox.layers[0].mlp.parameters():
             parameter *= 1e30
     model.save_pretrained(tmp_path / "model")
-    fit(r"module '\S+' holds NaN or infinity in the batch of rows", model=tmp_path / "model")
+    fit(r"module '\S+' holds NaN or infinity in the batch of row", model=tmp_path / "model")
 
 
 def test_two_models_with_no_shared_blocks(explain, world, tmp_path):

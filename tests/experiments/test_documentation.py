@@ -12,6 +12,8 @@ from torch import nn
 from experiments.demo import demo, train
 from experiments.demo.world import WorldSize
 from msif import fit_factors, influence
+from msif.data.batching import batches_of
+from msif.data.queries import Query, encode_queries
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,14 +132,16 @@ def test_the_user_guide_examples_run(small_demo):
             exec(compile(block, "user-guide.md", "exec"), guide)
     readme: dict = {"__name__": "readme"}
     exec(compile(blocks_of("README.md")[0], "README.md", "exec"), readme)
-    first, last, factors = readme["first"], readme["last"], readme["factors"]
-    queries = readme["batches_of"](readme["encode_queries"]([readme["query"]], readme["finetuned"].tokenizer), 8192)
+    stages = readme["pt"], readme["ft"]
+    (first, last), factors = (stage.side for stage in stages), [stage.store for stage in stages]
+    query = Query("0", "Question: Where?\nAnswer:", " Here")
+    queries = batches_of(encode_queries([query], stages[1].loaded.tokenizer), 8192)
     folders = ("results/demo/pretrained", "results/demo/finetuned")
     for scorer in (
         guide["source"](first, last, *factors, *folders),
         guide["three_stages"](first, last, [factors[0], *factors]),
     ):
-        assert torch.isfinite(torch.from_numpy(scorer.score(queries, readme["documents"]).values)).all()
+        assert torch.isfinite(torch.from_numpy(scorer.score(queries, stages[0].batches).values)).all()
 
     torch.manual_seed(0)
     images = [
