@@ -22,6 +22,7 @@ from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.fit import FitSettings
 from msif.curvature.inputs import device_and_dtype, find_input_groups
 from msif.models.capture import Capture
+from msif.models.select import track_modules
 from msif.stage import Stage
 
 TRACKED = ("layers", "everything")
@@ -42,7 +43,7 @@ def phases(stage: Stage, repeats: int) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
 
     def both(modules: str) -> dict[str, float]:
-        tracked = Stage(model, stage.data, tokenizer=stage.loaded.tokenizer, modules=modules).tracked
+        tracked = track_modules(model, modules)
         groups = find_input_groups(model, tracked, objective, batches[0])
         watches = {name: Stopwatch(device.type) for name in ("covariance", "eigenvectors", "lambda")}
         covariances = CovariancePass(tracked, groups, device, dtype)
@@ -66,16 +67,40 @@ def _run(stage: Stage, tracked: Any, consumer: Any, batches: Any) -> None:
 
 
 def commands(args: argparse.Namespace) -> dict[str, Any]:
-    """Wall seconds and peak resident bytes of a fit and of a question, each in a process of its own."""
+    """Wall seconds and peak resident bytes of a fit, of one question and of all, each in a process of its own."""
     found = {}
-    for modules in TRACKED:
-        with tempfile.TemporaryDirectory() as folder:
-            model, factors = ["--dtype", "float32"], f"{folder}/factors"
-            fit = ["msif.fit_factors", "--model", args.model, "--data", args.data, "--output", factors, *model]
-            found[f"{modules} fit"] = timed([*fit, "--modules", modules, "--quiet"])
+    with tempfile.TemporaryDirectory() as folder:
+        one = Path(folder) / "one.jsonl"
+        one.write_text(Path(args.queries).read_text().split("\n")[0] + "\n")
+        for modules in TRACKED:
+            how = ["--dtype", "float32", "--batch-tokens", str(args.batch_tokens), "--quiet"]
+            factors = f"{folder}/factors-{modules}"
+            fit = ["msif.fit_factors", "--model", args.model, "--data", args.data, "--output", factors, *how]
+            found[f"{modules} fit"] = timed([*fit, "--modules", modules])
             ask = ["msif.influence", "--pretrained", args.model, "--pretrained-factors", factors, "--corpus", args.data]
-            ask += ["--method", "single-stage", "--candidates", "all", "--queries", args.queries, *model]
-            found[f"{modules} influence"] = timed([*ask, "--output", f"{folder}/out", "--quiet"])
+            ask += ["--method", "single-stage", "--candidates", "all", *how]
+            for name, queries in (("one query", str(one)), ("all queries", args.queries)):
+                output = f"{folder}/{modules}-{name}"
+                found[f"{modules} {name}"] = timed([*ask, "--queries", queries, "--output", output])
+    if args.bergson:
+        found["bergson"] = timed_bergson(args)
+    return found
+
+
+def timed_bergson(args: argparse.Namespace) -> dict[str, float]:
+    """The whole of Bergson's EK-FAC pipeline for one question, in its own environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        one = Path(folder) / "one.jsonl"
+        one.write_text(Path(args.queries).read_text().split("\n")[0] + "\n")
+        command = [args.bergson, "ekfac", f"{folder}/out", "--model", args.model, "--method", "kfac"]
+        command += ["--hessian_cfg.ev_correction", "--projection_dim", "0", "--index_cfg.precision", "fp32"]
+        command += ["--hessian_dtype", "fp32", "--data.dataset", args.data, "--data.prompt_column", "text"]
+        command += ["--query.dataset", str(one), "--query.prompt_column", "prompt"]
+        command += ["--query.completion_column", "completion", "--token_batch_size", str(args.batch_tokens)]
+        start = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        found = {"seconds": time.perf_counter() - start}
+    log(f"bergson: {found['seconds']:.1f} s")
     return found
 
 
@@ -107,13 +132,18 @@ def main() -> None:
     p.add_argument("--queries", required=True, help="queries for msif.influence")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--batch-tokens", type=int, default=2048, help="of the commands, and of Bergson's")
+    p.add_argument("--sequences", type=int, default=8, help="of the data, for the phases")
+    p.add_argument("--bergson", help="its executable, to be timed beside the commands")
     p.add_argument("--only", choices=["phases", "commands"])
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {"threads": args.threads, "repeats": args.repeats, "model": Path(args.model).name}
+    settings = {**vars(args), "model": Path(args.model).name, "data": Path(args.data).name}
+    settings |= {"queries": Path(args.queries).name, "bergson": args.bergson and "2.5.1"}
     report: dict[str, Any] = {"settings": settings, "environment": environment(["torch", "transformers"])}
     if args.only != "commands":
-        report["phases"] = phases(Stage(args.model, args.data, dtype="float32"), args.repeats)
+        stage = Stage(args.model, args.data, dtype="float32", max_examples=args.sequences)
+        report["phases"] = phases(stage, args.repeats)
     if args.only != "phases":
         report["commands"] = commands(args)
     print(json.dumps(report, indent=1))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from msif.attribution.contributions import Contributions
 from msif.attribution.results import Ranking
 from msif.attribution.scorers import Explainer
-from msif.attribution.scoring import picked
 
 Parts = Callable[[int, Sequence[int]], dict[int, Contributions]]
 """(a query's number, rows) -> row number -> parts of its score; empty where scores have none."""
@@ -49,8 +47,7 @@ class Explained:
             batches = self.documents(sorted(self.wanted))
             for batch in tqdm(batches, desc="explaining", unit="batch", disable=None):
                 queries = sorted({query for row in batch.indices.tolist() for query in self.wanted[row]})
-                own = picked(self.vectors, torch.tensor(queries))
-                for found in self.explainer.explain(own, [batch]):
+                for found in self.explainer.explain(self.vectors, [batch], queries):
                     for query in self.wanted[found.index]:
                         parts.setdefault(query, {})[found.index] = found.only(queries.index(query))
             self.parts, self.vectors = parts, None

@@ -92,7 +92,8 @@ def _add_method_flags(group: Any) -> None:
         "--method",
         default="multi-stage",
         metavar="NAME",
-        help="multi-stage (default), single-stage, gdp (gradient dot product), cosine, cka, trak, or logra",
+        help="multi-stage (default), single-stage, source, gdp (gradient dot product), cosine, cka, trak, logra, or "
+        "representation",
     )
     group.add_argument(
         "--damping",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msif.attribution.methods import PROJECTED, SOLVERS, STAGED
+from msif.attribution.methods import DAMPED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.attribution.trak import TRAKCheckpoint
@@ -128,8 +128,9 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
     if options.method not in STAGED or (later and options.method == "single-stage"):
         return FittedStage(stage.side, None, batches=index if not later else None)
     store = stage.store
-    tau = stage.tau if damping.needs_tau(later) else None
-    batches = stage.training(options.examples) if options.ihvp.kind in SOLVERS else None
+    tau = stage.tau if options.method == "source" or damping.needs_tau(later) else None
+    solves = options.ihvp.kind in SOLVERS and options.method in DAMPED
+    batches = stage.training(options.examples) if solves else None
     return FittedStage(stage.side, store, tau, batches)
 
 

@@ -10,13 +10,11 @@ import numpy as np
 
 from experiments.counterfactual.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.counterfactual.two_stage import Asked, TwoStage
-from experiments.fact_tracing.baselines import bm25_scores, cosine, embedding_scores, representations
+from experiments.fact_tracing.baselines import bm25_scores, embedding_scores
 from msif.attribution.inverses import IHVP
 from msif.attribution.projection import Projection
-from msif.attribution.scorers import InfluenceScorer, Scorer
+from msif.attribution.scorers import Scorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
-from msif.curvature.filters import Accumulation, Decay
-from msif.curvature.preconditioners import EKFAC
 from msif.draws import generator
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -88,7 +86,7 @@ def all_methods(one_objective: bool) -> list[Method]:
         Method(f"{GDP}, everything", "", _staged("gdp", stage=attrgetter("everything"))),
         Method("TRAK", "0.1 mean", _library(_trak)),
         Method("LoGra", "0.1 mean", _library(_logra)),
-        Method("representation similarity", "", _representations),
+        Method("representation similarity", "", _staged("representation")),
         Method("BM25+", "", lambda world, _, asked: bm25_scores(asked.texts, world.texts), reads_models=False),
         Method(
             "sentence embeddings",
@@ -129,7 +127,7 @@ def _multi_stage() -> Iterator[Method]:
     yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")), removed=False)
     for value in SWEEP:
         yield Method(MULTI_STAGE, f"{value:g}", _staged("multi-stage", Damping(value)), removed=False)
-    yield Method(SOURCE, "", _library(_source))
+    yield Method(SOURCE, "", _staged("source"))
     solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
     yield Method(SOLVED, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
 
@@ -155,13 +153,6 @@ def _single_stage() -> Iterator[Method]:
     yield Method("single-stage EK-FAC", "1/τ", _staged("single-stage", Damping("auto")), removed=False)
 
 
-def _source(m: Member) -> Scorer:
-    first, last = m.pretrained.stage, m.finetuned.stage
-    assert first.factors and first.tau and last.factors and last.tau
-    stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
-    return InfluenceScorer(last.side, first.side, stages)
-
-
 def _trak(m: Member) -> Scorer:
     """A projection of its own for each member, as in the paper."""
     projection = replace(TRAK_PROJECTION, seed=m.number)
@@ -171,14 +162,6 @@ def _trak(m: Member) -> Scorer:
 def _logra(m: Member) -> Scorer:
     projection = replace(LOGRA_PROJECTION, seed=m.number)
     return build_scorer("logra", m.pretrained.stage, m.finetuned.stage, projection=projection)
-
-
-def _representations(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
-    """Cosine of mean hidden states, all of the fine-tuned model."""
-    model = member.finetuned.model
-    _, queries = representations(model, world.query_batches(asked.examples))
-    _, documents = representations(model, member.pretrained.batches)
-    return cosine(queries, documents).astype(np.float64)
 
 
 def _random(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:

@@ -14,10 +14,8 @@ import numpy as np
 
 from experiments.fact_tracing.baselines import (
     bm25_scores,
-    cosine,
     embedding_scores,
     random_scores,
-    representations,
 )
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.models import Models, Tracking, Which
@@ -27,7 +25,6 @@ from experiments.fact_tracing.reading import Pair
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, PairScorer
 from msif.attribution.stages import Damping, build_scorer
-from msif.curvature.filters import Accumulation, Decay
 from msif.curvature.preconditioners import EKFAC
 from msif.errors import MsifError
 from msif.models.training import training_is_known
@@ -36,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MULTI_STAGE, SINGLE_STAGE, GDP = "multi-stage EK-FAC", "single-stage EK-FAC", "multi-stage GDP"
 SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-preconditioned CG"
+WHICH: tuple[Which, Which] = ("pretrained", "finetuned")
 WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
 
@@ -161,7 +159,7 @@ def _multi_stage(
     tau = "auto" in (damping, alpha)
 
     def scorer(models: Models) -> InfluenceScorer:
-        stages = [models.fitted(which, tracking, tau=tau) for which in ("pretrained", "finetuned")]
+        stages = [models.fitted(which, tracking, tau=tau) for which in WHICH]
         both = replace(damping_of(damping), alpha=alpha)
         return _influence(build_scorer("multi-stage", *stages, both, measurement=measurement))
 
@@ -195,11 +193,7 @@ def _single(which: Which, family: str) -> Callable[[Options], Iterator[Method]]:
 
 def _source(options: Options) -> Iterator[Method]:
     def scorer(models: Models) -> InfluenceScorer:
-        first, last = (models.fitted(which, tau=True) for which in ("pretrained", "finetuned"))
-        assert first.factors is not None and first.tau is not None
-        assert last.factors is not None and last.tau is not None
-        stages = [EKFAC(first.factors, Accumulation(first.tau)), EKFAC(last.factors, Decay(last.tau))]
-        return InfluenceScorer(last.side, first.side, stages)
+        return _influence(build_scorer("source", *(models.fitted(which, tau=True) for which in WHICH)))
 
     yield Influence("multi-stage-source", SOURCE, "τ", {"fit": asdict(options.fit)}, scorer=scorer, tau=True)
 
@@ -209,7 +203,7 @@ def _cg(options: Options) -> Iterator[Method]:
     for damping in cg.dampings:
 
         def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
-            stages = [models.solved(which, cg.examples, tau=damping == "auto") for which in ("pretrained", "finetuned")]
+            stages = [models.solved(which, cg.examples, tau=damping == "auto") for which in WHICH]
             ihvp = IHVP("ekfac-cg", iterations=cg.iterations, tolerance=CG_TOLERANCE)
             return _influence(build_scorer("multi-stage", *stages, damping_of(damping), ihvp))
 
@@ -266,7 +260,7 @@ def _unembedding(options: Options) -> Iterator[Method]:
         yield _single_stage(options, damping, f"{SINGLE_STAGE}, with unembedding", tracking="unembedding")
 
     def gdp(models: Models) -> InfluenceScorer:
-        stages = [models.stage(which, "unembedding") for which in ("pretrained", "finetuned")]
+        stages = [models.stage(which, "unembedding") for which in WHICH]
         return _influence(build_scorer("gdp", *stages))
 
     yield Influence("gdp-with-unembedding", f"{GDP}, with unembedding", scorer=gdp)
@@ -276,10 +270,9 @@ def _representations(options: Options) -> Iterator[Method]:
     for which, title in (("finetuned", "fine-tuned"), ("pretrained", "pre-trained")):
 
         def scores(models: Models, ranking: Ranking, which: Which = which) -> dict[str, np.ndarray]:
-            model = models.loaded(which).model
-            _, queries = representations(model, models.queries(ranking.asked))
-            _, candidates = representations(model, models.sentences(ranking.rows))
-            return {"score/all": cosine(queries, candidates)}
+            scorer = build_scorer("representation", models.stage(which), None)
+            found = scorer.score(models.queries(ranking.asked), models.sentences(ranking.rows))
+            return {"score/all": found.values}
 
         yield Baseline(f"representation-{which}", f"representation similarity, {title} model", scores=scores)
 

@@ -52,10 +52,15 @@ def block_names(tracked: Iterable[TrackedModule]) -> list[str]:
 
 
 class _ContributionPass(Consumer):
-    def __init__(self, tracked: Iterable[TrackedModule], vectors: dict[str, QueryVectors], with_norms: bool) -> None:
-        self.vectors = vectors
+    def __init__(
+        self,
+        tracked: Iterable[TrackedModule],
+        vectors: dict[str, QueryVectors],
+        queries: Sequence[int],
+        with_norms: bool,
+    ) -> None:
+        self.vectors, self.queries = vectors, queries
         self.with_norms = with_norms
-        self.queries = next(iter(vectors.values())).queries
         self.columns: dict[str, slice] = {}
         start = 0
         for module in tracked:
@@ -66,8 +71,10 @@ class _ContributionPass(Consumer):
     def begin(self, batch: Any, objective: Objective) -> None:
         live = objective.live(batch)
         sequences, positions = live.shape
-        self.tokens = torch.zeros(sequences, self.queries, positions, dtype=torch.float64, device=live.device)
-        self.blocks = torch.zeros(sequences, self.queries, self.total_blocks, dtype=torch.float64, device=live.device)
+        self.tokens = torch.zeros(sequences, len(self.queries), positions, dtype=torch.float64, device=live.device)
+        self.blocks = torch.zeros(
+            sequences, len(self.queries), self.total_blocks, dtype=torch.float64, device=live.device
+        )
         self.squares = torch.zeros(sequences, dtype=torch.float64, device=live.device)
 
     def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
@@ -78,12 +85,12 @@ class _ContributionPass(Consumer):
             self.squares += squared_norms(uses, module.d_out)
             if v.bias is not None:
                 self.squares += torch.stack([use.bias_gradient() for use in uses]).sum(0).square().sum(1)
-        for query in range(self.queries):
+        for place, query in enumerate(self.queries):
             V = weight[query] if v.bias is None else torch.cat([weight[query], v.bias[query][:, None]], dim=1)
             for use in uses:
                 parts = use.parts(V, len(module.blocks))  # (B, T, nb)
-                self.tokens[:, query] += parts.sum(2)
-                self.blocks[:, query, self.columns[module.name]] += parts.sum(1)
+                self.tokens[:, place] += parts.sum(2)
+                self.blocks[:, place, self.columns[module.name]] += parts.sum(1)
 
     def end(self, batch: Any) -> None:
         if self.with_norms:
@@ -92,14 +99,24 @@ class _ContributionPass(Consumer):
 
 
 def contributions(
-    side: Side, vectors: dict[str, QueryVectors], candidates: Iterable[Any], *, normalized: bool = False
+    side: Side,
+    vectors: dict[str, QueryVectors],
+    candidates: Iterable[Any],
+    queries: Sequence[int] | None = None,
+    *,
+    normalized: bool = False,
 ) -> list[Contributions]:
     """Parts of the scores of some candidates, in the order of the batches; of scores over gradient norms if normalized.
+
+    Args:
+        queries: the places of those that are wanted; all where nothing is said.
 
     Costs one forward and backward pass and Q·T·P multiply-adds a sequence: meant for the documents that are shown.
     """
     device, _ = device_and_dtype(side.model)
-    consumer = _ContributionPass(side.tracked, vectors, normalized)
+    if queries is None:
+        queries = range(next(iter(vectors.values())).queries)
+    consumer = _ContributionPass(side.tracked, vectors, queries, normalized)
     results = []
     with Capture(side.model, side.tracked, consumer) as capture:
         for batch in candidates:

@@ -1,11 +1,12 @@
 """Names that choose how candidates are scored; light, for the command line's help and early checks."""
 
 # ⟨v, ∇L(z)⟩, with inverses of the stages in v, or without
-STAGED = ("multi-stage", "single-stage")
+DAMPED = ("multi-stage", "single-stage")
+STAGED = (*DAMPED, "source")
 INFLUENCES = (*STAGED, "gdp", "cosine")
 # by projected gradients and their own curvature, which is taken from index data
 PROJECTED = ("trak", "logra")
-METHODS = (*INFLUENCES, "cka", *PROJECTED)
+METHODS = (*INFLUENCES, "cka", *PROJECTED, "representation")
 
 # how a stage's inverse is applied; the last ones solve on the stage's own data
 IHVPS = ("ekfac", "kfac", "diagonal", "identity", "cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi")
@@ -13,16 +14,16 @@ SOLVERS = IHVPS[4:]
 
 # options that not every method reads
 READ_BY = {
-    "damping": (*STAGED, *PROJECTED),
-    "damping_scale": (*STAGED, *PROJECTED),
+    "damping": (*DAMPED, *PROJECTED),
+    "damping_scale": (*DAMPED, *PROJECTED),
     "alpha": ("multi-stage",),
     "learning_rate_sum": STAGED,
-    "ihvp": STAGED,
-    "ihvp_iterations": STAGED,
-    "ihvp_tolerance": STAGED,
-    "ihvp_examples": (*STAGED, *PROJECTED),
-    "lissa_scale": STAGED,
-    "arnoldi_top": STAGED,
+    "ihvp": DAMPED,
+    "ihvp_iterations": DAMPED,
+    "ihvp_tolerance": DAMPED,
+    "ihvp_examples": (*DAMPED, *PROJECTED),
+    "lissa_scale": DAMPED,
+    "arnoldi_top": DAMPED,
     "query_rank": INFLUENCES,
     "normalize": INFLUENCES,
     "projection_size": PROJECTED,

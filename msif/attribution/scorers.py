@@ -86,7 +86,9 @@ class PairScorer(Scorer, Protocol):
 class Explainer(Protocol):
     """A scorer whose scores are sums over tokens and over blocks."""
 
-    def explain(self, vectors: Any, candidates: Iterable[Any]) -> list[Contributions]: ...
+    def explain(
+        self, vectors: Any, candidates: Iterable[Any], queries: Sequence[int] | None = None
+    ) -> list[Contributions]: ...
 
 
 def score_batches(
@@ -219,9 +221,11 @@ class InfluenceScorer:
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         return self.score_vectors(self.query_vectors(queries), candidates)
 
-    def explain(self, vectors: dict[str, QueryVectors], candidates: Iterable[Any]) -> list[Contributions]:
-        """Per-token and per-block parts of the scores of a few candidates."""
-        return contributions(self.candidate_side, vectors, candidates, normalized=self.normalize != "none")
+    def explain(
+        self, vectors: dict[str, QueryVectors], candidates: Iterable[Any], queries: Sequence[int] | None = None
+    ) -> list[Contributions]:
+        """Per-token and per-block parts of the scores of a few candidates, of some queries or of all."""
+        return contributions(self.candidate_side, vectors, candidates, queries, normalized=self.normalize != "none")
 
 
 def _held(module: TrackedModule, rank: int) -> int:

@@ -14,11 +14,12 @@ from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import METHODS, PROJECTED
+from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer
 from msif.attribution.trak import TRAKCheckpoint, TRAKOptions
 from msif.curvature.factors import Factors
-from msif.curvature.filters import DampedInverse, Scale
-from msif.curvature.preconditioners import Preconditioner
+from msif.curvature.filters import Accumulation, DampedInverse, Decay, Scale
+from msif.curvature.preconditioners import EKFAC, Preconditioner
 from msif.curvature.store import FactorStore
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
@@ -99,9 +100,12 @@ def build_scorer(
 
     multi-stage: ∇m(q; θ_ft)ᵀ (H_ft + (α + λ) I)⁻¹ (H_pt + λ I)⁻¹ ∇L(z; θ_pt).
     single-stage: ∇m(q; θ)ᵀ (H + λ I)⁻¹ ∇L(z; θ) on the pre-trained model, or on the only one given.
+    source: ∇m(q; θ_ft)ᵀ exp(−τ_ft H_ft) (1 − exp(−τ_pt H_pt)) H_pt⁻¹ ∇L(z; θ_pt), without a damping (Bae et al. 2024,
+    arXiv 2405.12186), or the second factor of the only stage given.
     gdp: ∇m(q; θ_ft)ᵀ ∇L(z; θ_pt). cosine: the same of unit vectors.
     cka: linear CKA of the same two gradients (``CKAScorer``). trak, logra: φ_m(q; θ_ft)ᵀ (K + λI)⁻¹ φ_L(z; θ_pt) of
     projected gradients (``TRAKCheckpoint``, ``LoGraScorer``), K from the batches of the candidates' stage.
+    representation: cosine of mean hidden states of the last model (``RepresentationScorer``).
 
     Args:
         damping: of trak and logra only the number λ is read.
@@ -123,6 +127,8 @@ def build_scorer(
         raise MsifError("give a pre-trained or a fine-tuned model.")
     if method == "cka":
         return CKAScorer(last.side, first.side, **options)
+    if method == "representation":
+        return RepresentationScorer(last.side)
     if method in PROJECTED:
         return _projected(method, last.side, first, damping, options)
     stages: list[Preconditioner] = []
@@ -141,6 +147,8 @@ def build_scorer(
         last = first
         factors = _factors(first, "pretrained" if pretrained else "finetuned")
         stages = [ihvp.build(first.side, factors, damping.first(first), first.batches)]
+    elif method == "source":
+        stages = _source(first, last)
     elif method == "cosine":
         options = {**options, "normalize": "both"}
     return InfluenceScorer(last.side, first.side, stages, **options)
@@ -148,11 +156,25 @@ def build_scorer(
 
 def _options_of(method: str) -> set[str]:
     """The names of the options that a method's scorer has of its own."""
+    if method == "representation":
+        return set()
     if method == "trak":
         return {field.name for field in fields(TRAKOptions)} - {"damping", "damping_scale"} | {"projection"}
     scorer: Any = {"cka": CKAScorer, "logra": LoGraScorer}.get(method, InfluenceScorer)
     named = {name for name, of in signature(scorer).parameters.items() if of.kind is of.KEYWORD_ONLY}
     return named - {"damping", "damping_scale", "curvature_data"} | ({"projection"} if method == "logra" else set())
+
+
+def _source(first: FittedStage, last: FittedStage) -> list[Preconditioner]:
+    """What the first stage accumulates from a gradient, and what fine-tuning, if there is one, keeps of it."""
+    stages = [first] if first is last else [first, last]
+    result: list[Preconditioner] = []
+    for stage, which in zip(stages, ("pretrained", "finetuned"), strict=False):
+        if stage.tau is None:
+            raise MsifError("method 'source' needs τ of each stage's training: give --learning-rate-sum.")
+        filter = Accumulation(stage.tau) if stage is first else Decay(stage.tau)
+        result.append(EKFAC(_factors(stage, which), filter))
+    return result
 
 
 def _projected(

@@ -70,9 +70,8 @@ def check_options(method: str, given: Iterable[str]) -> None:
 
 def needed_factors(args: argparse.Namespace) -> list[str]:
     """The stages whose curvature a method uses."""
-    if args.method == "multi-stage":
-        return ["pretrained", "finetuned"]
-    return ["pretrained" if args.pretrained else "finetuned"] if args.method == "single-stage" else []
+    given = [which for which in ("pretrained", "finetuned") if getattr(args, which)]
+    return {"multi-stage": given, "source": given, "single-stage": given[:1]}.get(args.method, [])
 
 
 def check_output(path: Path, args: argparse.Namespace) -> None:

@@ -107,6 +107,8 @@ def _scorer_options(args: argparse.Namespace) -> dict[str, Any]:
         options = {"labels": args.logra_labels, "projection": _projection(LOGRA_PROJECTION, args)}
     elif args.method == "cka":
         options = {"rows": args.cka_rows}
+    elif args.method == "representation":
+        options = {}
     else:
         # a cosine is normalised in any case
         options = {"query_rank": args.query_rank, "normalize": None if args.method == "cosine" else args.normalize}

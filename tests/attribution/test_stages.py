@@ -159,3 +159,38 @@ def test_options_name_methods_and_flags_that_there_are():
 
     flags = {action.dest for action in parser()._actions}
     assert flags >= READ_BY.keys() and {name for readers in READ_BY.values() for name in readers} <= set(METHODS)
+
+
+def test_source_is_accumulation_then_decay(stages):
+    """In each stage's own eigenbasis, written out for dense matrices."""
+    tau = [{m.name: torch.full((len(m.blocks),), value).double() for m in stages[0].side.tracked} for value in (40, 7)]
+    first, last = (replace(stage, tau=t) for stage, t in zip(stages, tau, strict=True))
+    queries, texts = [collate(documents([5, 7], seed=3, prompt=2))], [collate(documents([6, 4, 9], seed=4))]
+    found = build_scorer("source", first, last).score(queries, texts).values
+    left, right = query_gradients(last.side, queries), query_gradients(first.side, texts)
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    for name in left:
+        f, g = first.factors[name], last.factors[name]
+        kept = g.rotate_back(g.rotate(left[name]) * torch.exp(-7 * g.Lambda))
+        accumulated = f.rotate_back(f.rotate(kept) * (1 - torch.exp(-40 * f.Lambda)) / f.Lambda)
+        total += accumulated.flatten(1) @ right[name].flatten(1).T
+    assert torch.allclose(torch.from_numpy(found), total, rtol=1e-8)
+    alone = build_scorer("source", first, None).score(queries, texts).values
+    assert alone.shape == (2, 3) and not torch.allclose(torch.from_numpy(alone), total)
+    with pytest.raises(MsifError, match="needs τ of each stage's training"):
+        build_scorer("source", first, stages[1])
+
+
+def test_representations_are_means_over_real_tokens_of_the_last_model(stages):
+    queries, texts = documents([5, 7], seed=3), documents([6, 4, 9], seed=4)
+    scores = build_scorer("representation", *stages).score([collate(queries)], [collate(texts)]).values
+    model = stages[1].side.model
+
+    def mean(document):
+        hidden = model.base_model(input_ids=torch.from_numpy(document.input_ids).long()[None]).last_hidden_state
+        return hidden[0].mean(0)
+
+    for row, query in enumerate(queries):
+        for column, text in enumerate(texts):
+            cosine = torch.cosine_similarity(mean(query), mean(text), dim=0)
+            assert scores[row, column] == pytest.approx(float(cosine), abs=1e-5)

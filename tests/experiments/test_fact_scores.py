@@ -7,7 +7,7 @@ import pytest
 
 from experiments.common import training
 from experiments.fact_tracing import running, stacked
-from experiments.fact_tracing.baselines import bm25_scores, pooled, representations
+from experiments.fact_tracing.baselines import bm25_scores
 from experiments.fact_tracing.candidates import rank_among
 from experiments.fact_tracing.measures import measure, readings
 from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of, methods_named, possible, shown
@@ -201,17 +201,6 @@ def test_fine_tuning_data_end_as_in_training(models, pair):
     assert int(batch.supervised[place].sum()) == len(tokens) - start
     (asked,) = models.queries([pair.asked[0]])
     assert tokenizer.eos_token_id not in asked.input_ids.tolist()[0]
-
-
-def test_representations_are_means_over_real_tokens(models, ranking):
-    import torch
-
-    hidden = torch.tensor([[[1.0], [3.0], [99.0]]])
-    assert pooled(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2.0]]
-    rows, together = representations(models.pretrained.model, models.sentences(ranking.rows))
-    assert rows.tolist() == ranking.rows.tolist()
-    alone = representations(models.pretrained.model, models.sentences(ranking.rows[:1]))[1]
-    assert together[:1] == pytest.approx(alone, abs=1e-5)
 
 
 def test_dampings_are_read_and_shown():
