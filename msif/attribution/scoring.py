@@ -48,11 +48,6 @@ class QueryVectors:
         assert kept is not None
         return kept.shape[0]
 
-    def only(self, query: int) -> QueryVectors:
-        """The vectors of one query, Q = 1."""
-        parts = {name: None if value is None else value[query : query + 1] for name, value in vars(self).items()}
-        return QueryVectors(**parts)
-
     def dense(self) -> Tensor:
         """The weight part, (Q, d_out, d_in), multiplied out when factored."""
         if self.weight is not None:

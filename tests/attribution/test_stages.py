@@ -11,11 +11,12 @@ from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import METHODS, READ_BY
+from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer
 from msif.attribution.scoring import QueryVectors, compress
 from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.attribution.trak import TRAKScorer
-from msif.curvature.filters import DampedInverse
+from msif.curvature.filters import Accumulation, DampedInverse, Decay
 from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
 from msif.errors import MsifError
@@ -93,9 +94,16 @@ def test_methods_by_name_are_what_they_say(stages):
         "cka": CKAScorer(finetuned.side, pretrained.side),
         "trak": TRAKScorer([(finetuned.side, pretrained.side)], damping=0.05, kernel_data=index),
         "logra": LoGraScorer(finetuned.side, pretrained.side, damping=0.05, curvature_data=index),
+        "source": InfluenceScorer(
+            finetuned.side,
+            pretrained.side,
+            [EKFAC(pretrained.factors, Accumulation(40.0)), EKFAC(finetuned.factors, Decay(7.0))],
+        ),
+        "representation": RepresentationScorer(finetuned.side),
     }
     assert by_hand.keys() == set(METHODS)
-    pretrained = replace(pretrained, batches=index)
+    tau = [{m.name: torch.full((len(m.blocks),), value) for m in pretrained.side.tracked} for value in (40.0, 7.0)]
+    pretrained, finetuned = replace(pretrained, batches=index, tau=tau[0]), replace(finetuned, tau=tau[1])
     for name, scorer in by_hand.items():
         got = build_scorer(name, pretrained, finetuned, damping).score(queries, texts).values
         torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(scorer.score(queries, texts).values))
@@ -172,7 +180,8 @@ def test_source_is_accumulation_then_decay(stages):
     for name in left:
         f, g = first.factors[name], last.factors[name]
         kept = g.rotate_back(g.rotate(left[name]) * torch.exp(-7 * g.Lambda))
-        accumulated = f.rotate_back(f.rotate(kept) * (1 - torch.exp(-40 * f.Lambda)) / f.Lambda)
+        filter = torch.where(f.Lambda > 1e-12, -torch.expm1(-40 * f.Lambda) / f.Lambda, 40.0)  # its limit at 0
+        accumulated = f.rotate_back(f.rotate(kept) * filter)
         total += accumulated.flatten(1) @ right[name].flatten(1).T
     assert torch.allclose(torch.from_numpy(found), total, rtol=1e-8)
     alone = build_scorer("source", first, None).score(queries, texts).values
@@ -184,7 +193,7 @@ def test_source_is_accumulation_then_decay(stages):
 def test_representations_are_means_over_real_tokens_of_the_last_model(stages):
     queries, texts = documents([5, 7], seed=3), documents([6, 4, 9], seed=4)
     scores = build_scorer("representation", *stages).score([collate(queries)], [collate(texts)]).values
-    model = stages[1].side.model
+    model = stages[1].side.model.eval()
 
     def mean(document):
         hidden = model.base_model(input_ids=torch.from_numpy(document.input_ids).long()[None]).last_hidden_state
