@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, field_arguments
+from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
@@ -74,16 +74,8 @@ def stage_of(args: argparse.Namespace) -> Stage:
         args.data,
         args.output,
         task=args.task,
-        modules=args.modules,
-        split_heads=args.split_heads,
-        dtype=args.dtype,
-        device=args.device,
-        fields=field_arguments(args),
-        split=args.split,
-        max_length=args.max_length,
-        max_examples=args.max_examples,
+        **stage_arguments(args),
         streaming=args.streaming,
-        batch_tokens=args.batch_tokens,
         settings=FitSettings(args.fisher, args.label_samples, args.seed),
         memory=args.memory,
         checkpoint_every=args.checkpoint_every,

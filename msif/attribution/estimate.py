@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import nn
 
 from msif.attribution.chunks import NUMBER, capacities
 from msif.attribution.inverses import IHVP
@@ -15,6 +13,7 @@ from msif.attribution.scorers import Explainer, PairScorer
 from msif.curvature.estimate import DISK, human_bytes, human_seconds
 from msif.curvature.lissa import MEASURED, LiSSASettings
 from msif.curvature.probe import Speed, measure
+from msif.curvature.residency import weight_bytes
 from msif.curvature.work import Work, multiplied, rotation_work, temporaries
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
@@ -53,7 +52,7 @@ def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | P
     speed = measure(side.model, side.tracked, side.objective, asked.candidates, cotangents)
     parameters = sum(module.d_out * module.shape[1] for module in side.tracked)
     blocks = sum(len(module.blocks) for module in side.tracked)
-    weights = _weights(s.model for s in (side, scorer.query_side))
+    weights = weight_bytes(s.model for s in (side, scorer.query_side))
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
     made, kept = (min(asked.queries, count) for count in capacities(cost, asked.room))
     passes = -(-asked.queries // kept)
@@ -81,12 +80,6 @@ def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | P
     if explaining:
         lines.append(f"            and about {human_seconds(explaining)} after, to explain {asked.shown} documents")
     return "\n".join(lines)
-
-
-def _weights(models: Iterable[nn.Module]) -> int:
-    """Bytes, of each model once."""
-    different: Mapping[int, nn.Module] = {id(model): model for model in models}
-    return sum(p.numel() * p.element_size() for model in different.values() for p in model.parameters())
 
 
 def _queries(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule], each: Work) -> float:

@@ -12,7 +12,7 @@ from msif.attribution.logra import DEFAULT_PROJECTION as LOGRA_PROJECTION
 from msif.attribution.projection import Projection
 from msif.attribution.stages import Damping
 from msif.attribution.trak import DEFAULT_PROJECTION as TRAK_PROJECTION
-from msif.cli.flags import field_arguments
+from msif.cli.flags import field_arguments, stage_arguments
 from msif.cli.parsing import configuration
 from msif.data.corpus import load_corpus
 from msif.data.queries import Query, load_queries
@@ -58,15 +58,7 @@ def _stage(args: argparse.Namespace, which: str, task: str, place: int) -> Stage
         None if factors else data,
         factors,
         task=task,
-        modules=args.modules,
-        split_heads=args.split_heads,
-        dtype=args.dtype,
-        device=args.device,
-        fields=field_arguments(args),
-        split=args.split,
-        max_length=args.max_length,
-        max_examples=args.max_examples,
-        batch_tokens=args.batch_tokens,
+        **stage_arguments(args),
         learning_rate_sum=rates[place],
         moved_to=data if factors else None,
     )

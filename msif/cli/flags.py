@@ -31,6 +31,12 @@ def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {field: getattr(args, field) for field in FIELDS}
 
 
+def stage_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that both commands have of a stage, as arguments of ``Stage``."""
+    same = ("modules", "split_heads", "dtype", "device", "split", "max_length", "max_examples", "batch_tokens")
+    return {"fields": field_arguments(args), **{name: getattr(args, name) for name in same}}
+
+
 def add_module_flags(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("modules")
     group.add_argument(

@@ -16,7 +16,7 @@ from msif.curvature.covariance import CovariancePass
 from msif.curvature.fit import FitSettings
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.probe import Speed, measure
-from msif.curvature.residency import Residency, room_beside
+from msif.curvature.residency import Residency, room_beside, weight_bytes
 from msif.curvature.store import PARTS, files_of
 from msif.curvature.work import Work, covariance_work, lambda_work
 from msif.data.sample import Plan
@@ -115,7 +115,7 @@ def describe_fit(
     speed = None if device.type == "meta" else fit_speed(model, tracked, objective, plan, settings)
     groups = _shared(model, tracked, objective, plan) if speed is None else speed.groups
     size = sizes(tracked, groups)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = weight_bytes([model])
     tokens = max(B * T for B, T in plan.shapes)
     config: Any = getattr(model, "config", None)
     width = config.get_text_config().vocab_size if speed is None else speed.outputs

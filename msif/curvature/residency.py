@@ -27,9 +27,8 @@ def room_beside(models: Iterable[nn.Module], outputs: float, memory: int | None)
     Raises:
         MsifError: nothing is left.
     """
-    different = {id(model): model for model in models}.values()
-    weights = sum(p.numel() * p.element_size() for model in different for p in model.parameters())
-    device = next(next(iter(different)).parameters()).device
+    models = list(models)
+    weights, device = weight_bytes(models), next(models[0].parameters()).device
     if memory is None:
         return sys.maxsize if device.type == "meta" else int(SHARE * _free(device) - 8 * outputs)
     left = int(memory - weights - 8 * outputs)
@@ -39,6 +38,12 @@ def room_beside(models: Iterable[nn.Module], outputs: float, memory: int | None)
             f"{8 * outputs / 1e9:.3g}: give more, a smaller --batch-tokens, or --dtype bfloat16."
         )
     return left
+
+
+def weight_bytes(models: Iterable[nn.Module]) -> int:
+    """Of each model once."""
+    different = {id(model): model for model in models}.values()
+    return sum(p.numel() * p.element_size() for model in different for p in model.parameters())
 
 
 def _free(device: torch.device) -> int:

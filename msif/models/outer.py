@@ -84,9 +84,13 @@ def _added(use: Outer, part: slice, rows: int, total: Tensor | None) -> Tensor:
         return product if total is None else total.add_(product)
     if total is None:
         total = right.new_zeros(len(right), rows, right.shape[2])
-    places = left + rows * torch.arange(len(left), device=left.device)[:, None]
-    total.view(-1, right.shape[2]).index_add_(0, places.flatten(), right.flatten(0, 1))
+    total.view(-1, right.shape[2]).index_add_(0, _places(left, rows), right.flatten(0, 1))
     return total
+
+
+def _places(ids: Tensor, rows: int) -> Tensor:
+    """Of each (sequence, position) its row in the tables of all sequences, one after the other, (B·T,)."""
+    return (ids + rows * torch.arange(len(ids), device=ids.device)[:, None]).flatten()
 
 
 def sequence_gradients(uses: Sequence[Outer], rows: int) -> Tensor:
@@ -114,9 +118,7 @@ def add_total(total: Tensor, uses: Sequence[Outer]) -> None:
 
 def summed_rows(use: Outer, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """A lookup's gradients by the rows that each sequence reads: (which sequence (n,), which row (n,), (n, C))."""
-    B = len(use.left)
-    places = use.left + rows * torch.arange(B, device=use.left.device)[:, None]
-    found, where = places.flatten().unique(return_inverse=True)
+    found, where = _places(use.left, rows).unique(return_inverse=True)
     sums = use.right.new_zeros(len(found), use.right.shape[2]).index_add_(0, where, use.right.flatten(0, 1))
     return found // rows, found % rows, sums
 
