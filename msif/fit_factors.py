@@ -51,7 +51,12 @@ def parser() -> Parser:
     fit.add_argument(
         "--diagnostics", action="store_true", help="one line a module: how much A, G, Λ move as data doubles"
     )
-    add_module_flags(p)
+    add_module_flags(p).add_argument(
+        "--vocabulary-basis",
+        default="identity",
+        metavar="B",
+        help="of an unembedding's rows: identity (default, no matrix), blocks:R (R blocks of ids), or dense",
+    )
     p.set_defaults(modules="layers", split_heads=True)
     add_machine_flags(p)
     return p
@@ -75,6 +80,7 @@ def stage_of(args: argparse.Namespace) -> Stage:
         args.output,
         task=args.task,
         **stage_arguments(args),
+        vocabulary_basis=args.vocabulary_basis,
         streaming=args.streaming,
         settings=FitSettings(args.fisher, args.label_samples, args.seed),
         memory=args.memory,

@@ -22,7 +22,7 @@ from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel, load_model, resolve_device, wrap_model
 from msif.models.objectives import Objective
 from msif.models.roles import check_vocabulary, label_arguments, longest, objective_for
-from msif.models.select import track_modules
+from msif.models.select import track_modules, vocabulary_blocks
 from msif.models.training import natural_tau
 from msif.provenance import versions
 
@@ -36,8 +36,8 @@ class Stage:
         factors: folder for its factors, which are fitted, resumed, or reused where they are there; without ``data``
             they must be.
         task: "lm", or "classification".
-        modules, split_heads: what is tracked, see ``track_modules``; where nothing is said, the layers, or what factors
-            that are there were fitted for.
+        modules, split_heads, vocabulary_basis: what is tracked, see ``track_modules``; where nothing is said, the
+            layers, or what factors that are there were fitted for.
         dtype, device: see ``load_model``.
         fields: which fields of the data are read (text_field, prompt_field, completion_field, messages_field,
             label_field), and of which split.
@@ -62,6 +62,7 @@ class Stage:
         task: str = "lm",
         modules: str | None = None,
         split_heads: bool | None = None,
+        vocabulary_basis: str = "identity",
         dtype: str = "auto",
         device: str = "auto",
         fields: Mapping[str, str | None] | None = None,
@@ -79,7 +80,8 @@ class Stage:
         if isinstance(model, nn.Module) and tokenizer is None:
             raise MsifError("a model that is an object needs its tokenizer: give tokenizer=.")
         self.model, self.data, self.factors, self.tokenizer, self.task = model, data, factors, tokenizer, task
-        self.modules, self.split_heads, self.dtype, self.device = modules, split_heads, dtype, device
+        self.modules, self.split_heads, self.vocabulary_basis = modules, split_heads, vocabulary_basis
+        self.dtype, self.device = dtype, device
         self.fields: dict[str, Any] = dict(fields or {})
         self.split, self.streaming = split, streaming
         self.length, self.max_examples, self.batch_tokens = max_length, max_examples, batch_tokens
@@ -99,6 +101,7 @@ class Stage:
             MsifError: the first thing found.
         """
         resolve_device(self.device)
+        vocabulary_blocks(self.vocabulary_basis)
         if self.corpus is not None:
             choose_format(self.corpus, task=self.task, **self.fields)
         return self
@@ -164,8 +167,9 @@ class Stage:
             MsifError: there are no factors for some of it.
         """
         if self.opened is None:
-            return track_modules(self.loaded.model, self.modules or "layers", self.split_heads is not False)
-        split = any(len(module.blocks) > 1 for module in self.store.tracked)
+            split_heads = self.split_heads is not False
+            return track_modules(self.loaded.model, self.modules or "layers", split_heads, self.vocabulary_basis)
+        split = any(module.splits_heads for module in self.store.tracked)
         if self.split_heads is not None and self.split_heads != split:
             wanted = "--split-heads" if self.split_heads else "--no-split-heads"
             raise MsifError(

@@ -37,7 +37,7 @@ def stage_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {"fields": field_arguments(args), **{name: getattr(args, name) for name in same}}
 
 
-def add_module_flags(p: argparse.ArgumentParser) -> None:
+def add_module_flags(p: argparse.ArgumentParser) -> Any:
     group = p.add_argument_group("modules")
     group.add_argument(
         "--modules", help="layers, attention, mlp, everything, or a regular expression on names (default layers)"
@@ -47,6 +47,7 @@ def add_module_flags(p: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="one block for each head of q, k and v, or one block a module (default: split)",
     )
+    return group
 
 
 def add_machine_flags(p: argparse.ArgumentParser) -> None:

@@ -87,12 +87,13 @@ class CovariancePass(RunningSums):
     def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         total = self._sums[f"G.{module.name}"]
         for use in uses:
-            left, weights = self._rows(use.left), None
-            if module.mixed:
-                weights = self._rows(use.right).to(total.dtype).square().sum(1)
-                size = torch.ones_like(weights) if use.lookup else left.to(total.dtype).square().sum(1)
-                self._add_right(module, use.right, size)
-            _add_left(total, left, weights)
+            left = self._rows(use.left)
+            if not module.mixed:
+                _add_left(total, left)
+                continue
+            weights = self._rows(use.right).to(total.dtype).square().sum(1)
+            size = _add_left(total, left, weights)
+            self._add_right(module, use.right, size)
         self._guard.watch(module.name, _trace(total))
 
     def _rows(self, side: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class CovariancePass(RunningSums):
         """(nb, r, r), or a diagonal, (nb, r)."""
         total = self._sums[f"G.{name}"]
         if self.modules[name].mixed:
-            return total / total.sum().clamp(min=torch.finfo(total.dtype).tiny)
+            return total / _trace(total).clamp(min=torch.finfo(total.dtype).tiny)
         return total / self._positions()
 
     def _positions(self) -> int:
@@ -143,16 +144,32 @@ class CovariancePass(RunningSums):
         return factors
 
 
-def _add_left(total: Tensor, left: Tensor, weights: Tensor | None) -> None:
-    """total += Σ left leftᵀ by block, or its diagonal; ``weights`` (n,) only of a diagonal."""
-    if total.ndim == 3:
-        return accumulate_block_grams(total, left)
+def _add_left(total: Tensor, left: Tensor, weights: Tensor | None = None) -> Tensor | None:
+    """total += Σ weight left leftᵀ by block, or its diagonal; ‖left‖² (n,) where there are weights."""
     if left.dtype == torch.int64:
-        ones = torch.ones(len(left), device=left.device, dtype=total.dtype) if weights is None else weights
-        total.view(-1).index_add_(0, left, ones)
-        return
+        ones = torch.ones(len(left), device=left.device, dtype=total.dtype)
+        total.view(-1).index_add_(0, _on_diagonal(total, left), ones if weights is None else weights)
+        return ones
+    if weights is None and total.ndim == 3:
+        accumulate_block_grams(total, left)
+        return None
     squares = left.to(total.dtype).square()
-    total.view(-1).add_(squares.sum(0) if weights is None else weights @ squares)
+    if weights is None:
+        total.view(-1).add_(squares.sum(0))
+        return None
+    if total.ndim == 3:
+        accumulate_block_grams(total, left.to(total.dtype) * weights.sqrt()[:, None])
+    else:
+        total.view(-1).add_(weights @ squares)
+    return squares.sum(1)
+
+
+def _on_diagonal(total: Tensor, rows: Tensor) -> Tensor:
+    """Where a row's square lies in the flat sums: (nb, r), or (nb, r, r)."""
+    if total.ndim == 2:
+        return rows
+    r = total.shape[1]
+    return rows // r * r * r + rows % r * (r + 1)
 
 
 def _trace(total: Tensor) -> Tensor:

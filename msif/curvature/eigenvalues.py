@@ -90,7 +90,7 @@ class LambdaPass(RunningSums):
         """Whole gradients of a few sequences at a time; Q_A is None where it has been applied, or is the identity."""
         Q_G = self.factors[module.name].Q_G
         blocks, rows, columns = total.shape
-        rotate_left_first = uses[0].left.shape[1] <= columns
+        rotate_left_first = uses[0].left.shape[1] <= columns and not module.is_table
         if rotate_left_first and Q_G is not None:
             uses = [Outer(_rotate_left(use.left, Q_G), use.right, use.bias) for use in uses]
         step = max(1, CHUNK_ELEMENTS // total.numel())

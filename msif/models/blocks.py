@@ -19,7 +19,8 @@ Kind = Literal["linear", "lookup", "scale", "shift"]
 class Block:
     """Output rows [start, stop) of one parameter, a block of its own.
 
-    ``role`` is "q", "k" or "v" for a head's rows, else "whole"; ``head`` counts from 0 within its role.
+    ``role`` is "q", "k" or "v" for a head's rows, "rows" for some of a vocabulary's, else "whole"; ``head`` counts from
+    0 within its role.
     """
 
     start: int
@@ -90,6 +91,15 @@ class TrackedModule:
     def mixed(self) -> bool:
         """Whether it is both read by id and multiplied: an embedding tied to the unembedding."""
         return len({use.kind for use in self.uses}) > 1
+
+    @property
+    def splits_heads(self) -> bool:
+        return any(block.role in ("q", "k", "v") for block in self.blocks)
+
+    @property
+    def unembeds(self) -> bool:
+        """Whether its rows are a vocabulary that it is multiplied by, whose G is left out as a rule."""
+        return self.row_basis == "identity" and any(use.kind == "linear" for use in self.uses)
 
     @property
     def is_map(self) -> bool:

@@ -57,7 +57,9 @@ class Outer:
         """left_tᵀ V [right_t; 1] of each block's rows, float64, (B, T, blocks), for V (d_out, d)."""
         C = self.right.shape[2]
         if self.lookup:
-            return (self.mapped(V) * self.right).sum(2, dtype=torch.float64)[..., None]
+            part = (self.mapped(V) * self.right).sum(2, dtype=torch.float64)[..., None]
+            places = (self.left // (len(V) // blocks))[..., None]
+            return part.new_zeros(*part.shape[:2], blocks).scatter_(2, places, part)
         moved = self.right @ V[:, :C].T
         if self.bias:
             moved = moved + V[:, C]

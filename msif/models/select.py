@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from msif.errors import MsifError
-from msif.models.blocks import TrackedModule, is_linear, stored
+from msif.models.blocks import Block, TrackedModule, is_linear, stored
 from msif.models.layouts import blocks_of, in_attention
 from msif.models.parameters import find_parameters, short_name
 
@@ -22,7 +22,9 @@ GROUPS = ("layers", "all", "attention", "mlp", "maps")
 _ADAPTERS = re.compile(r"(^|\.)(base_layer|lora_\w+|modules_to_save|token_adapter|prompt_encoder)(\.|$)")
 
 
-def track_modules(model: nn.Module, modules: str = "layers", split_heads: bool = True) -> list[TrackedModule]:
+def track_modules(
+    model: nn.Module, modules: str = "layers", split_heads: bool = True, vocabulary_basis: str = "identity"
+) -> list[TrackedModule]:
     """The parameters to track, in the model's order, each with its blocks.
 
     Args:
@@ -32,11 +34,13 @@ def track_modules(model: nn.Module, modules: str = "layers", split_heads: bool =
             embedding it is both); "everything" (every parameter: norms, biases, positions, embeddings, tied
             or not, and heads); or a regular expression, searched for in the names of all parameters and their modules.
         split_heads: one block per head of q, k and v, by the model's ``config``; else one block per parameter.
+        vocabulary_basis: of an unembedding's rows, see ``vocabulary_blocks``.
 
     Raises:
         MsifError: nothing is left to track; a weight is quantised or under an adapter; the rows of a projection have no
-            known layout.
+            known layout; a vocabulary basis that does not exist, or does not divide the vocabulary.
     """
+    parts = vocabulary_blocks(vocabulary_basis)
     _refuse_wrapped(model)
     found, odd = find_parameters(model)
     chosen, missed = _choose(model, found, odd, modules)
@@ -47,7 +51,42 @@ def track_modules(model: nn.Module, modules: str = "layers", split_heads: bool =
         listed = [f"{name} ({missed[name]})" for name in missed]
         logger.warning("Not tracked: %s; %s", _some(listed, separator="; "), shares)
     config = getattr(model, "config", None) if split_heads else None
-    return [replace(one, blocks=blocks_of(config, one.name, one.d_out)) if one.is_map else one for one in chosen]
+    chosen = [replace(one, blocks=blocks_of(config, one.name, one.d_out)) if one.is_map else one for one in chosen]
+    return [_with_row_blocks(one, parts) if parts and one.unembeds else one for one in chosen]
+
+
+def vocabulary_blocks(basis: str) -> int | None:
+    """The number of row blocks of an unembedding, each with its own G; None where its rows keep the identity.
+
+    Args:
+        basis: "identity": no G, and Λ as large as the weight; "blocks:R": R blocks of rows, which are ids in order
+            (a byte-pair tokenizer numbers them by falling frequency); "dense": one block, vocabulary × vocabulary.
+
+    Raises:
+        MsifError: none of these.
+    """
+    if basis == "identity":
+        return None
+    kind, _, number = basis.partition(":")
+    if basis == "dense":
+        return 1
+    if kind == "blocks" and number.isdecimal() and int(number) > 0:
+        return int(number)
+    raise MsifError(
+        f"the vocabulary basis is {basis!r}: give identity, dense, or blocks:R with a number of row blocks."
+    )
+
+
+def _with_row_blocks(module: TrackedModule, parts: int) -> TrackedModule:
+    if module.d_out % parts:
+        near = [n for n in range(1, module.d_out + 1) if module.d_out % n == 0 and module.d_out // n >= 16]
+        raise MsifError(
+            f"module '{module.name}' has {module.d_out} rows, which blocks:{parts} does not divide: give a number of "
+            f"blocks that does ({_some(list(map(str, near)), 12)}), or identity."
+        )
+    rows = module.d_out // parts
+    blocks = tuple(Block(i * rows, (i + 1) * rows, "rows", i) for i in range(parts))
+    return replace(module, blocks=blocks if parts > 1 else (Block(0, rows),), row_basis="eigenvectors")
 
 
 def coverage(model: nn.Module, tracked: Sequence[TrackedModule]) -> str:

@@ -89,10 +89,14 @@ def flat(vectors):
     return torch.cat([V.flatten() for V in vectors.values()])
 
 
-@pytest.fixture(params=[*NAMED, "shared depth"])
+@pytest.fixture(
+    params=[*NAMED, "shared depth", "gpt2, blocks:5", "llama, dense", "neox, blocks:2", "shared depth, dense"]
+)
 def case(request):
-    model = made(request.param)
-    return model, track_modules(model, "everything")
+    """A model and all of its parameters; some with a vocabulary that has a G, of an unembedding tied or not."""
+    name, _, basis = request.param.partition(", ")
+    model = made(name.replace("neox", "gpt_neox") if basis else name)
+    return model, track_modules(model, "everything", vocabulary_basis=basis or "identity")
 
 
 @pytest.mark.parametrize("name", [*NAMED, *MORE, "shared depth"])
@@ -171,6 +175,37 @@ def test_eigenvalues_are_squares_of_whole_gradients_in_both_bases(case, chunk, m
         assert (f.Q_G is None) == (module.row_basis == "identity")
         # each side's bases belong to what the factors say: orthogonal, with the moments' eigenvalues
         assert f.S_A.shape == (module.shape[1],) and f.S_G.shape == (len(module.blocks), module.block_rows)
+
+
+@pytest.mark.parametrize("basis", ["identity", "blocks:5", "dense"])
+def test_moments_of_a_tied_weight_weigh_each_side_by_the_other(basis):
+    """A = Σ ‖left‖² right rightᵀ/T and G = Σ left leftᵀ ‖right‖² over the sum of weights, over both uses' positions."""
+    model = made("llama")
+    (module,) = track_modules(model, "^embed_tokens$", vocabulary_basis=basis)
+    assert module.mixed and len(module.blocks) == (5 if basis == "blocks:5" else 1)
+    covariances, _, _ = fitted(model, [module], CausalLM(), [collate(TEXTS)], FitSettings(fisher="empirical"))
+    sides = []
+    for text in alone(TEXTS):
+        seen = {}
+        handles = [
+            model.model.embed_tokens.register_forward_hook(lambda m, i, o, s=seen: s.update(ids=i[0], rows=o)),
+            model.lm_head.register_forward_hook(lambda m, i, o, s=seen: s.update(x=i[0], y=o)),
+        ]
+        model.requires_grad_(True)
+        loss = CausalLM().losses(CausalLM().outputs(model, text), text).sum()
+        for handle in handles:
+            handle.remove()
+        rows, y = torch.autograd.grad(loss, [seen["rows"], seen["y"]])
+        one_hot = nn.functional.one_hot(seen["ids"], module.d_out).double()
+        sides += [(one_hot[0], rows[0]), (y[0], seen["x"].detach()[0])]
+    left, right = (torch.cat(part) for part in zip(*sides, strict=True))
+    positions = sum(len(text.input_ids[0]) - 1 for text in alone(TEXTS))  # the last foretells nothing
+    check(covariances.A(module.name), (right * left.square().sum(1, keepdim=True)).T @ right / positions)
+    G = (left * right.square().sum(1, keepdim=True)).T @ left
+    size = module.block_rows
+    blocks = torch.stack([G[i : i + size, i : i + size] for i in range(0, module.d_out, size)])
+    expected = G.diagonal()[None] if basis == "identity" else blocks
+    check(covariances.G(module.name), expected / G.trace())
 
 
 def test_products_with_the_curvature_are_dense_ones(case):

@@ -106,3 +106,24 @@ def test_a_classifier_that_knows_no_padding_token(fit, explain, tmp_path, data):
     grown(tmp_path / "judge", special={"pad_token": "[PAD]"})
     match = r"padding token of .*judge' \('\[PAD\]', 258\) is beyond its 258 embeddings"
     fit(match, "--task", "classification", model=tmp_path / "judge", data=rows)
+
+
+def test_a_vocabulary_with_a_basis_of_its_own(world, fit, tmp_path):
+    """All three bases run through both commands; two models that differ in it leave the map out, and say so."""
+    scores = {}
+    for basis in ("identity", "blocks:6", "dense"):
+        for name, data in (("base", "corpus.jsonl"), ("tuned", "pairs.jsonl")):
+            flags = ["--model", world.folder / name, "--data", world.folder / data, "--vocabulary-basis", basis]
+            factors = tmp_path / f"{name}-{basis[0]}"
+            assert fit_factors(*flags, "--modules", "maps", "--output", factors) == 0
+        pair = ["--pretrained-factors", tmp_path / f"base-{basis[0]}", "--finetuned-factors", factors]
+        out = tmp_path / basis[0]
+        assert influence(*world.pair, *pair, *QUERY, *ALL, "--output", out) == 0
+        scores[basis] = by_candidate(out)
+    assert len({tuple(found.values()) for found in scores.values()}) == 3
+    odd = ["--pretrained-factors", tmp_path / "base-i", "--finetuned-factors", tmp_path / "tuned-b"]
+    assert influence(*world.pair, *odd, *QUERY, *ALL, "--output", tmp_path / "odd") == 0
+    left_out = json.loads((tmp_path / "odd" / "manifest.json").read_text())["left_out"]
+    assert left_out == {"lm_head": "split into 6 block(s) in the first model, otherwise into 1 in the second"}
+    fit("vocabulary basis is 'rows'", "--vocabulary-basis", "rows")
+    fit("258 rows, which blocks:4 does not divide", "--modules", "maps", "--vocabulary-basis", "blocks:4")

@@ -101,6 +101,35 @@ def norms(*paths: str) -> list[str]:
     return [f"{path}.{key}" for path in paths for key in ("weight", "bias")]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_a_vocabulary_are_as_many_blocks_as_asked(tied: bool) -> None:
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    found = track_modules(model, "everything", vocabulary_basis="blocks:5")
+    (split,) = [m for m in found if len(m.blocks) > 1 and not m.splits_heads]
+    assert split.mixed == tied and split.row_basis == "eigenvectors"
+    assert [(b.start, b.stop, b.label) for b in split.blocks[:2]] == [(0, 10, "rows0"), (10, 20, "rows1")]
+    (dense,) = track_modules(model, "^embed_tokens$" if tied else "lm_head", vocabulary_basis="dense")
+    assert dense.row_basis == "eigenvectors" and [b.label for b in dense.blocks] == ["whole"]
+    others = [m for m in found if m.name != split.name]
+    assert others == [m for m in track_modules(model, "everything") if m.name != split.name]
+
+
+@pytest.mark.parametrize(
+    ("basis", "said"),
+    [
+        ("blocks:7", "50 rows, which blocks:7 does not divide: give a number of blocks that does (1, 2), or"),
+        ("blocks:", "blocks:R"),
+        ("block:2", "blocks:R"),
+        ("blocks:0", "blocks:R"),
+        ("", "blocks:R"),
+        ("Dense", "blocks:R"),
+    ],
+)
+def test_vocabulary_bases_that_are_none(basis: str, said: str) -> None:
+    with pytest.raises(MsifError, match=re.escape(said)):
+        track_modules(tiny_model("llama"), "maps", vocabulary_basis=basis)
+
+
 def test_everything_is_every_parameter_as_a_matrix() -> None:
     model = tiny_model("gpt_neox")
     tracked = track_modules(model, "everything")
