@@ -11,7 +11,7 @@ from tqdm import tqdm
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.models import Models
 from msif.attribution import logra, trak
-from msif.attribution.projection import GradientProjector
+from msif.attribution.features import GradientProjector
 from msif.attribution.stages import build_scorer
 
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
 from msif.attribution.projected import ProjectedScorer
-from msif.attribution.projection import GradientProjector, Projection, add_gram, solve_damped
+from msif.attribution.projection import Projection, add_gram, solve_damped
 from msif.errors import MsifError
 from msif.models.capture import Cotangent
 from msif.models.objectives import Measurement, generators_for

@@ -16,9 +16,10 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from msif.attribution.cost import Cost, projection_work
+from msif.attribution.features import GradientProjector, query_features
 from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
-from msif.attribution.projection import GradientProjector, Projection, query_features
+from msif.attribution.projection import Projection
 from msif.attribution.scorers import Scores, score_batches
 from msif.curvature.filters import DampedInverse
 from msif.curvature.inputs import device_and_dtype

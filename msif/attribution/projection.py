@@ -7,54 +7,21 @@ unbiased estimate of ⟨∇a, ∇b⟩. Two sides instead of one dense matrix ove
 make a token cost p_out d_out + p_in d + p_out p_in multiply-adds, without forming the gradient; the price is a
 variance that falls like 1/p_out + 1/p_in, not like 1/(p_out p_in).
 
-Letters: B sequences of T positions, d = d_in + bias, p_out and p_in the projected sizes of a module, D the number of
-features of a sequence, C cotangents.
+Letters: d = d_in + bias, p_out and p_in the projected sizes of a module, D the number of features of a sequence.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from msif.attribution.gradients import Side, query_rows
-from msif.curvature.inputs import device_and_dtype
+from msif.attribution.features import FeatureMap, TwoSidedMap
+from msif.attribution.random_matrices import count_sketch, sign_matrix
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, Cotangent, FiniteGuard
-from msif.models.objectives import Measurement, Objective
-from msif.models.outer import Outer
-
-
-def sign_matrix(p: int, d: int, seed: int, label: str) -> np.ndarray:
-    """Independent signs, int8, (p, d), from the raw bits of Philox (Salmon et al. 2011) keyed by seed and label.
-
-    They depend on nothing else: not on device, order of modules or numpy's version; fewer rows are the first ones of
-    more rows.
-    """
-    width = -(-d // 64)
-    raw = _words(seed, label, p * width).astype("<u8").view(np.uint8)
-    bits = np.unpackbits(raw, bitorder="little").reshape(p, width * 64)[:, :d]
-    return 1 - 2 * bits.astype(np.int8)
-
-
-def count_sketch(features: int, dimension: int, seed: int, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each feature its column in 0 … dimension − 1, int64, and its sign, int8; both (features,)."""
-    words = _words(seed, label, features)
-    index = (words >> np.uint64(1)) % np.uint64(dimension)
-    signs = 1 - 2 * (words & np.uint64(1)).astype(np.int8)
-    return index.astype(np.int64), signs
-
-
-def _words(seed: int, label: str, count: int) -> np.ndarray:
-    name = int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "little")
-    return np.random.Philox(key=np.array([seed, name], dtype=np.uint64)).random_raw(count)
 
 
 @dataclass(frozen=True)
@@ -122,135 +89,20 @@ class Projection:
             return self.dimension
         return sum(rows * columns for rows, columns in map(self.shape, tracked))
 
+    def maps(self, tracked: Sequence[TrackedModule], device: torch.device, dtype: torch.dtype) -> dict[str, FeatureMap]:
+        return {module.name: TwoSidedMap(module, *self.matrices(module, device, dtype)) for module in tracked}
 
-class FeaturePass(Consumer):
-    """A consumer that projects gradients; after a run, ``features`` is (C, B, D), one matrix for each cotangent.
-
-    Attributes:
-        current: the cotangent whose backward pass is under way.
-        weights: (B, T), multiplies what each position adds; None for ones. At hidden layers g_t also carries the
-            losses of later tokens: to weight the tokens' losses, weight them in the cotangent.
-    """
-
-    def __init__(self, side: Side, projection: Projection, cotangents: int = 1) -> None:
-        self.device, self.dtype = device_and_dtype(side.model)
-        self.size = cotangents, projection.width(side.tracked)
-        self.features = torch.empty(0)
-        self.weights: Tensor | None = None
-        self.current = 0
-        self._maps = {module.name: projection.matrices(module, self.device, self.dtype) for module in side.tracked}
-        self._columns = {} if projection.dimension else projection.columns(side.tracked)
-        self._sketches = {}
-        for module in side.tracked if projection.dimension else ():
-            rows, columns = projection.shape(module)
-            assert projection.dimension is not None
-            index, signs = count_sketch(rows * columns, projection.dimension, projection.seed, f"sum|{module.name}")
-            tensors = torch.from_numpy(index).to(self.device), torch.from_numpy(signs).to(self.device, self.dtype)
-            self._sketches[module.name] = tensors
-        self._guard = FiniteGuard("the projected gradient")
-
-    def begin(self, batch: Any, objective: Objective) -> None:
-        cotangents, width = self.size
-        self.features = torch.zeros(cotangents, len(batch), width, device=self.device, dtype=self.dtype)
-
-    def right(self, module: TrackedModule, right: Tensor) -> Tensor:
-        """P_in x̄, (B, T, p_in): the input itself need not be kept."""
-        x = right.to(self.dtype)
-        _, P_in = self._maps[module.name]
-        if P_in is None:
-            return torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2) if module.bias else x
-        mapped = x @ P_in[:, : module.d_in].T
-        return mapped + P_in[:, module.d_in] if module.bias else mapped
-
-    def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
-        for use in uses:
-            self._add(module, use.to(self.dtype))
-
-    def _add(self, module: TrackedModule, use: Outer) -> None:
-        P_out, _ = self._maps[module.name]
-        if P_out is not None:
-            mapped = use.mapped(P_out.T)
-        else:
-            mapped = F.one_hot(use.left, module.d_out).to(self.dtype) if use.lookup else use.left
-        if self.weights is not None:
-            mapped = mapped * self.weights.to(self.dtype).unsqueeze(2)
-        phi = (mapped.transpose(1, 2) @ use.right).flatten(1)
-        features = self.features[self.current]
-        if self._sketches:
-            index, signs = self._sketches[module.name]
-            features.index_add_(1, index, phi * signs)
-        else:
-            features[:, self._columns[module.name]] += phi
-        self._guard.watch(module.name, phi.sum())
-
-    def end(self, batch: Any) -> None:
-        self._guard.check(batch)
-
-
-class GradientProjector:
-    """A context in which a call takes a batch to the projected gradients of its sequences, (C, B, D).
-
-    A batch costs one forward pass, and a backward pass for each cotangent; ``outputs`` holds the model's last ones.
-
-    Raises:
-        MsifError: NaN or infinity in a gradient, and what ``Capture`` refuses.
-    """
-
-    def __init__(self, side: Side, projection: Projection, cotangents: Sequence[Cotangent]) -> None:
-        self.side = side
-        self.consumer = FeaturePass(side, projection, len(cotangents))
-        self.outputs = torch.empty(0)
-        self._cotangents = [self._numbered(number, cotangent) for number, cotangent in enumerate(cotangents)]
-        self._capture = Capture(side.model, side.tracked, self.consumer)
-
-    def __enter__(self) -> GradientProjector:
-        self._capture.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._capture.__exit__(*exception)
-
-    def __call__(self, batch: Any, weights: Tensor | None = None) -> Tensor:
-        """``weights``: see ``FeaturePass``."""
-        self.consumer.weights = None if weights is None else weights.to(self.consumer.device)
-        batch = batch.to(self.consumer.device)
-        self.outputs = self._capture.run(self.side.objective, batch, self._cotangents)
-        return self.consumer.features
-
-    def _numbered(self, number: int, cotangent: Cotangent) -> Cotangent:
-        def numbered(outputs: Tensor, batch: Any) -> Tensor:
-            self.consumer.current = number
-            return cotangent(outputs, batch)
-
-        return numbered
-
-
-def measurement_cotangent(objective: Objective, measurement: str | Measurement) -> Cotangent:
-    """The gradient of a measurement, by name or as a callable, with respect to the outputs.
-
-    Raises:
-        MsifError: a name that the objective does not know.
-    """
-    measure: Callable[[Tensor, Any], Tensor]
-    measure = objective.measurement(measurement) if isinstance(measurement, str) else measurement
-    return lambda outputs, batch: objective.measurement_gradient(outputs, batch, measure)
-
-
-def query_features(
-    side: Side, queries: Iterable[Any], projection: Projection, measurement: str | Measurement
-) -> Tensor:
-    """Projected ∇m of each query, (Q, D), rows ordered by the queries' ``indices``.
-
-    Raises:
-        MsifError: an unknown measurement, no query, or indices that are not 0 … Q − 1.
-    """
-    parts, numbers = [], []
-    with GradientProjector(side, projection, [measurement_cotangent(side.objective, measurement)]) as project:
-        for batch in queries:
-            parts.append(project(batch)[0])
-            numbers.append(batch.indices)
-    rows = query_rows(numbers)
-    return torch.cat(parts)[rows.to(parts[0].device)]
+    def places(
+        self, tracked: Sequence[TrackedModule], device: torch.device, dtype: torch.dtype
+    ) -> Mapping[str, slice | tuple[Tensor, Tensor]]:
+        if self.dimension is None:
+            return self.columns(tracked)
+        found = {}
+        for module in tracked:
+            rows, columns = self.shape(module)
+            index, signs = count_sketch(rows * columns, self.dimension, self.seed, f"sum|{module.name}")
+            found[module.name] = torch.from_numpy(index).to(device), torch.from_numpy(signs).to(device, dtype)
+        return found
 
 
 def add_gram(total: Tensor, features: Tensor) -> None:

@@ -36,16 +36,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from msif.attribution.features import GradientProjector, measurement_cotangent
 from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
 from msif.attribution.projected import ProjectedScorer
-from msif.attribution.projection import (
-    GradientProjector,
-    Projection,
-    add_gram,
-    measurement_cotangent,
-    solve_damped,
-)
+from msif.attribution.projection import Projection, add_gram, solve_damped
 from msif.attribution.scorers import Scores
 from msif.curvature.filters import DampedInverse
 from msif.errors import MsifError

@@ -12,8 +12,9 @@ from torch import nn
 
 from msif.attribution import contributions as parts
 from msif.attribution.contributions import block_names
+from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
-from msif.attribution.projection import GradientProjector, Projection
+from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature import eigenvalues
 from msif.curvature.fit import FitSettings

@@ -5,15 +5,10 @@ import pytest
 import torch
 from helpers import alone, dense_gradients, documents, tiny_lm
 
+from msif.attribution.features import GradientProjector, query_features
 from msif.attribution.gradients import Side, query_gradients
-from msif.attribution.projection import (
-    GradientProjector,
-    Projection,
-    count_sketch,
-    query_features,
-    sign_matrix,
-    solve_damped,
-)
+from msif.attribution.projection import Projection, solve_damped
+from msif.attribution.random_matrices import count_sketch, sign_matrix
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.blocks import Block, TrackedModule

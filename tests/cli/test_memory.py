@@ -122,7 +122,7 @@ def test_the_keyboard_leaves_what_is_scored(world, monkeypatch, tmp_path):
 
 
 def test_projections_have_a_size_of_their_own(explain, monkeypatch):
-    from msif.attribution.projection import GradientProjector
+    from msif.attribution.features import GradientProjector
 
     runs_out(monkeypatch, GradientProjector, "__call__", FULL["CPU"])
     given = {"pretrained_factors": None, "finetuned_factors": None}
