@@ -13,7 +13,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.scoring import QueryVectors
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer
+from msif.models.capture import Capture, Consumer, Cotangent
 from msif.models.objectives import Objective
 from msif.models.outer import Outer, squared_norms
 
@@ -105,11 +105,13 @@ def contributions(
     queries: Sequence[int] | None = None,
     *,
     normalized: bool = False,
+    cotangent: Cotangent | None = None,
 ) -> list[Contributions]:
     """Parts of the scores of some candidates, in the order of the batches; of scores over gradient norms if normalized.
 
     Args:
         queries: the places of those that are wanted; all where nothing is said.
+        cotangent: of the scored gradients, where they are not those of the loss.
 
     Costs one forward and backward pass and Q·T·P multiply-adds a sequence: meant for the documents that are shown.
     """
@@ -120,7 +122,7 @@ def contributions(
     results = []
     with Capture(side.model, side.tracked, consumer) as capture:
         for batch in candidates:
-            capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
+            capture.run(side.objective, batch.to(device), [cotangent or side.objective.loss_gradient])
             lengths = _lengths(batch, consumer.tokens.shape[2])
             for row, (index, length) in enumerate(zip(batch.indices.tolist(), lengths, strict=True)):
                 tokens = consumer.tokens[row, :, :length].cpu()

@@ -214,6 +214,16 @@ class TRAKScorer:
 def mean_doubt(objective: Objective, outputs: Tensor, batch: Any) -> Tensor:
     """Mean of 1−p over each sequence's supervised predictions, (B,): TRAK's Q, one for each example.
 
+    Raises:
+        MsifError: the objective has no classes.
+    """
+    doubt = doubts(objective, outputs, batch)
+    return doubt.reshape(len(batch), -1).sum(1) / objective.supervised_counts(batch).clamp(min=1)
+
+
+def doubts(objective: Objective, outputs: Tensor, batch: Any) -> Tensor:
+    """1−p of every supervised prediction, 0 of others, outputs.shape[:-1].
+
     1−p = 1/(1 + exp(margin)), which keeps its digits where p is close to 1.
 
     Raises:
@@ -224,5 +234,4 @@ def mean_doubt(objective: Objective, outputs: Tensor, batch: Any) -> Tensor:
     logits = outputs.to(torch.float64 if outputs.dtype == torch.float64 else torch.float32)
     targets, mask = objective.targets(batch).unsqueeze(-1), objective.predicting(batch)
     others = logits.scatter(-1, targets, float("-inf")).logsumexp(-1)
-    doubt = torch.sigmoid(others - logits.gather(-1, targets).squeeze(-1)).masked_fill(~mask, 0.0)
-    return doubt.reshape(len(batch), -1).sum(1) / mask.reshape(len(batch), -1).sum(1).clamp(min=1)
+    return torch.sigmoid(others - logits.gather(-1, targets).squeeze(-1)).masked_fill(~mask, 0.0)

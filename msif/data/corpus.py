@@ -16,6 +16,8 @@ from msif.data.ids import is_empty
 from msif.data.sources import DatasetRows, Rows, is_saved, open_hub, open_saved
 from msif.errors import MsifError
 
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
+
 
 class Corpus:
     """Rows with numbers from 0, of which only the fields that are asked for are read.
@@ -156,13 +158,19 @@ class Corpus:
             self._fingerprints[used] = self.fingerprint_of(None, used)
         return self._fingerprints[used]
 
+    def hashes(self, columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+        """(row number, hash of 16 bytes) of every row's content in these fields: of equal rows equal, in any file."""
+        used = tuple(sorted(columns))
+        for number, row in self.rows(columns=used):
+            values = _encode([row[column] for column in used])
+            yield number, blake2b(values.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
     def fingerprint_of(self, indices: Iterable[int] | None, columns: Sequence[str]) -> str:
         """The same of some rows."""
         used = tuple(sorted(columns))
-        encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
         digest = blake2b(repr(used).encode(), digest_size=16)
         for _, row in self.rows(indices, columns=used):
-            values = encode([row[column] for column in used])
+            values = _encode([row[column] for column in used])
             digest.update(values.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
 

@@ -137,9 +137,14 @@ def stored(model: nn.Module, module: TrackedModule) -> tuple[nn.Parameter, nn.Pa
 
 def as_matrix(model: nn.Module, module: TrackedModule, weight: Tensor) -> Tensor:
     """A view of its weight, or of a tensor in the weight's shape, as (d_out, d_in)."""
-    if is_transposed(model.get_submodule(module.path)) and module.is_map:
+    if is_stored_transposed(model, module):
         return weight.T
     return weight.reshape(module.d_out, module.d_in)
+
+
+def is_stored_transposed(model: nn.Module, module: TrackedModule) -> bool:
+    """Whether its weight is W's transpose."""
+    return module.is_map and is_transposed(model.get_submodule(module.path))
 
 
 def matrix_of(model: nn.Module, module: TrackedModule) -> Tensor:

@@ -108,7 +108,7 @@ def _choose(
     if modules == "everything":
         return list(found), {short_name(model, name): why for name, why in odd.items()}
     if modules in GROUPS:
-        layers = [] if modules == "maps" else _decoder_layers(model)
+        layers = [] if modules == "maps" else decoder_layers(model)
         wanted = {"attention": (True,), "mlp": (False,)}.get(modules, (True, False))
 
         def inside(path: str) -> bool:
@@ -169,7 +169,7 @@ def match_modules(first: Sequence[TrackedModule], second: Sequence[TrackedModule
     return shared, left_out
 
 
-def _decoder_layers(model: nn.Module) -> list[str]:
+def decoder_layers(model: nn.Module) -> list[str]:
     """Paths of the lists of decoder layers; empty for a model of which all linear maps count."""
     if not isinstance(model, PreTrainedModel):
         return []

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,8 @@ from msif.models.training.files import (
     optimizer_state,
     trainer_state,
 )
-from msif.models.training.optimizers import Unusable, rule_of, steps_of, unwrapped
-from msif.models.training.order import Misfit, Numbered, Placed, Unclear, match_parameters
-from msif.models.training.rates import group_shares, learning_rates_summed
+from msif.models.training.rates import learning_rates_summed
+from msif.models.training.saved import SavedOptimizer
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ def natural_tau(
             )
         state = optimizer_state(folder)
         if state is not None:
-            return _Optimizer(folder, state, model).tau(tracked, learning_rate_sum)
+            return _taus(SavedOptimizer(folder, state, model), tracked, learning_rate_sum)
         if learning_rate_sum is None:
             trainer_state(folder)
             raise no_optimizer(folder)
@@ -86,92 +84,31 @@ def _frozen(what: str, folder: Path) -> TrainingUnknown:
     )
 
 
-class _Optimizer:
-    """The saved state of an optimizer, with the model that it trained."""
+def _taus(saved: SavedOptimizer, tracked: Sequence[TrackedModule], given: float | None) -> dict[str, Tensor]:
+    """See ``natural_tau``."""
+    weights = [stored(saved.model, module)[0] for module in tracked]
+    names = [saved.names[id(weight)] for weight in weights]
+    places = saved.places(names)
+    first = saved.shares.index(1.0)
+    total = _above_zero(
+        saved.folder, learning_rates_summed(saved.folder, saved.groups, first) if given is None else given
+    )
+    result = {}
+    for module, weight, name in zip(tracked, weights, names, strict=True):
+        place = places[name]
+        share = 0.0 if place is None else saved.shares[place.group]
+        if place is None or share == 0:
+            raise _frozen(name, saved.folder)
+        root = as_matrix(saved.model, module, saved.root(name, place, weight))
+        result[module.name] = (total * share / _means(saved.folder, name, root, module)).float()
+    return result
 
-    def __init__(self, folder: Path, state: Mapping[str, Any], model: nn.Module) -> None:
-        self.folder, self.model, self.groups = folder, model, state["param_groups"]
-        self.entries = {number: unwrapped(entry) for number, entry in state["state"].items()}
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        try:
-            self.rule = rule_of(self.groups, list(self.entries.values()))
-            self.shares = group_shares(self.groups)
-        except Unusable as error:
-            raise self._unusable(error) from error
 
-    def tau(self, tracked: Sequence[TrackedModule], given: float | None) -> dict[str, Tensor]:
-        """See ``natural_tau``."""
-        weights = [stored(self.model, module)[0] for module in tracked]
-        names = [self.names[id(weight)] for weight in weights]
-        places = self._places(names)
-        first = self.shares.index(1.0)
-        total = _above_zero(
-            self.folder, learning_rates_summed(self.folder, self.groups, first) if given is None else given
+def _means(folder: Path, name: str, root: Tensor, module: TrackedModule) -> Tensor:
+    """Each block's mean of its rows of the root, (nb,)."""
+    means = root.unflatten(0, (len(module.blocks), -1)).mean(dim=(1, 2), dtype=torch.float64)
+    if not (means.isfinite() & (means > 0)).all():
+        raise TrainingUnknown(
+            f"the second moments of {name} in {folder / OPTIMIZER} give no scale (NaN, infinity, or zero with ε = 0)"
         )
-        result = {}
-        for module, weight, name in zip(tracked, weights, names, strict=True):
-            place = places[name]
-            share = 0.0 if place is None else self.shares[place.group]
-            if place is None or share == 0:
-                raise _frozen(name, self.folder)
-            root = self._root(name, place, weight)
-            means = self._means(name, as_matrix(self.model, module, root), module)
-            result[module.name] = (total * share / means).float()
-        return result
-
-    def _places(self, names: Sequence[str]) -> Placed:
-        """What the optimizer has of each of these parameters."""
-        groups = [
-            [self._numbered(place, group, index) for index in range(len(group["params"]))]
-            for place, group in enumerate(self.groups)
-        ]
-        count = sum(map(len, groups))
-        rules = [(group.get("momentum"), group.get("dampening")) for group in self.groups]
-        alike = len(set(zip(self.shares, rules, strict=True))) == 1
-        if self.rule.stateless and alike and count in (0, len(self.names)):
-            return dict.fromkeys(names, Numbered(0, None, None))  # all are trained, and all in the same way
-        if not self.rule.stateless and not any(one.shape for group in groups for one in group):
-            raise self._misfit("no second moment for any parameter")
-        try:
-            return match_parameters(groups, self.model, names)
-        except Misfit as error:
-            raise self._misfit(str(error)) from error
-        except Unclear as error:
-            raise TrainingUnknown(
-                f"{OPTIMIZER} in {self.folder} has {error}, and by their shapes it cannot be told which they are"
-            ) from error
-
-    def _numbered(self, place: int, group: Mapping[str, Any], index: int) -> Numbered:
-        number, names = group["params"][index], group.get("param_names")
-        name = names[index] if names else number if isinstance(number, str) else None
-        return Numbered(place, number, self.rule.shape(self.entries.get(number, {})), name)
-
-    def _root(self, name: str, place: Numbered, weight: nn.Parameter) -> Tensor:
-        group, entry = self.groups[place.group], self.entries.get(place.number, {})
-        if not self.rule.stateless and place.shape is None:
-            raise self._misfit(f"no second moment for {name}")
-        if steps_of(entry, group) <= 0:
-            raise self._misfit(f"no step was taken for {name}")
-        try:
-            return self.rule.root(entry, group, weight)
-        except Unusable as error:
-            raise self._unusable(error) from error
-
-    def _means(self, name: str, root: Tensor, module: TrackedModule) -> Tensor:
-        """Each block's mean of its rows of the root, (nb,)."""
-        means = root.unflatten(0, (len(module.blocks), -1)).mean(dim=(1, 2), dtype=torch.float64)
-        if not (means.isfinite() & (means > 0)).all():
-            raise TrainingUnknown(
-                f"the second moments of {name} in {self.folder / OPTIMIZER} give no scale (NaN, infinity, or zero with "
-                "ε = 0)"
-            )
-        return means
-
-    def _unusable(self, error: Unusable) -> TrainingUnknown:
-        return TrainingUnknown(f"the optimizer of {OPTIMIZER} in {self.folder} {error}")
-
-    def _misfit(self, detail: str) -> TrainingUnknown:
-        return TrainingUnknown(
-            f"{OPTIMIZER} in {self.folder} does not fit the model ({detail})",
-            f"give the one of this model, or {NUMBERS.removeprefix('give ')}",
-        )
+    return means

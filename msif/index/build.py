@@ -1,0 +1,213 @@
+"""Building an index: one pass over documents, whose features are written shard by shard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from msif.attribution.features import GradientProjector
+from msif.attribution.gradients import Side
+from msif.curvature.store import save_tensors
+from msif.data.batching import TokenBatches, spread
+from msif.data.ids import written_ids
+from msif.errors import MsifError
+from msif.index.plan import Plan
+from msif.index.rounding import rounding_error
+from msif.index.scaling import ESTIMATED_FROM, estimate_moments
+from msif.index.settings import MOMENTS
+from msif.index.storage import MOMENTS_FILE, GradientIndex, ShardWriter, encoded, open_or_create
+from msif.models.training.files import TrainingUnknown
+from msif.models.training.moments import SecondMoments, second_moments
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of all new documents a process takes: every ``of``-th from ``number`` on, counted from 0."""
+
+    number: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise MsifError(f"--shard {self.number + 1}/{self.of} is none: give I/N with I from 1 to N.")
+
+
+def build_index(
+    plan: Plan,
+    batches: TokenBatches,
+    path: str | Path,
+    *,
+    identity: dict[str, Any],
+    provenance: dict[str, Any] | None = None,
+    share: Share | None = None,
+    checkpoint_every: float = 600.0,
+    shard_bytes: int = SHARD_BYTES,
+) -> GradientIndex | None:
+    """The index of these documents, made, gone on with, or added to; None where other processes are not done.
+
+    Documents that are there, by their content, are skipped. A shard is whole or not there; what interrupts the pass,
+    but a kill, writes what is done.
+
+    Args:
+        identity: of the model, its tokenizer and how documents are read, beside the plan's own.
+        checkpoint_every: a shard is closed after so many seconds at most.
+
+    Raises:
+        MsifError: the folder holds an index of other settings or something else, or cannot be written to.
+    """
+    path, share = Path(path), share or Share()
+    moments = plan.moment_tensors()
+    fresh = {
+        "provenance": {**(provenance or {}), "shares": share.of},
+        "columns": [[one.start, one.stop] for one in plan.columns],
+        "blocks": list(plan.pools.names),
+    }
+    open_or_create(path, {**plan.identity(), **identity}, fresh)
+    if moments and not (path / MOMENTS_FILE).is_file():
+        save_tensors(path / MOMENTS_FILE, moments)
+    _Builder(plan, batches, ShardWriter(path, share.number, share.of), share, checkpoint_every, shard_bytes).run()
+    try:
+        return GradientIndex.open(path)
+    except MsifError:
+        if share.of > 1:
+            return None
+        raise
+
+
+@dataclass
+class _Builder:
+    plan: Plan
+    batches: TokenBatches
+    writer: ShardWriter
+    share: Share
+    every: float
+    shard_bytes: int
+    held: list[dict[str, Tensor]] = field(default_factory=list)
+    documents: dict[str, list[Any]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        rows, hashes = self._new()
+        said = f"; {len(self.writer.known)} are there" if self.writer.known else ""
+        log.info("%d documents to index%s", len(rows), said)
+        todo = replace(self.batches, indices=rows)
+        self.hashes, self.done = hashes, set[int]()
+        if rows:
+            try:
+                self._pass(todo)
+            finally:
+                with suppress(MsifError):
+                    self._flush()
+        self.writer.skipped |= {hashes[row] for row in rows if row not in self.done}
+        self.writer.save(complete=True)
+
+    def _new(self) -> tuple[list[int], dict[int, bytes]]:
+        """Rows of this process that are not indexed, and their hashes; of equal ones the first."""
+        seen, rows, hashes = set(self.writer.known), [], {}
+        for row, digest in self.batches.corpus.hashes(self.batches.format.columns):
+            if digest in seen:
+                continue
+            seen.add(digest)
+            hashes[row] = digest
+            rows.append(row)
+        rows = [row for number, row in enumerate(rows) if number % self.share.of == self.share.number]
+        return rows, hashes
+
+    def _pass(self, todo: TokenBatches) -> None:
+        plan, started = self.plan, time.monotonic()
+        with (
+            GradientProjector(plan.side, plan.features, [plan.cotangent]) as project,
+            tqdm(desc="indexing", unit="doc", total=len(todo.indices or ()), disable=None) as progress,
+        ):
+            for batch in todo:
+                features = project(batch)[0].float().cpu()
+                self._take(batch, features)
+                progress.update(len(batch))
+                full = sum(part["gradients"].nbytes for part in self.held) >= self.shard_bytes
+                if full or time.monotonic() - started >= self.every:
+                    self._flush()
+                    started = time.monotonic()
+
+    def _take(self, batch: Any, features: Tensor) -> None:
+        stored = encoded(features, self.plan.columns, self.plan.settings.dtype)
+        if self.writer.rounding is None and self.plan.settings.dtype != "float32":
+            self.writer.rounding = rounding_error(features, stored, self.plan.columns)
+        rows = batch.indices.tolist()
+        corpus = self.batches.corpus
+        taken = {
+            "hash": [self.hashes[row] for row in rows],
+            "row": rows,
+            "id": [json.dumps(one) for one in written_ids(corpus.ids(rows))],
+            "source": [corpus.name] * len(rows),
+            "tokens": self.plan.side.objective.supervised_counts(batch).tolist(),
+        }
+        self.held.append(stored)
+        for name, values in taken.items():
+            self.documents.setdefault(name, []).extend(values)
+
+    def _flush(self) -> None:
+        """Writes what is held, as a shard."""
+        if not self.held:
+            return
+        held, documents = self.held, self.documents
+        self.held, self.documents = [], {}
+        tensors = {name: torch.cat([part[name] for part in held]) for name in held[0]}
+        self.writer.write(tensors, documents)
+        self.done.update(documents["row"])
+
+
+def moments_for(
+    kind: str, side: Side, folder: str | Path | None, batches: TokenBatches, index: Path
+) -> tuple[dict[str, SecondMoments] | None, str]:
+    """V of a new index, or of one that is there; and where it is from.
+
+    Args:
+        kind: "none"; "optimizer", "adam" or "adafactor": the state beside the model; "estimate", from the documents;
+            "auto": the state where there is one of use; or the name of a folder or file, see ``second_moments``.
+        folder: of the model.
+
+    Raises:
+        MsifError: there is no state where it was asked for, or it does not fit the model.
+    """
+    if kind == "none":
+        return None, "none"
+    if (index / MOMENTS_FILE).is_file():
+        return second_moments(index / MOMENTS_FILE, side.model, side.tracked), "the index"
+    if kind not in MOMENTS:
+        return second_moments(kind, side.model, side.tracked), kind
+    if kind != "estimate":
+        try:
+            if folder is None:
+                raise TrainingUnknown("a model that is an object has no folder", "give --second-moments estimate")
+            return _of_kind(kind, second_moments(folder, side.model, side.tracked)), str(folder)
+        except TrainingUnknown as error:
+            if kind != "auto":
+                raise
+            log.info("second moments are estimated from the documents, for %s", error.reason)
+    return estimate_moments(side, spread(batches, ESTIMATED_FROM)), "estimate"
+
+
+def _of_kind(kind: str, found: dict[str, SecondMoments]) -> dict[str, SecondMoments]:
+    is_factored = any(isinstance(one.weight, tuple) for one in found.values())
+    if kind in ("adam", "adafactor") and is_factored != (kind == "adafactor"):
+        raise MsifError(f"the optimizer's state is not of {kind}: give --second-moments optimizer.")
+    return found
+
+
+def describe(index: GradientIndex) -> str:
+    """What an index is, in a line."""
+    blocks: Sequence[str] = index.manifest["blocks"]
+    return f"{len(index)} documents, {index.width} features of {len(blocks)} blocks, {index.settings.dtype}"

@@ -1,0 +1,116 @@
+"""An index of a stage's documents: what ``msif.make_index`` and the command ``msif.build_index`` do."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from msif.attribution.gradients import Side
+from msif.attribution.stages import check_factors
+from msif.curvature.filters import DampedInverse
+from msif.curvature.store import FactorStore
+from msif.data.encoding import fingerprint_tokenizer
+from msif.data.format import check_rows
+from msif.errors import MsifError
+from msif.index.build import Share, build_index, moments_for
+from msif.index.plan import Plan, plan_of
+from msif.index.pools import indexed_modules
+from msif.index.settings import IndexSettings
+from msif.index.storage import GradientIndex
+from msif.provenance import versions
+from msif.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+def make_index(
+    stage: Stage,
+    output: str | Path,
+    settings: IndexSettings | None = None,
+    *,
+    second_moments: str = "auto",
+    factors: str | Path | None = None,
+    damping: float | None = None,
+    damping_scale: float = 0.1,
+    share: Share | None = None,
+    checkpoint_every: float = 600.0,
+) -> GradientIndex | None:
+    """Computes the features of a stage's documents and keeps them in a folder; goes on with what is there.
+
+    Args:
+        stage: a model, and as its ``data`` the documents; ``modules`` is "everything" where nothing is said, which here
+            leaves out the embedding of tokens.
+        second_moments: what gradients are divided by the roots of, see ``moments_for``; not with factors.
+        factors: of the same model: the index is of H^(−1/2) ∇L, for multi-stage influence.
+        damping, damping_scale: λ of H, see ``DampedInverse``.
+        share: the documents that this process takes, of several.
+
+    Returns:
+        the index, or None where other processes have still to add their share.
+
+    Raises:
+        MsifError: the first thing found wrong; see ``build_index``.
+    """
+    settings, path = settings or IndexSettings(), Path(output)
+    loaded = stage.loaded
+    batches = stage.batches
+    check_rows(batches.corpus, stage.format)
+    store = None
+    if factors is not None:
+        store = FactorStore.open(factors)
+        check_factors(store, loaded)
+        if second_moments not in ("auto", "none"):
+            raise MsifError("an index of H^(−1/2) ∇ takes no second moments: leave --second-moments or --factors out.")
+        tracked = store.tracked
+    else:
+        tracked = indexed_modules(loaded.model, stage.modules or "everything", settings.tied)
+    side = Side(loaded.model, tracked, stage.objective)
+    identity = {
+        "model": stage.identity["model"],
+        "task": stage.task,
+        "tokenizer": fingerprint_tokenizer(loaded.tokenizer),
+        "max_length": stage.max_length,
+    }
+    source = "none"
+    if store is None:
+        _ = Plan(side, settings)  # says what is wrong with the settings before second moments are estimated
+        moments, source = moments_for(second_moments, side, loaded.name, batches, path)
+        plan = Plan(side, settings, moments)
+    else:
+        plan = Plan(side, settings, store=store, damping=DampedInverse(damping, damping_scale))
+    provenance: dict[str, Any] = {**stage.named, "device": stage.device, "moments": source, "versions": versions()}
+    return build_index(
+        plan,
+        batches,
+        path,
+        identity=identity,
+        provenance=provenance,
+        share=share,
+        checkpoint_every=checkpoint_every,
+    )
+
+
+def opened_plan(index: GradientIndex, stage: Stage, factors: str | Path | None = None) -> Plan:
+    """The plan of an index for the model of a stage, after a check that it was made for this very model.
+
+    Raises:
+        MsifError: another model, tokenizer, or other factors.
+    """
+    run, loaded = index.manifest["run"], stage.loaded
+    if run["model"] != stage.identity["model"]:
+        source = index.manifest["provenance"].get("model", "another model")
+        raise MsifError(
+            f"the index in {index.path} was built with another model ({source}) than {loaded.name}, or its weights "
+            "have changed since: give that model, or build an index for this one."
+        )
+    if run["tokenizer"] != fingerprint_tokenizer(loaded.tokenizer):
+        raise MsifError(f"the index in {index.path} was built with another tokenizer than {loaded.name} has now.")
+    store = None
+    if factors is not None:
+        store = FactorStore.open(factors)
+        check_factors(store, loaded)
+        tracked = store.tracked
+    else:
+        tracked = indexed_modules(loaded.model, stage.modules or "everything", index.settings.tied)
+    return plan_of(index, Side(loaded.model, tracked, stage.objective), store)
