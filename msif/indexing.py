@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msif.attribution.cost import feature_work
 from msif.attribution.gradients import Side
 from msif.attribution.stages import check_factors
+from msif.curvature.estimate import human_bytes, human_seconds
 from msif.curvature.filters import DampedInverse
+from msif.curvature.probe import measure
+from msif.curvature.residency import weight_bytes
 from msif.curvature.store import FactorStore
 from msif.data.encoding import fingerprint_tokenizer
 from msif.data.format import check_rows
+from msif.data.sample import foretell
 from msif.errors import MsifError
-from msif.index.build import Share, build_index, moments_for
+from msif.index.build import SHARD_BYTES, Share, build_index, moments_for
 from msif.index.plan import Plan, plan_of
 from msif.index.pools import indexed_modules
-from msif.index.settings import IndexSettings
+from msif.index.settings import DTYPES, IndexSettings
 from msif.index.storage import GradientIndex
+from msif.models.blocks import TrackedModule
 from msif.provenance import versions
 from msif.stage import Stage
 
@@ -56,15 +63,10 @@ def make_index(
     loaded = stage.loaded
     batches = stage.batches
     check_rows(batches.corpus, stage.format)
-    store = None
-    if factors is not None:
-        store = FactorStore.open(factors)
-        check_factors(store, loaded)
-        if second_moments not in ("auto", "none"):
-            raise MsifError("an index of H^(−1/2) ∇ takes no second moments: leave --second-moments or --factors out.")
-        tracked = store.tracked
-    else:
-        tracked = indexed_modules(loaded.model, stage.modules or "everything", settings.tied)
+    store = None if factors is None else FactorStore.open(factors)
+    if store is not None and second_moments not in ("auto", "none"):
+        raise MsifError("an index of H^(−1/2) ∇ takes no second moments: leave --second-moments or --factors out.")
+    tracked = _tracked(stage, settings, store)
     side = Side(loaded.model, tracked, stage.objective)
     identity = {
         "model": stage.identity["model"],
@@ -91,6 +93,44 @@ def make_index(
     )
 
 
+def describe_index(
+    stage: Stage,
+    settings: IndexSettings,
+    *,
+    second_moments: str = "auto",
+    factors: str | Path | None = None,
+    damping: float | None = None,
+    damping_scale: float = 0.1,
+) -> str:
+    """Sizes and time of a build, from a sample of its documents and one small batch of them."""
+    loaded, batches = stage.loaded, stage.batches
+    tracked = _tracked(stage, settings, None if factors is None else FactorStore.open(factors))
+    side = Side(loaded.model, tracked, stage.objective)
+    plan, sample = Plan(side, replace(settings, basis="random")), foretell(batches)
+    whole = factors is not None or second_moments in ("auto", "optimizer", "adam")
+    width = plan.features.width(tracked)
+    speed = measure(loaded.model, tracked, side.objective, sample, {"documents": side.objective.loss_gradient})
+    seconds = speed.passes(sample, "documents") + sample.reading
+    seconds += speed.over(sample, lambda B, T: feature_work(tracked, settings.projection, B, T, whole))
+    held = sample.documents * width * DTYPES[settings.dtype].itemsize
+    parameters = sum(module.d_out * module.shape[1] for module in tracked)
+    return "\n".join(
+        [
+            f"features    {width} of {len(plan.pools.names)} blocks",
+            f"modules     {len(tracked)}, of {parameters:,} parameters",
+            f"on disk     {human_bytes(held)} for {sample.documents:.0f} documents",
+            f"memory      about {human_bytes(weight_bytes([loaded.model]) + SHARD_BYTES)} (weights, and a shard)",
+            f"time        about {human_seconds(seconds)}",
+        ]
+    )
+
+
+def _tracked(stage: Stage, settings: IndexSettings, store: FactorStore | None) -> list[TrackedModule]:
+    if store is None:
+        return indexed_modules(stage.loaded.model, stage.modules or "everything", settings.tied)
+    return check_factors(store, stage.loaded)
+
+
 def opened_plan(index: GradientIndex, stage: Stage, factors: str | Path | None = None) -> Plan:
     """The plan of an index for the model of a stage, after a check that it was made for this very model.
 
@@ -106,11 +146,6 @@ def opened_plan(index: GradientIndex, stage: Stage, factors: str | Path | None =
         )
     if run["tokenizer"] != fingerprint_tokenizer(loaded.tokenizer):
         raise MsifError(f"the index in {index.path} was built with another tokenizer than {loaded.name} has now.")
-    store = None
-    if factors is not None:
-        store = FactorStore.open(factors)
-        check_factors(store, loaded)
-        tracked = store.tracked
-    else:
-        tracked = indexed_modules(loaded.model, stage.modules or "everything", index.settings.tied)
+    store = None if factors is None else FactorStore.open(factors)
+    tracked = _tracked(stage, index.settings, store)
     return plan_of(index, Side(loaded.model, tracked, stage.objective), store)

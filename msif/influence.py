@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msif.attribution.methods import IHVPS
+from msif.attribution.methods import IHVPS, usual_candidates
 from msif.cli.checks import check_arguments, check_options, check_output
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
 from msif.cli.memory import memory_advice, of_influence
@@ -41,9 +41,9 @@ def parser() -> Parser:
     add_field_flags(corpus)
     corpus.add_argument(
         "--candidates",
-        default="knn:1000",
         metavar="SPEC",
-        help="knn:N by sentence embeddings (default knn:1000), bm25:N by words, knn:N+bm25:N, or all",
+        help="knn:N by sentence embeddings (default knn:1000), bm25:N by words, index:N by an index, knn:N+bm25:N, or "
+        "all (default where scores come from an index)",
     )
     corpus.add_argument("--embedding-model", metavar="E", help="sentence-transformers model (default all-MiniLM-L6-v2)")
     _add_method_flags(p.add_argument_group("method"))
@@ -92,8 +92,18 @@ def _add_method_flags(group: Any) -> None:
         "--method",
         default="multi-stage",
         metavar="NAME",
-        help="multi-stage (default), single-stage, source, gdp (gradient dot product), cosine, cka, trak, logra, or "
-        "representation",
+        help="multi-stage (default), single-stage, source, gdp (gradient dot product), cosine, cka, trak, logra, "
+        "trackstar, or representation",
+    )
+    group.add_argument(
+        "--index",
+        metavar="DIR",
+        help="folder that msif.build_index wrote: for trackstar, candidates index:N, or multi-stage scores by features",
+    )
+    group.add_argument(
+        "--r",
+        metavar="R",
+        help="with an index: none, train, mixed or mixed:LAMBDA, which common directions count less (trackstar: mixed)",
     )
     group.add_argument(
         "--damping",
@@ -180,9 +190,8 @@ def _add_method_flags(group: Any) -> None:
     )
     group.add_argument(
         "--normalize",
-        default="none",
         choices=["none", "unit"],
-        help="unit: divide each score by the candidate's gradient norm (default none)",
+        help="unit: divide each score by the candidate's gradient norm (default none; trackstar: unit, of both)",
     )
 
 
@@ -190,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     args = command.parse(arguments)
     set_up_logging(args.quiet)
+    if args.candidates is None:
+        args.candidates = usual_candidates(args.method, args.index)
     check_arguments(args)
     check_options(args.method, command.given(arguments))
     with memory_advice(of_influence, args):

@@ -14,16 +14,16 @@ from tqdm import tqdm
 
 from msif.attribution.chunks import capacities, chunks_of
 from msif.attribution.inverses import IHVP
-from msif.attribution.methods import NOT_RESULTS
+from msif.attribution.methods import INDEXED, NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer, PairScorer
 from msif.attribution.stages import Damping
 from msif.candidates.build import build_selector
-from msif.candidates.selection import parse_candidates
+from msif.candidates.selection import CandidateSpec, interleave, parse_candidates
 from msif.curvature.residency import room_beside
 from msif.curvature.store import read_manifest
-from msif.data.batching import TokenBatches
+from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import Corpus
 from msif.data.documents import Batch, Document
 from msif.data.encoding import fingerprint_tokenizer
@@ -32,6 +32,8 @@ from msif.data.ids import written_ids
 from msif.data.queries import Query, ask, encode_queries
 from msif.errors import MsifError, UnusableError
 from msif.explained import Explained, Parts
+from msif.index.scorer import IndexScorer
+from msif.index.storage import GradientIndex
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.objectives import DocumentHead
 from msif.models.roles import check_vocabulary, label_arguments, positions
@@ -46,10 +48,12 @@ class Options:
     """How queries are explained.
 
     Attributes:
-        method: multi-stage, single-stage, gdp, cosine, cka, trak or logra; see ``msif.build_scorer``.
+        method: multi-stage, single-stage, gdp, cosine, cka, trak or logra, see ``msif.build_scorer``; or trackstar.
+        index: folder of documents' gradients (``msif.make_index``): for trackstar, for multi-stage influence by its
+            features, or for candidates "index:N".
         damping, ihvp: of the stages' inverses.
         examples: sequences of a stage's own data that a solver or a projected method takes; None is all.
-        candidates: "knn:1000", "bm25:100", "knn:100+bm25:100", or "all".
+        candidates: "knn:1000", "bm25:100", "index:1000", "knn:100+bm25:100", or "all".
         embedding_model: of sentence-transformers, for knn.
         measurement: what is explained of an answer: "loss", "margin" or "logit"; None is the method's own.
         scorer: options of the method's scorer, such as ``normalize`` or ``query_rank``.
@@ -62,6 +66,7 @@ class Options:
     """
 
     method: str = "multi-stage"
+    index: str | Path | None = None
     damping: Damping = field(default_factory=Damping)
     ihvp: IHVP = field(default_factory=IHVP)
     examples: int | None = None
@@ -75,6 +80,12 @@ class Options:
     batch_tokens: int = 8192
     memory: int | None = None
     progress: bool = True
+
+    @property
+    def scores_by_index(self) -> bool:
+        """Whether documents' features are read from the index, and not only candidates chosen by it."""
+        chooses = parse_candidates(self.candidates).of_index is not None
+        return self.method in INDEXED or (self.method == "multi-stage" and self.index is not None and not chooses)
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ class Job:
         first, last: the stage whose gradients the candidates give, and the one that answers.
         asked: the one on which queries are measured.
         length: tokens kept of a document or query.
+        chooser: finds candidates "index:N".
         index: what the method's own curvature is taken from, if it has one.
         solved: the stages' own data, where their inverses are solved for on it.
         settings: all that tells this run from another, as JSON.
@@ -116,6 +128,7 @@ class Job:
     asked: Stage
     scorer: PairScorer
     length: int
+    chooser: IndexScorer | None = None
     index: TokenBatches | None = None
     solved: Sequence[TokenBatches] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -268,11 +281,26 @@ class Job:
         return documents
 
     def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
-        """Each query's candidates, row numbers; rows without a text are no candidates."""
-        options = self.options
-        spec = parse_candidates(options.candidates)
+        """Each query's candidates, row numbers."""
+        spec = parse_candidates(self.options.candidates)
         if spec.all:
             return [np.arange(len(self.corpus))] * len(queries)
+        found = [self._by_index(queries, spec.of_index)] if spec.of_index is not None else []
+        found += [self._by_texts(queries, spec.of_texts)] if spec.of_texts is not None else []
+        return [interleave(rows) for rows in zip(*found, strict=True)]
+
+    def _by_index(self, queries: Sequence[Query], count: int) -> list[np.ndarray]:
+        """The rows of this corpus that score best by the index."""
+        assert self.chooser is not None
+        rows, places = self.chooser.places_of(self.documents(range(len(self.corpus))))
+        places, first = np.unique(places, return_index=True)
+        vectors = self.chooser.query_vectors(batches_of(self.encoded(queries), self.options.batch_tokens))
+        best = self.chooser.search(vectors, count, places=places).places
+        return [rows[first[np.searchsorted(places, own)]] for own in best]
+
+    def _by_texts(self, queries: Sequence[Query], spec: CandidateSpec) -> list[np.ndarray]:
+        """By what documents say; rows without a text are no candidates."""
+        options = self.options
         texts = self.format.texts(self.corpus)
         rows = np.flatnonzero([bool(text.strip()) for text in texts])
         if len(rows) < len(texts):
@@ -296,12 +324,19 @@ class Job:
             "config": {key: value for key, value in self.settings.items() if key not in NOT_RESULTS},
             "weights": self.weights,
             "tokenizers": [fingerprint_tokenizer(stage.loaded.tokenizer) for stage in (self.first, self.asked)],
+            "gradients": None if self.options.index is None else _indexed(self.options.index),
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
             "corpus": self.corpus.fingerprint_of(rows, self.format.columns),
             "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
+
+
+def _indexed(path: str | Path) -> dict[str, Any]:
+    """What of an index scores depend on."""
+    index = GradientIndex.open(path)
+    return {"run": index.manifest["run"], "documents": len(index)}
 
 
 def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:

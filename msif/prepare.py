@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msif.attribution.methods import DAMPED, PROJECTED, SOLVERS, STAGED
+from msif.attribution.gradients import Side
+from msif.attribution.methods import DAMPED, INDEXED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer, factors_of
 from msif.attribution.trak import TRAKCheckpoint
 from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus
@@ -18,6 +19,10 @@ from msif.data.format import check_rows, choose_format
 from msif.data.ids import check_ids
 from msif.data.queries import Query, with_numbers
 from msif.errors import MsifError
+from msif.index.pools import indexed_modules
+from msif.index.scorer import IndexScorer
+from msif.index.storage import GradientIndex
+from msif.indexing import opened_plan
 from msif.job import Job, Options
 from msif.models.objectives import Objective, Regression
 from msif.models.roles import label_arguments, longest
@@ -94,10 +99,13 @@ def prepare(asked: Asked) -> Job:
     if options.method in PROJECTED:
         of_corpus = TokenBatches(corpus, format, first.loaded.tokenizer, length, options.batch_tokens)
         index = _index(first, of_corpus, options.examples)
-    fitted = {stage: _fitted(stage, options, damping, index, later=stage is not first) for stage in (first, last)}
+    fitted = {}
+    if options.method not in INDEXED:
+        fitted = {stage: _fitted(stage, options, damping, index, later=stage is not first) for stage in (first, last)}
     queries = with_numbers(asked.queries, label_arguments(last.loaded, last.task))
     options = replace(options, damping=damping, measurement=_measurement(options, queries, last.objective))
-    scorer = _scorer(options, asked, fitted)
+    by_index = scorer_by_index(asked, options, fitted.get(last)) if options.index is not None else None
+    scorer = by_index if options.scores_by_index and by_index else _scorer(options, asked, fitted)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
     solved = [one.batches for one in fitted.values() if isinstance(one.batches, TokenBatches) and index is None]
@@ -113,6 +121,7 @@ def prepare(asked: Asked) -> Job:
         asked=asked.asked,
         scorer=scorer,
         length=length,
+        chooser=by_index,
         index=index,
         solved=solved,
         settings=settings,
@@ -165,6 +174,37 @@ def _scorer(options: Options, asked: Asked, fitted: Mapping[Stage, FittedStage])
         if isinstance(scorer.measurement, str):
             side.objective.measurement(scorer.measurement)
     return scorer
+
+
+def scorer_by_index(asked: Asked, options: Options, fitted: FittedStage | None) -> IndexScorer:
+    """By the features of documents in the index: multi-stage influence where it was made with factors, else TrackStar.
+
+    Raises:
+        MsifError: the index is of another model, or does not go with the method.
+    """
+    assert options.index is not None
+    first, last = asked.first, asked.last
+    index = GradientIndex.open(options.index)
+    curved = index.manifest["run"]["curvature"] is not None
+    if options.scores_by_index and curved != (options.method == "multi-stage"):
+        made, other = ("with", "multi-stage") if curved else ("without", "trackstar")
+        raise MsifError(f"the index in {index.path} was made {made} factors: use it with --method {other}.")
+    own: dict[str, Any] = {name: options.scorer[name] for name in ("r", "normalize") if name in options.scorer}
+    if not options.scores_by_index:
+        own = {}  # these are of the method that scores the candidates
+    own |= {} if options.measurement is None else {"measurement": options.measurement}
+    plan = opened_plan(index, first, first.factors if curved else None)
+    if not curved:
+        modules = indexed_modules(last.loaded.model, last.modules or "everything", index.settings.tied)
+        side = plan.side if last is first else Side(last.loaded.model, modules, last.objective)
+        return IndexScorer(plan, index, side, **own)
+    if fitted is None or last is first:
+        return IndexScorer(plan, index, plan.side if last is first else last.side, **own)
+    names = [module.name for module in plan.side.tracked]
+    inverse = options.ihvp.build(
+        fitted.side.restricted(names), factors_of(fitted, "finetuned"), options.damping.later(fitted), fitted.batches
+    )
+    return IndexScorer(plan, index, fitted.side, [inverse], **own)
 
 
 def _measurement(options: Options, queries: Sequence[Query], objective: Objective) -> str | None:

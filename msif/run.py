@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.attribution.inverses import IHVP
+from msif.attribution.methods import usual_candidates
 from msif.attribution.stages import Damping
 from msif.data.corpus import as_corpus
 from msif.data.queries import Query, as_queries
@@ -21,7 +22,7 @@ from msif.stage import Stage
 def attribute(
     stages: Stage | Sequence[Stage],
     queries: str | Path | Sequence[str | tuple[str, str] | Mapping[str, Any] | Query],
-    candidates: str = "knn:1000",
+    candidates: str | None = None,
     *,
     corpus: Any = None,
     fields: Mapping[str, str] | None = None,
@@ -36,9 +37,11 @@ def attribute(
         stages: one stage, or pre-training and fine-tuning in this order. Factors are fitted, resumed or reused where
             the method reads them.
         queries: a file; or prompts, which the model answers itself, (prompt, completion) pairs, rows, or ``Query``.
-        candidates: which documents are scored: "knn:1000", "bm25:100", "knn:100+bm25:100", or "all".
+        candidates: which documents are scored: "knn:1000", "bm25:100", "index:100", "knn:100+bm25:100", or "all"; where
+            nothing is said all of them by an index, else "knn:1000".
         corpus, fields: documents to choose from, and how they are read; those of the first stage by default.
-        method: multi-stage with two stages and single-stage with one, unless named: gdp, cosine, cka, trak, logra.
+        method: multi-stage with two stages and single-stage with one, unless named: gdp, cosine, cka, trak, logra, or
+            trackstar, by an ``index=``.
         damping: λ of the stages and α of the last one.
         ihvp: how inverses are applied, by name or with settings.
         options: see ``Options``; others go to the method's scorer, such as ``normalize="unit"`` or ``query_rank=8``.
@@ -56,7 +59,7 @@ def attribute(
         method=named,
         damping=damping or Damping(),
         ihvp=IHVP(ihvp) if isinstance(ihvp, str) else ihvp,
-        candidates=candidates,
+        candidates=candidates or usual_candidates(named, own.get("index")),
         scorer=options,
         **{"max_length": first.length, "batch_tokens": first.batch_tokens, "memory": first.memory, **own},
     )

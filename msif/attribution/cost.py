@@ -94,3 +94,19 @@ def projection_work(tracked: Sequence[TrackedModule], projection: Projection) ->
             tokens += Work(right + p_out * p_in + (0 if looked_up else left), elements)
             documents += Work(0, 4 * p_out * p_in)
     return lambda B, T: tokens * (B * T) + documents * B
+
+
+def feature_work(tracked: Sequence[TrackedModule], size: int, B: int, T: int, whole: bool) -> Work:
+    """Of a batch's p × p features, from whole gradients or from both sides."""
+    total = Work()
+    for module in tracked:
+        d_out, d = module.shape
+        for use in module.uses:
+            looked_up = use.kind == "lookup"
+            if whole and d_out > 1:
+                total += Work(0 if looked_up else B * T * d_out * d, B * T * d)
+            else:
+                total += Work(B * T * size * (d + size + (0 if looked_up else d_out)), B * T * (d + d_out))
+        if whole and d_out > 1:
+            total += Work(B * size * d_out * (d + size)) + temporaries(2 * B, d_out * d, d_out * d)
+    return total

@@ -6,7 +6,9 @@ STAGED = (*DAMPED, "source")
 INFLUENCES = (*STAGED, "gdp", "cosine")
 # by projected gradients and their own curvature, which is taken from index data
 PROJECTED = ("trak", "logra")
-METHODS = (*INFLUENCES, "cka", *PROJECTED, "representation")
+# by features of documents that an index holds
+INDEXED = ("trackstar",)
+METHODS = (*INFLUENCES, "cka", *PROJECTED, *INDEXED, "representation")
 
 # how a stage's inverse is applied; the last ones solve on the stage's own data
 IHVPS = ("ekfac", "kfac", "diagonal", "identity", "cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi")
@@ -25,7 +27,8 @@ READ_BY = {
     "lissa_scale": DAMPED,
     "arnoldi_top": DAMPED,
     "query_rank": INFLUENCES,
-    "normalize": INFLUENCES,
+    "normalize": (*INFLUENCES, *INDEXED),
+    "r": (*INDEXED, "multi-stage"),
     "projection_size": PROJECTED,
     "projection_seed": PROJECTED,
     "projection_dim": ("trak",),
@@ -33,6 +36,12 @@ READ_BY = {
     "logra_labels": ("logra",),
     "cka_rows": ("cka",),
 }
+
+
+def usual_candidates(method: str, index: object) -> str:
+    """Where nothing is said: those that search finds, or all where their gradients are in an index."""
+    return "all" if index is not None and method in READ_BY["r"] else "knn:1000"
+
 
 # settings of how a run is carried out and where its results go: other values of these make no other run
 NOT_RESULTS = ("output", "batch_tokens", "memory")

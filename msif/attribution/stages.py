@@ -142,10 +142,10 @@ def build_scorer(
             (first, "pretrained", damping.first(first)),
             (last, "finetuned", damping.later(last)),
         ):
-            stages.append(ihvp.build(stage.side.restricted(shared), _factors(stage, which), filter, stage.batches))
+            stages.append(ihvp.build(stage.side.restricted(shared), factors_of(stage, which), filter, stage.batches))
     elif method == "single-stage":
         last = first
-        factors = _factors(first, "pretrained" if pretrained else "finetuned")
+        factors = factors_of(first, "pretrained" if pretrained else "finetuned")
         stages = [ihvp.build(first.side, factors, damping.first(first), first.batches)]
     elif method == "source":
         stages = _source(first, last)
@@ -173,7 +173,7 @@ def _source(first: FittedStage, last: FittedStage) -> list[Preconditioner]:
         if stage.tau is None:
             raise MsifError("method 'source' needs τ of each stage's training: give --learning-rate-sum.")
         filter = Accumulation(stage.tau) if stage is first else Decay(stage.tau)
-        result.append(EKFAC(_factors(stage, which), filter))
+        result.append(EKFAC(factors_of(stage, which), filter))
     return result
 
 
@@ -189,7 +189,7 @@ def _projected(
     return TRAKCheckpoint(query_side, first.side, projection, TRAKOptions(**shift, **rest), first.batches)
 
 
-def _factors(stage: FittedStage, which: str) -> Factors:
+def factors_of(stage: FittedStage, which: str) -> Factors:
     if stage.factors is None:
         raise MsifError(f"this method needs --{which}-factors: make them with python -m msif.fit_factors.")
     return stage.factors

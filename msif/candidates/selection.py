@@ -13,7 +13,7 @@ from msif.errors import MsifError
 
 log = logging.getLogger(__name__)
 
-KINDS = ("knn", "bm25")
+KINDS = ("knn", "bm25", "index")
 
 
 class Selector(Protocol):
@@ -43,12 +43,23 @@ class CandidateSpec:
         """Whether every document is a candidate, so that no text need be read."""
         return not self.parts
 
+    @property
+    def of_index(self) -> int | None:
+        """How many an index is to find."""
+        return dict(self.parts).get("index")
+
+    @property
+    def of_texts(self) -> CandidateSpec | None:
+        """What is found by the texts; None where nothing is."""
+        rest = tuple(part for part in self.parts if part[0] != "index")
+        return CandidateSpec(rest) if rest or self.all else None
+
     def __str__(self) -> str:
         return "+".join(f"{kind}:{count}" for kind, count in self.parts) or "all"
 
 
 def parse_candidates(spec: str) -> CandidateSpec:
-    """Read `knn:1000`, `bm25:200`, `knn:500+bm25:500` (the union) or `all`.
+    """Read `knn:1000`, `bm25:200`, `index:500`, `knn:500+bm25:500` (the union) or `all`.
 
     Raises:
         MsifError: anything else.
@@ -59,7 +70,9 @@ def parse_candidates(spec: str) -> CandidateSpec:
     for part in spec.lower().split("+"):
         kind, _, count = part.strip().partition(":")
         if kind not in KINDS or not (count.isascii() and count.isdecimal()) or int(count) < 1:
-            raise MsifError(f"Cannot read '--candidates {spec}'; write knn:1000, bm25:200, knn:500+bm25:500 or all.")
+            raise MsifError(
+                f"Cannot read '--candidates {spec}'; write knn:1000, bm25:200, index:500, knn:500+bm25:500 or all."
+            )
         if kind in dict(parts):
             raise MsifError(f"'--candidates {spec}' names {kind} twice; name each kind once.")
         parts.append((kind, int(count)))

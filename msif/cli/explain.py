@@ -9,9 +9,11 @@ from typing import Any
 
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import DEFAULT_PROJECTION as LOGRA_PROJECTION
+from msif.attribution.methods import INDEXED
 from msif.attribution.projection import Projection
 from msif.attribution.stages import Damping
 from msif.attribution.trak import DEFAULT_PROJECTION as TRAK_PROJECTION
+from msif.candidates.selection import parse_candidates
 from msif.cli.flags import field_arguments, stage_arguments
 from msif.cli.parsing import configuration
 from msif.data.corpus import load_corpus
@@ -75,6 +77,7 @@ def _queries(args: argparse.Namespace) -> list[Query]:
 def _options(args: argparse.Namespace) -> Options:
     return Options(
         method=args.method,
+        index=args.index,
         damping=Damping(args.damping, args.damping_scale, args.alpha),
         ihvp=IHVP(args.ihvp, args.ihvp_iterations, args.ihvp_tolerance, args.lissa_scale, args.arnoldi_top),
         examples=args.ihvp_examples,
@@ -101,6 +104,8 @@ def _scorer_options(args: argparse.Namespace) -> dict[str, Any]:
         options = {"rows": args.cka_rows}
     elif args.method == "representation":
         options = {}
+    elif args.method in INDEXED or (args.index and parse_candidates(args.candidates).of_index is None):
+        options = {"r": args.r, "normalize": args.normalize}
     else:
         # a cosine is normalised in any case
         options = {"query_rank": args.query_rank, "normalize": None if args.method == "cosine" else args.normalize}

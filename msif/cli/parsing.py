@@ -192,6 +192,16 @@ def positive_int(text: str) -> int:
     return _int_from(text, 1)
 
 
+def share(text: str) -> Any:
+    """An argument type: "2/8", the second of eight shares."""
+    from msif.index.build import Share
+
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no share: give I/N with I from 1 to N")
+    return Share(int(number) - 1, int(of))
+
+
 def seed(text: str) -> int:
     """An argument type: an integer of 0 or more."""
     return _int_from(text, 0)

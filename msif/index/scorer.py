@@ -122,13 +122,15 @@ class IndexScorer:
         return search(self.index, vectors.values, k, places=places, norms=norms, lowest=lowest)
 
     def score_vectors(
-        self, vectors: IndexVectors, candidates: TokenBatches, partial: PartialScores | None = None
+        self, vectors: IndexVectors, candidates: Iterable[Any], partial: PartialScores | None = None
     ) -> Scores:
         """By the documents' features in the index; nothing of them is computed.
 
         Raises:
             MsifError: a document is not in the index, or there is none.
         """
+        if not isinstance(candidates, TokenBatches):
+            raise MsifError("an index knows documents by their text: give candidates as msif.TokenBatches.")
         partial = partial or PartialScores()
         if not partial.complete:
             rows, places = self.places_of(candidates)
@@ -166,7 +168,7 @@ class IndexScorer:
         rows, places = np.array(found, dtype=np.int64).reshape(-1, 2).T
         return rows, places
 
-    def score(self, queries: Iterable[Any], candidates: TokenBatches) -> Scores:
+    def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         return self.score_vectors(self.query_vectors(queries), candidates)
 
     def explain(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, as_matrix, is_stored_transposed, stored
-from msif.models.training.files import OPTIMIZER, TrainingUnknown, no_optimizer, optimizer_state
+from msif.models.training.files import OPTIMIZER, TrainingUnknown, optimizer_state
 from msif.models.training.optimizers import Entry, Group, Unusable, dequantised, steps_of
 from msif.models.training.saved import SavedOptimizer
 
@@ -54,7 +54,7 @@ def second_moments(source: str | Path, model: nn.Module, tracked: Sequence[Track
     else:
         state = optimizer_state(source)
         if state is None:
-            raise no_optimizer(source)
+            raise TrainingUnknown(f"there is no {OPTIMIZER} in {source}", INSTEAD)
         of = _from_optimizer(SavedOptimizer(source, state, model))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}

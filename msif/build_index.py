@@ -1,0 +1,155 @@
+"""Compute each document's projected gradient once, for any later query: ``python -m msif.build_index``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, stage_arguments
+from msif.cli.memory import memory_advice, of_fit
+from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, share, write_configuration
+
+if TYPE_CHECKING:
+    from msif.index.storage import GradientIndex
+
+EXAMPLE = """example:
+  python -m msif.build_index --model EleutherAI/pythia-70m --data corpus.jsonl --output index/pythia-70m
+"""
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m msif.build_index", description=__doc__, epilog=EXAMPLE)
+    p.add_argument("--model", metavar="M", help="folder or hub name of the model (required)")
+    p.add_argument("--data", metavar="D", help=f"the documents: {DATA_SOURCES} (required)")
+    p.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder for the index (required); an interrupted one goes on, new documents join",
+    )
+    p.need("--model", "--data", "--output")
+    data = p.add_argument_group("data")
+    tasks = ["lm", "classification"]
+    data.add_argument("--task", default="lm", choices=tasks, help="what is predicted: next tokens (default) or a class")
+    add_field_flags(data)
+    data.add_argument("--streaming", action="store_true", help="read on the fly, for a corpus larger than the disk")
+    _add_feature_flags(p.add_argument_group("features"))
+    curvature = p.add_argument_group("multi-stage influence")
+    curvature.add_argument("--factors", metavar="DIR", help="of the model: the index is of H^(-1/2) times gradients")
+    curvature.add_argument("--damping", type=not_negative, metavar="X", help="λ in units of Λ")
+    curvature.add_argument(
+        "--damping-scale",
+        type=not_negative,
+        default=0.1,
+        metavar="X",
+        help="λ relative to the mean of a block's Λ, where --damping is not given (default 0.1)",
+    )
+    curvature.add_argument(
+        "--basis",
+        default="random",
+        choices=["random", "leading"],
+        help="random projections (default), or the entries that count most in EK-FAC's eigenbasis",
+    )
+    p.set_defaults(split_heads=None)
+    add_machine_flags(p)
+    machine = p.add_argument_group("shards")
+    machine.add_argument("--shard", type=share, metavar="I/N", help="this process takes every N-th document (1 ... N)")
+    machine.add_argument(
+        "--checkpoint-every",
+        type=not_negative,
+        default=600.0,
+        metavar="SECONDS",
+        help="a shard is written after so long at most (default 600)",
+    )
+    return p
+
+
+def _add_feature_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--modules", help="everything (default: all but the embedding of tokens), maps, layers, or a regular expression"
+    )
+    group.add_argument(
+        "--blocks",
+        type=positive_int,
+        default=8,
+        metavar="B",
+        help="groups of layers; attention and MLP apart (default 8)",
+    )
+    group.add_argument(
+        "--projection", type=positive_int, default=64, metavar="P", help="P x P features of a block (default 64)"
+    )
+    group.add_argument("--seed", type=seed, default=0, help="of the projection (default 0)")
+    group.add_argument(
+        "--second-moments",
+        default="auto",
+        metavar="KIND",
+        help="gradients are divided by their roots: adam, adafactor, optimizer (the state beside the model), estimate, "
+        "none, a folder or file, or auto: the state or else an estimate (default)",
+    )
+    group.add_argument(
+        "--measurement",
+        default="loss",
+        choices=["loss", "margin", "logit"],
+        help="what is differentiated (default loss)",
+    )
+    group.add_argument(
+        "--weighting",
+        default="token",
+        choices=["token", "example", "none"],
+        help="how margins or logits of a document's tokens count (default token: by 1-p of each)",
+    )
+    group.add_argument("--tied", action="store_true", help="with an unembedding that is tied to the embedding")
+    group.add_argument(
+        "--store",
+        default="bfloat16",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        help="dtype of what is stored (default bfloat16)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse(arguments)
+    set_up_logging(args.quiet)
+    with memory_advice(of_fit, args):
+        _build(args)
+
+
+def _build(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from msif.index.settings import IndexSettings
+    from msif.indexing import describe_index, make_index
+    from msif.stage import Stage
+
+    names = ("blocks", "projection", "seed", "measurement", "weighting", "basis", "tied")
+    settings = IndexSettings(**{name: getattr(args, name) for name in names}, dtype=args.store)
+    stage = Stage(
+        args.model, args.data, task=args.task, **stage_arguments(args), streaming=args.streaming, memory=args.memory
+    ).checked()
+    options = {name: getattr(args, name) for name in ("second_moments", "factors", "damping", "damping_scale")}
+    if args.dry_run:
+        print(describe_index(stage, settings, **options))
+        return
+    index = make_index(
+        stage, args.output, settings, **options, share=args.shard, checkpoint_every=args.checkpoint_every
+    )
+    write_configuration(Path(args.output) / "config.yaml", args)
+    print(summary(index) if index is not None else f"this share is done; others of {args.output} are not")
+
+
+def summary(index: GradientIndex) -> str:
+    from msif.curvature.estimate import human_bytes
+
+    size = human_bytes(sum(file.stat().st_size for file in index.path.iterdir()))
+    said = f"{index.path}: {len(index)} documents, {index.width} features of {len(index.manifest['blocks'])} blocks"
+    lines = [f"{said} as {index.settings.dtype}; {size} on disk"]
+    if index.rounding:
+        lines.append(
+            f"rounding changes cosines by {index.rounding['largest']:.1g} at most; of the first ten of a document "
+            f"{index.rounding['top10']:.0%} are the same (measured on {index.rounding['documents']} documents)"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)
