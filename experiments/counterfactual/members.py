@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import GPTNeoXForCausalLM
 
-from experiments.common.folders import built
+from experiments.common.cache import built
 from experiments.counterfactual.two_stage import TwoStage
 from msif.attribution.gradients import Side
 from msif.attribution.stages import FittedStage

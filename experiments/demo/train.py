@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.common.folders import built, check, read
+from experiments.common.cache import built, check, read
 from experiments.common.running import quiet
 from experiments.demo.world import Fact, World, WorldSize, build_world, write_world
 from msif.atomic import write_json

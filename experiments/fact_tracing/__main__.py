@@ -96,8 +96,7 @@ def trace(options: argparse.Namespace) -> list[Table]:
     from experiments.fact_tracing.models import Models
     from experiments.fact_tracing.reading import read_pair
     from experiments.fact_tracing.report import write_report
-    from experiments.fact_tracing.running import compute, identity_of
-    from experiments.fact_tracing.store import ScoreStore
+    from experiments.fact_tracing.running import compute, score_cache
 
     output = Path(options.output)
     chosen = options_of(options)
@@ -106,8 +105,8 @@ def trace(options: argparse.Namespace) -> list[Table]:
     sizes = Sizes(options.trials, options.facts, options.bm25, options.same_target, options.random)
     ranking = rank_among(pair, options.protocol, sizes, options.seed, bm25_scores)
     models = Models(pair, output / "factors", chosen.fit, options.device, options.batch_tokens, options.overwrite)
-    store = ScoreStore(output / "scores", identity_of(models, ranking), options.overwrite)
-    done = compute(methods, models, ranking, store, options.memory)
+    cache = score_cache(output / "scores", models, ranking, options.overwrite)
+    done = compute(methods, models, ranking, cache, options.memory)
     measured = [reading for method in methods for reading in measure(method, done[method.name], ranking)]
     results = Path(options.results) if options.results else output / "report"
     write_configuration(results / "config.yaml", options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.common.folders import built, check, read
+from experiments.common.cache import built, check, read
 from experiments.fact_tracing.accuracy import accuracy_report, answered, clozes
 from experiments.fact_tracing.facts import Fact, FactData
 from experiments.fact_tracing.halves import FINETUNE, of_half, split, write_data

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.common.cache import Arrays
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.methods import Influence, Method
 from experiments.fact_tracing.running import facts_of
-from experiments.fact_tracing.store import Arrays
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.evaluation.retrieval import hit_at, recall_at, reciprocal_rank
 

@@ -1,20 +1,21 @@
-"""Every method's scores: from the store, or computed and kept, method by method."""
+"""Every method's scores: from the cache, or computed and kept, method by method."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from experiments.common.cache import Arrays, Cache, hashed, keyed
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.methods import Baseline, Influence, Method
 from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.stacked import Part, capacity_of, packed, score_parts, stack
-from experiments.fact_tracing.store import Arrays, ScoreStore, hashed
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.cg import CG
 
@@ -23,14 +24,19 @@ Done = dict[str, Arrays]
 methods that solve "residual", the largest relative one that a stage ended with."""
 
 
-def identity_of(models: Models, ranking: Ranking) -> dict[str, object]:
-    """What all scores depend on."""
-    asked = [(fact.id, fact.prompt, fact.completion) for fact in ranking.asked]
-    return {
+def score_cache(folder: Path, models: Models, ranking: Ranking, overwrite: bool = False) -> Cache:
+    """Of everything that all scores depend on: models, data, what is asked and ranked."""
+    identity = {
         "models": models.identity,
-        "asked": hashed(asked),
+        "asked": hashed([(fact.id, fact.prompt, fact.completion) for fact in ranking.asked]),
         "candidates": hashed([rows.tolist() for rows in ranking.candidates]),
     }
+    return Cache(keyed(folder, "run", identity, overwrite), identity)
+
+
+def part_name(method: Method) -> str:
+    """Of a method's scores in the cache."""
+    return f"{method.name}.{hashed(method.settings)}"
 
 
 def facts_of(method: Method, ranking: Ranking) -> list[int]:
@@ -40,15 +46,13 @@ def facts_of(method: Method, ranking: Ranking) -> list[int]:
     return np.concatenate(kept).tolist()
 
 
-def compute(
-    methods: Sequence[Method], models: Models, ranking: Ranking, store: ScoreStore, gigabytes: float = 3.0
-) -> Done:
+def compute(methods: Sequence[Method], models: Models, ranking: Ranking, cache: Cache, gigabytes: float = 3.0) -> Done:
     """The scores of all methods.
 
     Args:
         gigabytes: of query vectors that are held at a time; about twice that is taken in all.
     """
-    waiting = [method for method in methods if not store.has(method.name, method.settings)]
+    waiting = [method for method in methods if not cache.has(part_name(method))]
     for method in waiting:
         if isinstance(method, Baseline):
             start = time.perf_counter()
@@ -58,11 +62,11 @@ def compute(
                 key: ranking.own(np.broadcast_to(values, (len(everyone), values.shape[1])), everyone)
                 for key, values in arrays.items()
             }
-            _save(store, method, flat, time.perf_counter() - start)
+            _save(cache, method, flat, time.perf_counter() - start)
     influences = [method for method in waiting if isinstance(method, Influence)]
     if influences:
-        Passes(models, ranking, store, gigabytes).run(influences)
-    return {method.name: store.load(method.name, method.settings) for method in methods}
+        Passes(models, ranking, cache, gigabytes).run(influences)
+    return {method.name: cache.load(part_name(method)) for method in methods}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Passes:
 
     models: Models
     ranking: Ranking
-    store: ScoreStore
+    cache: Cache
     gigabytes: float
 
     def run(self, methods: Sequence[Influence]) -> None:
@@ -141,7 +145,7 @@ class Passes:
         residuals = [piece.residual for piece in pieces if piece.residual is not None]
         if residuals:
             arrays["residual"] = np.array(max(residuals))
-        _save(self.store, method, arrays, sum(piece.seconds for piece in pieces))
+        _save(self.cache, method, arrays, sum(piece.seconds for piece in pieces))
 
 
 def residual_of(scorer: InfluenceScorer) -> float | None:
@@ -150,5 +154,5 @@ def residual_of(scorer: InfluenceScorer) -> float | None:
     return max((float(solution.residuals[-1].max()) for solution in solutions), default=None)
 
 
-def _save(store: ScoreStore, method: Method, arrays: Arrays, seconds: float) -> None:
-    store.save(method.name, method.settings, {**arrays, "seconds": np.array(seconds)})
+def _save(cache: Cache, method: Method, arrays: Arrays, seconds: float) -> None:
+    cache.save(part_name(method), {**arrays, "seconds": np.array(seconds)})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.common import training
+from experiments.common.cache import Cache, keyed
 from experiments.fact_tracing import running, stacked
 from experiments.fact_tracing.baselines import bm25_scores
 from experiments.fact_tracing.candidates import rank_among
@@ -14,9 +15,8 @@ from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of
 from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.options import CGOptions, Options, Sizes
 from experiments.fact_tracing.reading import read_pair
-from experiments.fact_tracing.running import compute, facts_of, identity_of
+from experiments.fact_tracing.running import compute, facts_of, part_name, score_cache
 from experiments.fact_tracing.stacked import kind_of, packed
-from experiments.fact_tracing.store import ScoreStore, keyed
 from msif.attribution.stages import build_scorer
 from msif.errors import MsifError
 
@@ -51,8 +51,8 @@ def rigged(kind):
 @pytest.mark.parametrize("kind", ["perfect", "inverse", "constant"])
 def test_measures_of_rigged_scores_end_to_end(kind, models, ranking, tmp_path):
     method = rigged(kind)
-    store = ScoreStore(tmp_path, {})
-    (result,) = measure(method, compute([method], models, ranking, store)[kind], ranking)
+    cache = Cache(tmp_path / "scores", {})
+    (result,) = measure(method, compute([method], models, ranking, cache)[kind], ranking)
     sizes = np.array([len(rows) for rows in ranking.candidates])
     sources = np.array([ranking.relevant(q).sum() for q in range(len(sizes))])
     assert (sources == 2).all() and (sizes > 4).all()
@@ -78,7 +78,7 @@ def test_readings_of_the_shared_pass_equal_scorers_of_their_own(modules, normali
     methods = influences("1e-3", "0.1mean", "auto")
     size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
     # four vectors at a time, where a method has six: every method is cut
-    done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)), 4.5 * size)
+    done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking), 4.5 * size)
     queries, candidates = models.queries(ranking.asked), models.sentences(ranking.rows)
     for method in methods:
         damping = None if method.damping is None else damping_of(method.settings["damping"])
@@ -106,7 +106,7 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
     ]
     names += ["representation", "trak", "logra", "random"]
     methods = methods_named(names, options)
-    done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
+    done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking))
     pairs = sum(len(rows) for rows in ranking.candidates)
     for method in methods:
         found = list(readings(method, done[method.name]))
@@ -124,7 +124,7 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
 
 def test_cg_equals_its_own_scorer_on_few_facts(models, ranking, tmp_path):
     (method,) = methods_named(["cg"], Options(cg=CGOptions(("1.0",), 1, 1, 8)))
-    done = compute([method], models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
+    done = compute([method], models, ranking, score_cache(tmp_path, models, ranking))
     scorer = method.scorer(models)
     asked = [ranking.asked[0], ranking.asked[3]]
     values = scorer.score(models.queries(asked), models.sentences(ranking.rows)).values
@@ -137,7 +137,7 @@ def test_cg_equals_its_own_scorer_on_few_facts(models, ranking, tmp_path):
 def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monkeypatch):
     methods = [*influences("1e-3", "1e-2"), rigged("perfect")]
     size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
-    store = ScoreStore(tmp_path, identity_of(models, ranking))
+    cache = score_cache(tmp_path, models, ranking)
     passes = []
 
     def interrupted(*arguments):
@@ -148,28 +148,29 @@ def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monk
 
     monkeypatch.setattr(running, "score_parts", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compute(methods, models, ranking, store, 4.5 * size)  # 18 vectors: five passes
-    kept = [store.has(method.name, method.settings) for method in methods]
+        compute(methods, models, ranking, cache, 4.5 * size)  # 18 vectors: five passes
+    kept = [cache.has(part_name(method)) for method in methods]
     assert kept == [True, False, False, True]  # two passes of four finish one method of six
-    times = {method.name: store._path(method.name, method.settings).stat().st_mtime_ns for method in methods[:1]}
-    done = compute(methods, models, ranking, store, 1.0)
+    first = cache.folder / f"{part_name(methods[0])}.npz"
+    written = first.stat().st_mtime_ns
+    done = compute(methods, models, ranking, cache, 1.0)
     assert len(passes) == 4  # the other two in one pass
-    assert times == {name: store._path(name, methods[0].settings).stat().st_mtime_ns for name in times}
-    compute(methods, models, ranking, store, 1.0)
+    assert written == first.stat().st_mtime_ns
+    compute(methods, models, ranking, cache, 1.0)
     assert len(passes) == 4
-    fresh = compute(methods, models, ranking, ScoreStore(tmp_path / "other", {}), 1.0)
+    fresh = compute(methods, models, ranking, Cache(tmp_path / "other", {}), 1.0)
     for name, arrays in done.items():
         for key in set(arrays) - {"seconds"}:
             assert arrays[key] == pytest.approx(fresh[name][key], rel=1e-4, abs=1e-6 * float(np.abs(arrays[key]).max()))
 
 
 def test_scores_of_other_settings_or_candidates_are_not_believed(models, ranking, tmp_path):
-    store = ScoreStore(tmp_path, identity_of(models, ranking))
-    store.save("m", {"damping": 1}, {"seconds": np.array(1.0)})
-    assert store.has("m", {"damping": 1}) and not store.has("m", {"damping": 2})
+    method = rigged("perfect")
+    score_cache(tmp_path, models, ranking).save(part_name(method), {"seconds": np.array(1.0)})
+    assert not score_cache(tmp_path, models, ranking).has(part_name(replace(method, settings={"damping": 2})))
     other = replace(ranking, candidates=ranking.candidates[::-1])
-    assert not ScoreStore(tmp_path, identity_of(models, other)).has("m", {"damping": 1})
-    assert ScoreStore(tmp_path, identity_of(models, ranking)).has("m", {"damping": 1})
+    assert not score_cache(tmp_path, models, other).has(part_name(method))
+    assert score_cache(tmp_path, models, ranking).has(part_name(method))
 
 
 def test_overwrite_removes_only_what_bears_the_same_name(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import get_parameter_names
 
-from experiments.common import folders, training
+from experiments.common import cache, training
 from experiments.demo import train
 from experiments.demo.world import World, WorldSize, build_world, mentions, write_world
 from msif.json_text import json_lines
@@ -158,7 +158,7 @@ def test_the_command_leaves_a_pair_and_keeps_it(quick: None, tmp_path, capsys: p
     assert "--overwrite" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert train.main(["--output", str(tmp_path), "--seed", "1", "--overwrite"]) == 0
-    assert json.loads((tmp_path / "world" / folders.SETTINGS).read_text())["seed"] == 1
+    assert json.loads((tmp_path / "world" / cache.SETTINGS).read_text())["seed"] == 1
 
 
 def test_an_unfinished_stage_is_made_again(quick: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
