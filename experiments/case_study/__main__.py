@@ -16,7 +16,7 @@ from experiments.case_study.question import choose
 from experiments.case_study.report import write
 from experiments.common.running import experiment_parser, status_of
 from experiments.common.steps import Steps, console_for_commands
-from experiments.fact_tracing.reading import Pair, read_pair
+from experiments.facts.reading import Pair, read_pair
 from msif.cli.parsing import Parser, positive_int
 
 STAGES = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}

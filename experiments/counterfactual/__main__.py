@@ -14,12 +14,12 @@ from pathlib import Path
 
 from experiments.common.running import quiet, status_of
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, report, study_parser, write_data_report
-from experiments.counterfactual.facts_setting import RECIPE, FactSizes, fact_setting
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.study import Study
-from experiments.fact_tracing.lama import load_lama
-from experiments.fact_tracing.questions import load_questions
+from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
+from experiments.facts.lama import load_lama
+from experiments.facts.questions import load_questions
+from experiments.retraining.command import chosen_sizes, report, study_parser, write_data_report
+from experiments.retraining.settings import Sizes
+from experiments.retraining.study import Study
 
 FULL_FACTS = FactSizes(facts=60, sentences=6, asked=60)
 FULL_RECIPE = replace(

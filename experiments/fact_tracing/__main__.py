@@ -89,14 +89,14 @@ def options_of(values: argparse.Namespace) -> Options:
 
 def trace(options: argparse.Namespace) -> list[Table]:
     """The whole benchmark; what an earlier run has scored is used again."""
-    from experiments.fact_tracing.baselines import bm25_scores
+    from experiments.common.search import bm25_scores
     from experiments.fact_tracing.candidates import rank_among
     from experiments.fact_tracing.measures import measure
     from experiments.fact_tracing.methods import DEFAULT_METHODS, methods_named, possible
     from experiments.fact_tracing.models import Models
-    from experiments.fact_tracing.reading import read_pair
     from experiments.fact_tracing.report import write_report
     from experiments.fact_tracing.running import compute, score_cache
+    from experiments.facts.reading import read_pair
 
     output = Path(options.output)
     chosen = options_of(options)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.fact_tracing.options import Sizes
-from experiments.fact_tracing.reading import Asked, Pair
+from experiments.facts.reading import Asked, Pair
 from msif.errors import MsifError
 
 Protocol = Literal["rerank", "full"]

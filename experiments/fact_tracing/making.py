@@ -10,10 +10,10 @@ from typing import Any
 
 from experiments.common.cache import built, check, read
 from experiments.fact_tracing.accuracy import accuracy_report, answered, clozes
-from experiments.fact_tracing.facts import Fact, FactData
-from experiments.fact_tracing.halves import FINETUNE, of_half, split, write_data
-from experiments.fact_tracing.questions import completion, load_clozes, load_questions, question
-from experiments.fact_tracing.selection import Plain, balanced, divisible, plainly_stated, with_question
+from experiments.facts.facts import Fact, FactData
+from experiments.facts.halves import FINETUNE, of_half, split, write_data
+from experiments.facts.questions import completion, load_clozes, load_questions, question
+from experiments.facts.selection import Plain, balanced, divisible, plainly_stated, with_question
 from msif.atomic import write_json
 from msif.errors import MsifError
 

@@ -12,16 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.fact_tracing.baselines import (
+from experiments.common.search import (
     bm25_scores,
     embedding_scores,
-    random_scores,
 )
-from experiments.fact_tracing.candidates import Ranking
+from experiments.fact_tracing.candidates import Ranking, rng
 from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
 from experiments.fact_tracing.projected import logra_scores, trak_scores
-from experiments.fact_tracing.reading import Pair
+from experiments.facts.reading import Pair
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, PairScorer
 from msif.attribution.stages import Damping, build_scorer
@@ -306,7 +305,7 @@ def _logra(options: Options) -> Iterator[Method]:
 
 def _random(options: Options) -> Iterator[Method]:
     def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
-        return {"score/all": random_scores(len(ranking.asked), len(ranking.rows), options.seed)}
+        return {"score/all": rng(options.seed, 3, 0).random((len(ranking.asked), len(ranking.rows)))}
 
     yield Baseline("random", "random order", settings={"seed": options.seed}, scores=scores)
 

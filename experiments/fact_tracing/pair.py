@@ -16,9 +16,9 @@ from pathlib import Path
 
 from experiments.common.running import add_data_flag, experiment_parser, quiet, status_of
 from experiments.fact_tracing.accuracy import accuracy_tables
-from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Recipe, Selection, make, prepare
-from experiments.fact_tracing.trex import load_trex
+from experiments.facts.lama import load_lama
+from experiments.facts.trex import load_trex
 from msif.cli.parsing import Parser, positive_int
 from msif.errors import MsifError
 from msif.reporting.tables import write_results

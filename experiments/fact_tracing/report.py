@@ -12,7 +12,7 @@ from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.measures import MEASURES, Measured, intervals
 from experiments.fact_tracing.methods import MULTI_STAGE, WITH_UNEMBEDDING
 from experiments.fact_tracing.plots import plot_dampings
-from experiments.fact_tracing.reading import Pair
+from experiments.facts.reading import Pair
 from msif.reporting.tables import Table, write_results
 
 FORMATS = dict.fromkeys(MEASURES, ".3f")

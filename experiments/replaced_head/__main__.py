@@ -2,7 +2,7 @@
 
 Pre-trains a small GPT-NeoX on sentences, replaces its head, fine-tunes all parameters as a classifier, and asks every
 method which pre-training sentences made it classify as it does. Judged by labels, and by training both stages again
-(``experiments.counterfactual``). What an earlier run has made is used again.
+(``experiments.retraining``). What an earlier run has made is used again.
 
 Of two tasks: `subject` tells what a name is the name of, which a few sentences of pre-training say of each; `relation`
 tells which relation a sentence states, which no single sentence decides.
@@ -17,15 +17,15 @@ from pathlib import Path
 
 from experiments.common.running import quiet, status_of
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, report, study_parser, write, write_data_report
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.study import Study
-from experiments.fact_tracing.lama import load_lama
+from experiments.facts.lama import load_lama
 from experiments.replaced_head import relations, subjects
 from experiments.replaced_head.relations import RelationTask
 from experiments.replaced_head.report import accuracy_table, label_table
 from experiments.replaced_head.setting import label_setting
 from experiments.replaced_head.subjects import SubjectTask
+from experiments.retraining.command import chosen_sizes, report, study_parser, write, write_data_report
+from experiments.retraining.settings import Sizes
+from experiments.retraining.study import Study
 
 TASKS = {"subject": SubjectTask(), "relation": RelationTask()}
 FULL_TASKS = {

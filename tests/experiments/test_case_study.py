@@ -11,7 +11,7 @@ from pairs import prompt_of, save_pair
 from experiments.case_study import __main__ as command
 from experiments.case_study.question import choose
 from experiments.common.steps import Steps
-from experiments.fact_tracing.reading import read_pair
+from experiments.facts.reading import read_pair
 from msif.errors import MsifError
 
 

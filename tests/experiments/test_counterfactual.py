@@ -12,19 +12,19 @@ from experiments.common import training
 from experiments.common.cache import Cache
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
 from experiments.counterfactual import __main__ as command
-from experiments.counterfactual import methods, retraining, study
-from experiments.counterfactual.facts_setting import FactSizes, fact_setting
-from experiments.counterfactual.halves import draw_halves, losses_on_halves
-from experiments.counterfactual.members import make_member
-from experiments.counterfactual.methods import all_methods, member_scores
-from experiments.counterfactual.plots import plot_all
-from experiments.counterfactual.removal import OPPONENTS, RANDOM, measure_removals, removal_orders
-from experiments.counterfactual.report import lds_table, query_table, removal_table
-from experiments.counterfactual.retraining import Retrainings, Training
-from experiments.counterfactual.settings import Recipe, Sizes
-from experiments.counterfactual.study import MEAN, REFERENCE, Study
-from experiments.counterfactual.two_stage import Asked, LanguageHead, TwoStage
-from experiments.fact_tracing.facts import Fact, FactData, Sentence
+from experiments.counterfactual.setting import FactSizes, fact_setting
+from experiments.facts.facts import Fact, FactData, Sentence
+from experiments.retraining import methods, study, trainings
+from experiments.retraining.halves import draw_halves, losses_on_halves
+from experiments.retraining.members import make_member
+from experiments.retraining.methods import all_methods, member_scores
+from experiments.retraining.plots import plot_all
+from experiments.retraining.removal import OPPONENTS, RANDOM, measure_removals, removal_orders
+from experiments.retraining.report import lds_table, query_table, removal_table
+from experiments.retraining.settings import Recipe, Sizes
+from experiments.retraining.study import MEAN, REFERENCE, Study
+from experiments.retraining.trainings import Retrainings, Training
+from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage
 from msif.errors import MsifError
 
 NAMES = ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"]
@@ -113,9 +113,9 @@ def test_processes_change_nothing(retrainings: Retrainings, tmp_path) -> None:
 
 def test_a_killed_process_is_a_sentence(retrainings: Retrainings, monkeypatch) -> None:
     def broken(*_: object) -> None:
-        raise retraining.BrokenProcessPool
+        raise trainings.BrokenProcessPool
 
-    monkeypatch.setattr(retraining, "spread", broken)
+    monkeypatch.setattr(trainings, "spread", broken)
     with pytest.raises(MsifError, match="it goes on"):
         retrainings.losses([Training(0)], "")
 

@@ -11,12 +11,12 @@ import torch
 from experiments.common import training
 from experiments.fact_tracing import pair
 from experiments.fact_tracing.accuracy import Placed, accuracy_report, answered, chance, clozes
-from experiments.fact_tracing.facts import Fact, FactData, Sentence
-from experiments.fact_tracing.halves import split
-from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Selection, prepare
-from experiments.fact_tracing.questions import load_questions, question
-from experiments.fact_tracing.reading import read_pair
+from experiments.facts.facts import Fact, FactData, Sentence
+from experiments.facts.halves import split
+from experiments.facts.lama import load_lama
+from experiments.facts.questions import load_questions, question
+from experiments.facts.reading import read_pair
 from msif.json_text import json_lines
 
 TOWNS = ["Rome", "Bern", "Oslo"]

@@ -7,16 +7,16 @@ import pytest
 
 from experiments.common import training
 from experiments.common.cache import Cache, keyed
+from experiments.common.search import bm25_scores
 from experiments.fact_tracing import running, stacked
-from experiments.fact_tracing.baselines import bm25_scores
 from experiments.fact_tracing.candidates import rank_among
 from experiments.fact_tracing.measures import measure, readings
 from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of, methods_named, possible, shown
 from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.options import CGOptions, Options, Sizes
-from experiments.fact_tracing.reading import read_pair
 from experiments.fact_tracing.running import compute, facts_of, part_name, score_cache
 from experiments.fact_tracing.stacked import kind_of, packed
+from experiments.facts.reading import read_pair
 from msif.attribution.stages import build_scorer
 from msif.errors import MsifError
 

@@ -8,14 +8,14 @@ import pytest
 from births import NAMES, write_data
 from pairs import write_rows
 
+from experiments.common.search import bm25_scores
 from experiments.fact_tracing.__main__ import options_of, parser, trace
-from experiments.fact_tracing.baselines import bm25_scores
 from experiments.fact_tracing.candidates import Holders, Ranking, rank_among
 from experiments.fact_tracing.measures import Measured, measures
 from experiments.fact_tracing.methods import MULTI_STAGE, Influence
 from experiments.fact_tracing.options import Sizes
-from experiments.fact_tracing.reading import Asked, Pair, read_pair
 from experiments.fact_tracing.report import answered, differences
+from experiments.facts.reading import Asked, Pair, read_pair
 from msif.attribution.scorers import InfluenceScorer
 from msif.errors import MsifError
 from msif.json_text import json_lines

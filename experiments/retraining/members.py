@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPTNeoXForCausalLM
 
 from experiments.common.cache import built
-from experiments.counterfactual.two_stage import TwoStage
+from experiments.retraining.two_stage import TwoStage
 from msif.attribution.gradients import Side
 from msif.attribution.stages import FittedStage
 from msif.curvature.fit import FitSettings, fit

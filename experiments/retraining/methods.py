@@ -8,9 +8,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from experiments.counterfactual.members import LABEL_SAMPLES, MODULES, Member, Model
-from experiments.counterfactual.two_stage import Asked, TwoStage
-from experiments.fact_tracing.baselines import bm25_scores, embedding_scores
+from experiments.common.search import bm25_scores, embedding_scores
+from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
+from experiments.retraining.two_stage import Asked, TwoStage
 from msif.attribution.inverses import IHVP
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import Scorer

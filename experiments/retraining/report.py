@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.counterfactual.methods import MULTI_STAGE, Method
-from experiments.counterfactual.removal import RANDOM, Changes
-from experiments.counterfactual.study import REFERENCE, Study
+from experiments.retraining.methods import MULTI_STAGE, Method
+from experiments.retraining.removal import RANDOM, Changes
+from experiments.retraining.study import REFERENCE, Study
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.reporting.tables import Table
 

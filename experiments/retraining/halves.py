@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.counterfactual.retraining import Retrainings, Training
-from experiments.counterfactual.settings import Sizes
+from experiments.retraining.settings import Sizes
+from experiments.retraining.trainings import Retrainings, Training
 from msif.draws import generator
 
 HALVES_STREAM = 22

@@ -13,9 +13,9 @@ import numpy as np
 from experiments.common.cache import Cache, hashed
 from experiments.common.judging import Judge
 from experiments.common.parallel import spread
-from experiments.counterfactual.halves import losses_on_halves
-from experiments.counterfactual.members import Member, make_member
-from experiments.counterfactual.methods import (
+from experiments.retraining.halves import losses_on_halves
+from experiments.retraining.members import Member, make_member
+from experiments.retraining.methods import (
     DEFAULT_DAMPING,
     GDP,
     MULTI_STAGE,
@@ -24,10 +24,10 @@ from experiments.counterfactual.methods import (
     all_methods,
     member_scores,
 )
-from experiments.counterfactual.removal import Changes, measure_removals, removal_orders
-from experiments.counterfactual.retraining import Retrainings, Training
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.two_stage import Asked, TwoStage
+from experiments.retraining.removal import Changes, measure_removals, removal_orders
+from experiments.retraining.settings import Sizes
+from experiments.retraining.trainings import Retrainings, Training
+from experiments.retraining.two_stage import Asked, TwoStage
 from msif.errors import MsifError
 
 Choose = Callable[[TwoStage, list[Member]], Asked]

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.common.cache import Cache
 from experiments.common.parallel import spread
 from experiments.common.training import Example
-from experiments.counterfactual.two_stage import TwoStage, measured_losses
+from experiments.retraining.two_stage import TwoStage, measured_losses
 from msif.errors import MsifError
 
 
