@@ -6,7 +6,7 @@ STAGED = (*DAMPED, "source")
 INFLUENCES = (*STAGED, "gdp", "cosine")
 # by projected gradients and their own curvature, which is taken from index data
 PROJECTED = ("trak", "logra")
-METHODS = (*INFLUENCES, "cka", *PROJECTED, "representation")
+METHODS = (*INFLUENCES, "cka", *PROJECTED, "representation", "random")
 
 # how a stage's inverse is applied; the last ones solve on the stage's own data
 IHVPS = ("ekfac", "kfac", "diagonal", "identity", "cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi")
@@ -32,6 +32,7 @@ READ_BY = {
     "trak_weighting": ("trak",),
     "logra_labels": ("logra",),
     "cka_rows": ("cka",),
+    "random_seed": ("random",),
 }
 
 # settings of how a run is carried out and where its results go: other values of these make no other run
