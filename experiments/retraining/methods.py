@@ -1,13 +1,14 @@
-"""Every method that chooses documents, by name: from a model pair to scores of queries × documents."""
+"""Every method that chooses documents, with the scorers that a model pair makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from operator import attrgetter
 
 import numpy as np
 
+from experiments.common.methods import Method
 from experiments.common.search import bm25_scores, embedding_scores
 from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.retraining.two_stage import Asked, TwoStage
@@ -15,7 +16,6 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import Scorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
-from msif.draws import generator
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ of both stages, absolute."""
@@ -23,51 +23,18 @@ CG_PRODUCTS = 12
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
 CG_TOLERANCE = 1e-3
 TRAK_PROJECTION, LOGRA_PROJECTION = Projection(64, 64, dimension=1024), Projection(16, 16)
-RANDOM_STREAM = 20
 SETTINGS = {
     "label samples": LABEL_SAMPLES,
     "modules": MODULES,
     "cg": [CG_PRODUCTS, CG_TOLERANCE],
     "projections": [asdict(TRAK_PROJECTION), asdict(LOGRA_PROJECTION)],
 }
-"""What scores depend on, beside the models and the name of the method."""
+"""What scores of all methods depend on, beside the models."""
 
 MULTI_STAGE, SOURCE, GDP = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters", "gradient dot product"
 DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
 """What the command line takes where the training is known."""
 SOLVED = "multi-stage, EK-FAC-preconditioned CG"
-
-
-Scoring = Callable[[TwoStage, Member, Asked], np.ndarray]
-"""(Q, N), positive for a proponent."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """
-    Attributes:
-        damping: as it is shown; "" where there is none.
-        scores: by one member.
-        removed: whether its choices are taken out of pre-training, too.
-        reads_models: whether pairs differ in it.
-        dear: whether it is asked about the queries of removals only.
-    """
-
-    family: str
-    damping: str
-    scores: Scoring
-    removed: bool = True
-    reads_models: bool = True
-    dear: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.family}, λ = {self.damping}" if self.damping else self.family
-
-    @property
-    def key(self) -> str:
-        """Of its files."""
-        return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name)
 
 
 def all_methods(one_objective: bool) -> list[Method]:
@@ -81,29 +48,16 @@ def all_methods(one_objective: bool) -> list[Method]:
         *_multi_stage(),
         *_with_everything(),
         *((*_layers_only(), *_single_stage()) if one_objective else ()),
-        Method(GDP, "", _staged("gdp")),
-        Method("gradient cosine", "", _staged("cosine")),
-        Method(f"{GDP}, everything", "", _staged("gdp", stage=attrgetter("everything"))),
-        Method("TRAK", "0.1 mean", _library(_trak)),
-        Method("LoGra", "0.1 mean", _library(_logra)),
-        Method("representation similarity", "", _staged("representation")),
-        Method("BM25+", "", lambda world, _, asked: bm25_scores(asked.texts, world.texts), reads_models=False),
-        Method(
-            "sentence embeddings",
-            "",
-            lambda world, _, asked: embedding_scores(asked.texts, world.texts),
-            reads_models=False,
-        ),
-        Method("random", "", _random, removed=False),
+        Method(GDP, scorer=_staged("gdp")),
+        Method("gradient cosine", scorer=_staged("cosine")),
+        Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
+        Method("TRAK", "0.1 mean", scorer=_trak),
+        Method("LoGra", "0.1 mean", scorer=_logra),
+        Method("representation similarity", scorer=_staged("representation")),
+        Method("BM25+", search=bm25_scores),
+        Method("sentence embeddings", search=embedding_scores),
+        Method("random", scorer=_random, main=False),
     ]
-
-
-def _library(make: Callable[[Member], Scorer]) -> Scoring:
-    def scores(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
-        queries = world.query_batches(asked.examples)
-        return make(member).score(queries, member.pretrained.batches).values.astype(np.float64)
-
-    return scores
 
 
 def _staged(
@@ -111,46 +65,46 @@ def _staged(
     damping: Damping | None = None,
     ihvp: IHVP | None = None,
     stage: Callable[[Model], FittedStage] = attrgetter("stage"),
-) -> Scoring:
+) -> Callable[[Member], Scorer]:
     """By a method of the library, over the maps that ``stage`` tracks."""
 
     def scorer(m: Member) -> Scorer:
         last = None if method == "single-stage" else stage(m.finetuned)
         return build_scorer(method, stage(m.pretrained), last, damping, ihvp)
 
-    return _library(scorer)
+    return scorer
 
 
 def _multi_stage() -> Iterator[Method]:
-    yield Method(MULTI_STAGE, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto")))
-    yield Method(MULTI_STAGE, "0.1 mean", _staged("multi-stage", Damping()), removed=False)
-    yield Method(MULTI_STAGE, "1/τ", _staged("multi-stage", Damping("auto")), removed=False)
+    yield Method(MULTI_STAGE, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto")))
+    yield Method(MULTI_STAGE, "0.1 mean", scorer=_staged("multi-stage", Damping()), main=False)
+    yield Method(MULTI_STAGE, "1/τ", scorer=_staged("multi-stage", Damping("auto")), main=False)
     for value in SWEEP:
-        yield Method(MULTI_STAGE, f"{value:g}", _staged("multi-stage", Damping(value)), removed=False)
-    yield Method(SOURCE, "", _staged("source"))
+        yield Method(MULTI_STAGE, f"{value:g}", scorer=_staged("multi-stage", Damping(value)), main=False)
+    yield Method(SOURCE, scorer=_staged("source"))
     solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
-    yield Method(SOLVED, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
+    yield Method(SOLVED, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
 
 
 def _with_everything() -> Iterator[Method]:
     """With embeddings and norms."""
     family, everything = f"{MULTI_STAGE}, everything", attrgetter("everything")
-    yield Method(family, DEFAULT_DAMPING, _staged("multi-stage", Damping(alpha="auto"), stage=everything))
+    yield Method(family, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), stage=everything))
     for value in (1e-5, 1e-3):
-        yield Method(family, f"{value:g}", _staged("multi-stage", Damping(value), stage=everything), removed=False)
+        yield Method(family, f"{value:g}", scorer=_staged("multi-stage", Damping(value), stage=everything), main=False)
 
 
 def _layers_only() -> Iterator[Method]:
     """What the command line tracks by default."""
     layers = attrgetter("layers")
     default = _staged("multi-stage", Damping(alpha="auto"), stage=layers)
-    yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, default)
-    yield Method(f"{GDP}, layers only", "", _staged("gdp", stage=layers), removed=False)
+    yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, scorer=default)
+    yield Method(f"{GDP}, layers only", scorer=_staged("gdp", stage=layers), main=False)
 
 
 def _single_stage() -> Iterator[Method]:
-    yield Method("single-stage EK-FAC", "0.1 mean", _staged("single-stage", Damping()))
-    yield Method("single-stage EK-FAC", "1/τ", _staged("single-stage", Damping("auto")), removed=False)
+    yield Method("single-stage EK-FAC", "0.1 mean", scorer=_staged("single-stage", Damping()))
+    yield Method("single-stage EK-FAC", "1/τ", scorer=_staged("single-stage", Damping("auto")), main=False)
 
 
 def _trak(m: Member) -> Scorer:
@@ -164,12 +118,17 @@ def _logra(m: Member) -> Scorer:
     return build_scorer("logra", m.pretrained.stage, m.finetuned.stage, projection=projection)
 
 
-def _random(world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
-    return generator(0, RANDOM_STREAM, member.number).random((len(asked.examples), len(world.texts)))
+def _random(m: Member) -> Scorer:
+    """An order of its own for each member."""
+    return build_scorer("random", m.pretrained.stage, m.finetuned.stage, seed=m.number)
 
 
 def member_scores(method: Method, world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
     """(Q, N), of finite numbers."""
-    scores = method.scores(world, member, asked)
+    if method.search:
+        scores = method.search(asked.texts, world.texts)
+    else:
+        queries = world.query_batches(asked.examples)
+        scores = method.build(member).score(queries, member.pretrained.batches).values.astype(np.float64)
     assert scores.shape == (len(asked.examples), len(world.texts)) and np.isfinite(scores).all(), method.name
     return scores

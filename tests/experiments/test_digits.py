@@ -20,6 +20,7 @@ from msif.models.training import natural_tau
 
 TABLES = ("lds", "differences", "ensembles", "sweep", "counterfactual", "adam", "adam-sweep")
 MARGIN = 0.1
+NATURAL = "λ = 1/ηK, α = 1/ηK"
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def test_multi_stage_influence_beats_the_dot_product_and_what_it_is_made_of(run)
         assert scores["multi-stage exact", "1/ηK", "1/ηK"] > scores["gradient dot product", "", ""] + 2 * MARGIN
         assert scores[natural] > scores["multi-stage EK-FAC", "1/ηK", "no hop"]
     # the same system solved by the library and by a dense decomposition, on the one member that both were asked of
-    first = np.load(scores_of(run, "00", "multi-stage-exact"))["multi-stage exact|1/ηK|1/ηK"]
+    first = np.load(scores_of(run, "00", "multi-stage-exact"))[f"multi-stage exact, {NATURAL}"]
     key = "multi-stage EK-FAC-preconditioned CG"
-    solved = np.load(scores_of(run, "00", key.replace(" ", "-").lower()))[f"{key}|1/ηK|1/ηK"]
+    solved = np.load(scores_of(run, "00", key.replace(" ", "-").lower()))[f"{key}, {NATURAL}"]
     assert np.linalg.norm(solved - first) < 0.02 * np.linalg.norm(first)
 
 
@@ -93,7 +94,7 @@ def test_averages_are_the_librarys_ensembles(run):
     parts = load_parts(SMALL)
     cache = Cache(run / "descent", json.loads((run / "descent" / "settings.json").read_text()))
     members = Members(SMALL, parts, cache)
-    method = next(m for m in all_methods() if m.key == "multi-stage EK-FAC|1/ηK|1/ηK")
+    method = next(m for m in all_methods() if m.name == f"multi-stage EK-FAC, {NATURAL}")
     ensemble = EnsembleScorer([method.build(member) for member in members])
     scores = ensemble.score([parts.queries], [parts.pretraining]).values
     masks, losses = losses_on_halves(SMALL, parts, cache)
