@@ -16,9 +16,11 @@ from experiments.common.methods import Method, Search
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.projected import logra_scores
-from experiments.fact_tracing.stacked import Part, capacity_of, packed, score_parts, stack
+from experiments.fact_tracing.stacked import Part, packed, score_parts
+from msif.attribution.chunks import capacities
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.scorers import InfluenceScorer, Scorer
+from msif.attribution.scoring import stack
 from msif.curvature.cg import CG
 
 Done = dict[str, Arrays]
@@ -52,7 +54,7 @@ def compute(methods: Sequence[Method], models: Models, ranking: Ranking, cache: 
     """The scores of all methods.
 
     Args:
-        gigabytes: of query vectors that are held at a time; about twice that is taken in all.
+        gigabytes: for query vectors, those of a pass.
     """
     waiting = [method for method in methods if not cache.has(part_name(method, ranking))]
     passes = Passes(models, ranking, cache, gigabytes)
@@ -123,7 +125,8 @@ class Passes:
 
     def run(self) -> None:
         for members in self._shared.values():
-            self._run(members, capacity_of(self._scorers[members[0].key].candidate_side, self.gigabytes))
+            costs = [self._scorers[method.key].cost() for method in members]
+            self._run(members, min(capacities(cost, int(self.gigabytes * 1e9))[1] for cost in costs))
 
     def _run(self, methods: Sequence[Method], capacity: int) -> None:
         wanted: Callable[[Method], list[int]] = lambda method: facts_of(method, self.ranking)  # noqa: E731

@@ -65,6 +65,11 @@ def test_measures_of_rigged_scores_end_to_end(kind, models, ranking, tmp_path):
         assert (result.values[:, 1:] == (sizes <= 10)[:, None]).all()
 
 
+def gigabytes_of_a_vector(models):
+    """While it is made."""
+    return 4 * build_scorer("gdp", *(models.stage(which) for which in ("pretrained", "finetuned"))).cost().making / 1e9
+
+
 def influences(*dampings):
     return methods_named(["multi-stage", "gdp"], Options(dampings=dampings))
 
@@ -78,7 +83,7 @@ def restricted(stage, kind):
 @pytest.mark.parametrize("modules", ["all", "mlp", "attention"])
 def test_readings_of_the_shared_pass_equal_scorers_of_their_own(modules, normalize, models, ranking, tmp_path):
     methods = influences("1e-3", "0.1mean", "auto")
-    size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
+    size = gigabytes_of_a_vector(models)
     # four vectors at a time, where a method has six: every method is cut
     done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking), 4.5 * size)
     queries, candidates = models.queries(ranking.asked), models.sentences(ranking.rows)
@@ -139,7 +144,7 @@ def test_cg_equals_its_own_scorer_on_few_facts(models, ranking, tmp_path):
 
 def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monkeypatch):
     methods = [*influences("1e-3", "1e-2"), rigged("perfect", ranking)]
-    size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
+    size = gigabytes_of_a_vector(models)
     cache = score_cache(tmp_path, models, ranking)
     passes = []
 
