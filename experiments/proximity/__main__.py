@@ -42,10 +42,10 @@ def run(options: argparse.Namespace) -> None:
         raise MsifError("--data-file compares a loss with the factors' prediction: give --pretrained-factors too.")
     set_up_logging(False)
     quiet(options.threads)
+    from experiments.proximity.distances import proximity
     from experiments.proximity.measure import curvature, way
     from experiments.proximity.report import write
     from msif.curvature.store import FactorStore
-    from msif.evaluation.proximity import proximity
     from msif.models.loading import load_model
 
     store = FactorStore.open(options.pretrained_factors) if options.pretrained_factors else None

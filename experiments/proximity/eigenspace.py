@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments.proximity.distances import Key, layer_of, row_kinds
 from msif.curvature.factors import Factors
 from msif.errors import MsifError
-from msif.evaluation.proximity import Key, layer_of, row_kinds
 from msif.models.blocks import TrackedModule
 
 TOP = (0.01, 0.1, 0.5)
