@@ -26,7 +26,7 @@ from msif.attribution.scoring import QueryVectors, ScorePass
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer
-from msif.models.layouts import in_attention
+from msif.models.names import in_attention, layer_of
 from msif.models.objectives import Objective
 from msif.models.outer import Outer
 
@@ -42,8 +42,8 @@ class Part:
 
 
 def kind_of(name: str) -> str:
-    """Of a module, by its name, which has the number of its layer if it is in one."""
-    if not any(part.isdigit() for part in name.split(".")):
+    """Of a module, by its name."""
+    if layer_of(name) is None:
         return "unembedding"
     return "attention" if in_attention(name) else "mlp"
 
