@@ -17,7 +17,7 @@ from experiments.case_study.report import write
 from experiments.common.running import experiment_parser, status_of
 from experiments.common.steps import Steps, console_for_commands
 from experiments.facts.reading import Pair, read_pair
-from msif.cli.parsing import Parser, positive_int
+from msif.cli.parsing import Parser, configuration, positive_int
 
 STAGES = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
 
@@ -64,8 +64,7 @@ def run(options: argparse.Namespace) -> None:
         asking(pair, factors, question.prompt, found, options),
     )
     steps.run("The page", ["-m", "msif.page", str(found), "--page", str(page)])
-    settings = {key: value for key, value in sorted(vars(options).items()) if key != "config"}
-    write(results, question, found, settings)
+    write(results, question, found, configuration(options))
     console.print((results / "case-study.md").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     console.print(f"The {len(steps.seconds)} commands took {sum(steps.seconds):.0f} s. Read {page} in a browser.")
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.common.running import experiment_parser, quiet, status_of
-from msif.cli.parsing import Parser, positive_int, set_up_logging
+from msif.cli.parsing import Parser, configuration, positive_int, set_up_logging
 from msif.errors import MsifError
 
 
@@ -56,8 +56,7 @@ def run(options: argparse.Namespace) -> None:
     moved = curvature(store, pretrained, finetuned) if store else None
     measured = way(moved, pretrained, finetuned, options) if moved and options.data_file else None
     results = Path(options.results or Path(options.output) / "report")
-    settings = {key: value for key, value in sorted(vars(options).items()) if key != "config"}
-    write(results, settings, proximity(pretrained.model, finetuned.model), moved, measured)
+    write(results, configuration(options), proximity(pretrained.model, finetuned.model), moved, measured)
     print((results / "proximity.md").read_text(encoding="utf-8"))
     print(f"The tables and plots are in {results}.")
 
