@@ -15,7 +15,7 @@ from experiments.counterfactual import __main__ as command
 from experiments.counterfactual.setting import FactSizes, fact_setting
 from experiments.facts.facts import Fact, FactData, Sentence
 from experiments.retraining import methods, study, trainings
-from experiments.retraining.halves import draw_halves, losses_on_halves
+from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import make_member
 from experiments.retraining.methods import all_methods, member_scores
 from experiments.retraining.plots import plot_all
@@ -138,16 +138,13 @@ def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, asked:
         assert scores[:3].mean() > max(0.0, scores[3:].mean()), method.name
 
 
-def test_orders_and_halves() -> None:
+def test_orders() -> None:
     scores = {"a": np.array([[[1.0, 3.0, 2.0, 2.0]]]), "b": np.array([[[4.0, 3.0, 2.0, 1.0]], [[1.0, 2.0, 3.0, 4.0]]])}
     orders = removal_orders(scores, "a", Sizes(seeds=2))
     assert orders["a"].tolist() == [[[1, 2, 3, 0]]] * 2
     assert orders["b"].tolist() == [[[0, 1, 2, 3]], [[3, 2, 1, 0]]]  # of each pair's own
     assert orders[OPPONENTS + "a"].tolist() == [[[0, 2, 3, 1]]] * 2
     assert sorted(orders[RANDOM][0, 0]) == [0, 1, 2, 3]
-    masks = draw_halves(9, Sizes())
-    assert masks.shape == (Sizes().halves, 9) and (masks.sum(1) == 4).all()
-    assert np.array_equal(masks, draw_halves(9, Sizes())) and not np.array_equal(masks, draw_halves(9, Sizes(seed=1)))
 
 
 def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypatch) -> None:
