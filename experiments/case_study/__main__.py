@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.case_study.question import choose
 from experiments.case_study.report import write
-from experiments.common.running import experiment_parser, status_of
+from experiments.common.running import experiment_parser
 from experiments.common.steps import Steps, console_for_commands
 from experiments.facts.reading import Pair, read_pair
-from msif.cli.parsing import Parser, configuration, positive_int
+from msif.cli.parsing import Parser, configuration, positive_int, run
 
 STAGES = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
 
@@ -41,11 +41,8 @@ def parser() -> Parser:
     return flags
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, parser(), arguments)
-
-
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
     pair = read_pair(options.pair)
     question = choose(pair, options.prompt, options.seed)
     output = Path(options.output)
@@ -92,4 +89,4 @@ def asking(pair: Pair, factors: dict[str, str], prompt: str, found: Path, option
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from experiments.common.cache import built, check, read
 from experiments.common.running import quiet
 from experiments.demo.world import Fact, World, WorldSize, build_world, write_world
 from msif.atomic import write_json
-from msif.errors import MsifError
+from msif.cli.parsing import run
 
 MODEL = {"layers": 3, "hidden": 192, "heads": 6}
 VOCABULARY = 2048  # at most: a merge needs two occurrences
@@ -115,7 +114,7 @@ def _share(right: dict[str, bool], facts: list[Fact]) -> float:
     return sum(right[fact.id] for fact in facts) / len(facts)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.demo.train", description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="results/demo", help="folder to fill (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides the world, the first weights and the batches")
@@ -126,18 +125,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wall, cpu = time.perf_counter(), time.process_time()
     quiet(options.threads)
-    try:
-        report = make(options.output, options.seed, options.overwrite)
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = make(options.output, options.seed, options.overwrite)
     print(f"{options.output}: {time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} s of CPU time")
     print(
         f"questions answered right: {report['finetuned_half']:.0%} of those fine-tuned on, {report['other_half']:.0%} "
         f"of the other half (the best constant answers: {report['chance']:.0%})"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -7,12 +7,11 @@ other beside its quadratic expansion.
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common.running import experiment_parser, quiet, status_of
-from msif.cli.parsing import Parser, configuration, positive_int, set_up_logging
+from experiments.common.running import experiment_parser, quiet
+from msif.cli.parsing import Parser, configuration, positive_int, run, set_up_logging
 from msif.errors import MsifError
 
 
@@ -33,11 +32,8 @@ def parser() -> Parser:
     return flags
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, parser(), arguments)
-
-
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
     if options.data_file and not options.pretrained_factors:
         raise MsifError("--data-file compares a loss with the factors' prediction: give --pretrained-factors too.")
     set_up_logging(False)
@@ -62,4 +58,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
