@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from msif.errors import MsifError
 
 SETTINGS = "settings.json"
 Arrays = dict[str, np.ndarray]
+Step = tuple[Path, Mapping[str, Any], Callable[[Path], None]]
+"""A folder, the settings that it is made from, and what fills it."""
 
 
 def hashed(identity: Any) -> str:
@@ -40,7 +42,7 @@ def kept(folder: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def check(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Whether the folder may be made or kept; to be asked for all of them before any work.
+    """Whether the folder may be made or kept.
 
     Raises:
         MsifError: the folder is something else, or was made from other settings and ``overwrite`` is not given.
@@ -74,6 +76,22 @@ def built(folder: Path, settings: Mapping[str, Any], build: Callable[[Path], Non
         shutil.rmtree(folder)
     os.replace(part, folder)
     return folder
+
+
+def built_all(plan: Sequence[Step], overwrite: bool = False) -> None:
+    """``built`` for folders that follow from each other; what cannot be made is said before any work."""
+    for folder, settings, _ in plan:
+        check(folder, settings, overwrite)
+    for folder, settings, build in plan:
+        built(folder, settings, build, overwrite)
+
+
+def reported(path: Path, settings: Mapping[str, Any], report: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """A report in JSON, with the settings that it was made from: read, or made where it is of others or not there."""
+    known = read(path)
+    if not known or known.get("settings") != json.loads(json.dumps(settings)):
+        write_json(path, {**report(), "settings": settings})
+    return read(path)
 
 
 def keyed(folder: Path, name: str, identity: Any, overwrite: bool = False) -> Path:
