@@ -93,7 +93,7 @@ def _add_method_flags(group: Any) -> None:
         default="multi-stage",
         metavar="NAME",
         help="multi-stage (default), single-stage, source, gdp (gradient dot product), cosine, cka, trak, logra, "
-        "trackstar, or representation",
+        "trackstar, representation, or random",
     )
     group.add_argument(
         "--index",
@@ -183,6 +183,7 @@ def _add_method_flags(group: Any) -> None:
         choices=["units", "whole"],
         help="cka: output units are rows (default), or the whole gradient is one: the squared cosine",
     )
+    group.add_argument("--random-seed", type=seed, metavar="S", help="random: of the order (default 0)")
     group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now; index data")
     group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now; index data")
     group.add_argument(

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.case_study.question import choose
 from experiments.case_study.report import write
-from experiments.common.running import experiment_parser, status_of
+from experiments.common.running import experiment_parser
 from experiments.common.steps import Steps, console_for_commands
-from experiments.fact_tracing.reading import Pair, read_pair
-from msif.cli.parsing import Parser, positive_int
+from experiments.facts.reading import Pair, read_pair
+from msif.cli.parsing import Parser, configuration, positive_int, run
 
 STAGES = {"pretrained": "pre-trained", "finetuned": "fine-tuned"}
 
@@ -41,11 +41,8 @@ def parser() -> Parser:
     return flags
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, parser(), arguments)
-
-
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
     pair = read_pair(options.pair)
     question = choose(pair, options.prompt, options.seed)
     output = Path(options.output)
@@ -64,8 +61,7 @@ def run(options: argparse.Namespace) -> None:
         asking(pair, factors, question.prompt, found, options),
     )
     steps.run("The page", ["-m", "msif.page", str(found), "--page", str(page)])
-    settings = {key: value for key, value in sorted(vars(options).items()) if key != "config"}
-    write(results, question, found, settings)
+    write(results, question, found, configuration(options))
     console.print((results / "case-study.md").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     console.print(f"The {len(steps.seconds)} commands took {sum(steps.seconds):.0f} s. Read {page} in a browser.")
 
@@ -93,4 +89,4 @@ def asking(pair: Pair, factors: dict[str, str], prompt: str, found: Path, option
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

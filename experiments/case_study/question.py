@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from experiments.fact_tracing.reading import Asked, Pair
+from experiments.facts.reading import Asked, Pair
 from msif.errors import MsifError
 
 

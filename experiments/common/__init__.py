@@ -1,1 +1,1 @@
-"""What several experiments share: training, guarded folders, command lines."""
+"""What several experiments share: training, what a run keeps, methods, command lines."""

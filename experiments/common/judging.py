@@ -78,6 +78,14 @@ class Judge:
         return (self._queries * products / np.sqrt(variances)).sum(1)
 
 
+def random_halves(draw: np.random.Generator, halves: int, documents: int) -> np.ndarray:
+    """Which documents each half keeps, ⌊N/2⌋ of them, bool (M, N)."""
+    masks = np.zeros((halves, documents), dtype=bool)
+    for mask in masks:
+        mask[draw.permutation(documents)[: documents // 2]] = True
+    return masks
+
+
 def _weights(draw: np.random.Generator, size: int) -> np.ndarray:
     """Shares of each of ``size``: all alike, then as drawn with replacement, (1 + R, size)."""
     drawn = draw.multinomial(size, np.full(size, 1 / size), RESAMPLES)

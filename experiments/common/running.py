@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from msif.cli.parsing import Parser
-from msif.errors import MsifError
 
 
 def experiment_parser(name: str, description: str | None, **defaults: Any) -> Parser:
@@ -31,16 +27,6 @@ def experiment_parser(name: str, description: str | None, **defaults: Any) -> Pa
 def add_data_flag(parser: Parser) -> None:
     """For experiments on data that is not in the project."""
     parser.add_argument("--data", default="../shared/data", help="folder of the data (default: %(default)s)")
-
-
-def status_of(work: Callable[[Namespace], None], parser: Parser, arguments: Sequence[str] | None) -> int:
-    """Runs an experiment; 2 and one sentence for a mistake that the user can mend, else 0."""
-    try:
-        work(parser.parse(arguments))
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def quiet(threads: int) -> None:

@@ -1,1 +1,1 @@
-"""Retraining both stages without some documents: the truth that influence claims to foretell."""
+"""Whether an answer suffers when the documents that a method names are left out of pre-training."""

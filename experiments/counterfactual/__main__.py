@@ -7,19 +7,19 @@ again without these sentences, without as many others, and on random halves. Wha
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from experiments.common.running import quiet, status_of
+from experiments.common.running import quiet
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, report, study_parser, write_data_report
-from experiments.counterfactual.facts_setting import RECIPE, FactSizes, fact_setting
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.study import Study
-from experiments.fact_tracing.lama import load_lama
-from experiments.fact_tracing.questions import load_questions
+from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
+from experiments.facts.lama import load_lama
+from experiments.facts.questions import load_questions
+from experiments.retraining.command import chosen_sizes, report, study_parser, write_data_report
+from experiments.retraining.settings import Sizes
+from experiments.retraining.study import Study
+from msif.cli.parsing import run
 
 FULL_FACTS = FactSizes(facts=60, sentences=6, asked=60)
 FULL_RECIPE = replace(
@@ -31,7 +31,8 @@ FULL_RECIPE = replace(
 FULL = Sizes(queries=30, removed=(5, 10, 30, 100), seeds=5, halves=100)
 
 
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = study_parser("counterfactual", __doc__).parse(arguments)
     quiet(options.threads)
     sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
     facts, recipe = (FULL_FACTS, FULL_RECIPE) if options.full else (FactSizes(), RECIPE)
@@ -51,9 +52,5 @@ def run(options: argparse.Namespace) -> None:
     report(study, results, configuration)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, study_parser("counterfactual", __doc__), arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.common.folders import built, check, read
+from experiments.common.cache import Step, built_all, reported
 from experiments.common.running import quiet
 from experiments.demo.world import Fact, World, WorldSize, build_world, write_world
-from msif.atomic import write_json
-from msif.errors import MsifError
+from msif.cli.parsing import run
 
 MODEL = {"layers": 3, "hidden": 192, "heads": 6}
 VOCABULARY = 2048  # at most: a merge needs two occurrences
@@ -33,18 +31,14 @@ def make(output: str | Path, seed: int = 0, overwrite: bool = False) -> dict:
     output = Path(output)
     world = build_world(seed, WorldSize())
     settings = {"seed": seed, "size": asdict(WorldSize()), "passages": _fingerprint(world)}
-    plan: list[tuple[str, dict, Callable[[Path], None]]] = [
-        ("world", settings, lambda folder: write_world(world, folder))
-    ]
+    plan: list[Step] = [(output / "world", settings, lambda folder: write_world(world, folder))]
     settings = {**settings, "model": {**MODEL, "vocabulary": VOCABULARY}, "pretraining": PRETRAINING}
-    plan.append(("pretrained", settings, lambda folder: _pretrain(world, seed, folder)))
+    plan.append((output / "pretrained", settings, lambda folder: _pretrain(world, seed, folder)))
     settings = {**settings, "finetuning": FINETUNING}
-    plan.append(("finetuned", settings, lambda folder: _finetune(world, seed, output / "pretrained", folder)))
-    for name, wanted, _ in plan:  # before any work
-        check(output / name, wanted, overwrite)
-    for name, wanted, build in plan:
-        built(output / name, wanted, build, overwrite)
-    return _report(world, output, settings)
+    plan.append((output / "finetuned", settings, lambda folder: _finetune(world, seed, output / "pretrained", folder)))
+    built_all(plan, overwrite)
+    # asked again only if the fine-tuned model is new
+    return reported(output / "accuracy.json", settings, lambda: _report(world, output / "finetuned"))
 
 
 def _fingerprint(world: World) -> str:
@@ -89,15 +83,11 @@ def chance(facts: list[Fact]) -> float:
     return right / len(facts)
 
 
-def _report(world: World, output: Path, settings: dict) -> dict:
-    """How many questions the fine-tuned model answers; asked again only if its folder is new."""
-    path = output / "accuracy.json"
-    known = read(path)
-    if known and known.get("settings") == settings:
-        return known
-    right = accuracy(output / "finetuned", world.facts)
+def _report(world: World, folder: Path) -> dict:
+    """How many questions the fine-tuned model answers."""
+    right = accuracy(folder, world.facts)
     finetuned, asked = world.half("finetune"), world.half("query")
-    report = {
+    return {
         "finetuned_half": _share(right, finetuned),
         "other_half": _share(right, asked),
         "other_half_by_relation": {
@@ -105,17 +95,14 @@ def _report(world: World, output: Path, settings: dict) -> dict:
             for relation in sorted({fact.relation for fact in asked})
         },
         "chance": chance(asked),
-        "settings": settings,
     }
-    write_json(path, report)
-    return report
 
 
 def _share(right: dict[str, bool], facts: list[Fact]) -> float:
     return sum(right[fact.id] for fact in facts) / len(facts)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.demo.train", description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="results/demo", help="folder to fill (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides the world, the first weights and the batches")
@@ -126,18 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wall, cpu = time.perf_counter(), time.process_time()
     quiet(options.threads)
-    try:
-        report = make(options.output, options.seed, options.overwrite)
-    except MsifError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = make(options.output, options.seed, options.overwrite)
     print(f"{options.output}: {time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} s of CPU time")
     print(
         f"questions answered right: {report['finetuned_half']:.0%} of those fine-tuned on, {report['other_half']:.0%} "
         f"of the other half (the best constant answers: {report['chance']:.0%})"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

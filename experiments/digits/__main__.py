@@ -7,14 +7,13 @@ right. What an earlier run has made is used again.
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.common.running import experiment_parser, quiet, status_of
+from experiments.common.running import experiment_parser, quiet
 from experiments.digits.settings import SMALL, Settings
-from msif.cli.parsing import Parser
+from msif.cli.parsing import Parser, run
 from msif.errors import MsifError
 
 SIZES = {
@@ -37,11 +36,8 @@ def parser() -> Parser:
     return flags
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, parser(), arguments)
-
-
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
     if options.device != "cpu":
         raise MsifError("these networks are too small to gain from a GPU: leave --device at cpu.")
     given = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
@@ -69,4 +65,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

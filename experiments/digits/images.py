@@ -14,7 +14,7 @@ from msif.errors import MsifError
 from msif.models.objectives import Categorical
 
 PIXELS, CLASSES = 64, 10
-SPLIT_STREAM, HALVES_STREAM = 11, 12
+SPLIT_STREAM = 11
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,3 @@ def load_parts(settings: Settings) -> Parts:
     y = torch.tensor(digits.target, dtype=torch.int64)
     images = [Images(torch.arange(len(rows)), x[rows], y[rows]) for rows in map(torch.from_numpy, parts)]
     return Parts(images[0], images[1].parity(), images[2].parity())
-
-
-def draw_halves(settings: Settings) -> np.ndarray:
-    """Random halves of the pre-training images, bool (M, N), each of ⌊N/2⌋ images."""
-    draw = generator(settings.seed, HALVES_STREAM)
-    masks = np.zeros((settings.halves, settings.pretraining), dtype=bool)
-    for mask in masks:
-        mask[draw.permutation(settings.pretraining)[: settings.pretraining // 2]] = True
-    return masks

@@ -1,24 +1,22 @@
-"""Every method at every damping, as scorers of the library, one for each member."""
+"""The methods that are compared, at every damping, with the scorers that a member makes of them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from experiments.common.methods import Method
 from experiments.digits.exact import Exact
 from experiments.digits.heads import WholeNetworkScorer
 from experiments.digits.images import Images
 from experiments.digits.members import Checkpoint, Member
 from msif.attribution.inverses import IHVP
-from msif.attribution.logra import LoGraScorer
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
 from msif.attribution.stages import Damping, build_scorer
-from msif.attribution.trak import TRAKScorer
 from msif.curvature.filters import Accumulation, DampedInverse, Decay, Filter
 from msif.curvature.preconditioners import EKFAC, Preconditioner
 
@@ -29,27 +27,6 @@ SOURCE = "SOURCE"
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """λ relative to the mean eigenvalue."""
 CG_PRODUCTS = 24
-
-
-@dataclass(frozen=True)
-class Method:
-    """
-    Attributes:
-        family: methods of one family differ by damping and α only.
-        damping, alpha: as they are shown; ``value`` is λ where it is one number.
-        build: from a member to its scorer; a positive score names a proponent. None where there is no such step.
-        dear: asked of a few members only.
-    """
-
-    family: str
-    damping: str
-    alpha: str
-    build: Callable[[Member], Scorer] | None
-    dear: bool = False
-
-    @property
-    def key(self) -> str:
-        return "|".join((self.family, self.damping, self.alpha))
 
 
 Kind = Callable[[Checkpoint, Filter], Preconditioner]
@@ -88,7 +65,7 @@ def adam_methods() -> list[Method]:
 def _gradients() -> Iterator[Method]:
     """Without curvature."""
     for name, title in (("gdp", "gradient dot product"), ("cosine", "gradient cosine")):
-        yield Method(title, "", "", lambda m, name=name: build_scorer(name, m.pretrained.stage, m.finetuned.stage))
+        yield Method(title, scorer=lambda m, name=name: build_scorer(name, m.pretrained.stage, m.finetuned.stage))
 
 
 def _single_stage() -> Iterator[Method]:
@@ -100,7 +77,7 @@ def _single_stage() -> Iterator[Method]:
             """Of the ten-class network alone, which is asked for the parity that its classes imply."""
             return build_scorer("single-stage", m.pretrained.stage, None, damping, measurement=implied_parity_loss)
 
-        yield Method("single-stage EK-FAC, parity implied by ten classes", shown, "", single)
+        yield Method("single-stage EK-FAC, parity implied by ten classes", shown, scorer=single)
 
 
 def implied_parity_loss(outputs: Tensor, batch: Images) -> Tensor:
@@ -243,14 +220,11 @@ def _mean_of_roots(checkpoint: Checkpoint) -> BlockScale:
 
 def _projected() -> Iterator[Method]:
     """TRAK and LoGra; their λ is relative to the mean eigenvalue of their own kernel."""
-    for scale in (1e-5, 1e-4, 1e-3, *SCALES):
+    projections = {"TRAK": Projection(64, 64, dimension=1024), "LoGra": Projection(16, 16)}
+    for scale, (title, projection) in itertools.product((1e-5, 1e-4, 1e-3, *SCALES), projections.items()):
 
-        def trak(m: Member, scale: float = scale) -> Scorer:
-            pair = (m.finetuned.body, m.pretrained.body)
-            return TRAKScorer([pair], Projection(64, 64, dimension=1024), damping_scale=scale)
+        def scorer(m: Member, title: str = title, scale: float = scale, projection: Projection = projection) -> Scorer:
+            damping = Damping(damping_scale=scale)
+            return build_scorer(title.lower(), m.pretrained.stage, m.finetuned.stage, damping, projection=projection)
 
-        def logra(m: Member, scale: float = scale) -> Scorer:
-            return LoGraScorer(m.finetuned.body, m.pretrained.body, Projection(16, 16), damping_scale=scale)
-
-        yield Method("TRAK", f"{scale:g} mean", "", trak)
-        yield Method("LoGra", f"{scale:g} mean", "", logra)
+        yield Method(title, f"{scale:g} mean", scorer=scorer)

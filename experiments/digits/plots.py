@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.digits.methods import SOURCE, SWEEP, Method
+from experiments.common.methods import Method
+from experiments.digits.methods import SOURCE, SWEEP
 from experiments.digits.report import EKFAC, EXACT, ensemble_table
 from experiments.digits.study import Study
 from msif.evaluation.intervals import bootstrap
@@ -31,16 +32,16 @@ def plot_all(folder: Path, study: Study, changes: Mapping[tuple[str, int], np.nd
 
 def damping(axes: Any, study: Study, family: str) -> None:
     """Averaged scores against λ_pt, a line for each α."""
-    score = {m.key: study.judge.together(study.scored[m.key]) for m in study.methods if m.family == family}
+    score = {m.name: study.judge.together(study.scored[m.name]) for m in study.methods if m.family == family}
     natural = 1 / study.settings.pretrain.rate_sum
     places = sorted([(natural, "1/ηK"), *((value, f"{value:g}") for value in SWEEP)])
     for number, alpha in enumerate(ALPHAS):
-        points = [(x, score.get(Method(family, shown, alpha, None).key)) for x, shown in places]
+        points = [(x, score.get(Method(family, shown, alpha).name)) for x, shown in places]
         points = [(x, y) for x, y in points if y is not None]
         if len(points) > 1:
             label = f"α = {alpha}" if alpha != "no hop" else alpha
             axes.plot(*zip(*points, strict=True), marker=".", label=label, color=f"C{number}")
-    source = score[Method(family, SOURCE, SOURCE, None).key]
+    source = score[Method(family, SOURCE, SOURCE).name]
     axes.axhline(source, color="black", linestyle=":", label="SOURCE filters")
     axes.axvline(natural, color="grey", linewidth=0.8)
     axes.annotate("1/ηK", (natural, 0.02), xycoords=("data", "axes fraction"), color="grey")

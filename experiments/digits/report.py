@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.methods import Method
 from experiments.digits.counterfactual import RANDOM
-from experiments.digits.methods import SOURCE, Method
+from experiments.digits.methods import SOURCE
 from experiments.digits.study import Study
 from msif.evaluation.intervals import bootstrap
 from msif.reporting.tables import Table, write_results
@@ -51,7 +52,7 @@ def removal_scores(study: Study) -> tuple[dict[str, np.ndarray], str]:
         EKFAC: study.find(EKFAC, "1/ηK", "1/ηK"),
         EXACT: study.find(EXACT, "1/ηK", "1/ηK"),
     }
-    return {title: study.scored[method.key].mean(0) for title, method in chosen.items()}, EKFAC
+    return {title: study.scored[method.name].mean(0) for title, method in chosen.items()}, EKFAC
 
 
 def lds_table(study: Study) -> Table:
@@ -78,7 +79,7 @@ def _table(study: Study, rows: Sequence[tuple[Method, str]]) -> Table:
     judge, scored = study.judge, study.scored
     found: list[list[Any]] = []
     for method, note in rows:
-        scores = scored[method.key]
+        scores = scored[method.name]
         together = judge.together(scores)
         interval = judge.interval(scores.mean(0))
         spread = f"{interval.low:.2f} to {interval.high:.2f}"
@@ -93,11 +94,8 @@ def _table(study: Study, rows: Sequence[tuple[Method, str]]) -> Table:
 
 def sweep_table(study: Study) -> Table:
     """Every method at every damping, in the order in which they were asked for."""
-    judge, scored = study.judge, study.scored
-    rows = [
-        [m.family, m.damping, m.alpha, judge.single(scored[m.key]), judge.together(scored[m.key]), len(scored[m.key])]
-        for m in study.methods
-    ]
+    judge, found = study.judge, [(m, study.scored[m.name]) for m in study.methods]
+    rows = [[m.family, m.damping, m.alpha, judge.single(s), judge.together(s), len(s)] for m, s in found]
     columns = ["method", "λ_pt", "α", "1 model", "averaged", "models"]
     return Table(columns, rows, f"All methods and dampings; noise ceiling {judge.ceiling:.3f}", FORMATS)
 
@@ -117,7 +115,7 @@ def difference_table(study: Study) -> Table:
         ("the best damping of EK-FAC's sweep", study.best(EKFAC), natural),
     ]
     rows = [
-        [title, f"{study.judge.difference(study.scored[a.key].mean(0), study.scored[b.key].mean(0)):+.3f}"]
+        [title, f"{study.judge.difference(study.scored[a.name].mean(0), study.scored[b.name].mean(0)):+.3f}"]
         for title, a, b in pairs
     ]
     return Table(["change", "gain in averaged scores, 95 %"], rows, "What each thing is worth")
@@ -135,7 +133,7 @@ def ensemble_table(study: Study) -> Table:
     sizes = [size for size in SIZES if size <= study.settings.members]
     rows = [
         [method.family, method.damping, method.alpha]
-        + [study.judge.together(study.scored[method.key], size) for size in sizes]
+        + [study.judge.together(study.scored[method.name], size) for size in sizes]
         for method in methods
     ]
     columns = ["method", "λ_pt", "α", *(f"{size} model{'s' * (size > 1)}" for size in sizes)]

@@ -9,17 +9,17 @@ from functools import partial
 import numpy as np
 
 from experiments.common.cache import Cache, hashed
+from experiments.common.methods import Method
 from experiments.common.parallel import spread
 from experiments.digits.engine import stacked
 from experiments.digits.images import Parts
 from experiments.digits.members import Member, Members
-from experiments.digits.methods import Method
 from experiments.digits.network import new_networks
 from experiments.digits.settings import Settings
 from experiments.digits.unrolled import unrolled_scores
 
 Scored = dict[str, np.ndarray]
-"""Key of a method -> scores (K, Q, N), K the members that it was asked of; of one member (Q, N)."""
+"""Name of a method -> scores (K, Q, N), K the members that it was asked of; of one member (Q, N)."""
 Methods = Callable[[], list[Method]]
 
 
@@ -27,7 +27,7 @@ def score_all(methods: Methods, settings: Settings, parts: Parts, cache: Cache, 
     """Every method on every member; those that are dear on the first few only."""
     members = Members(settings, parts, cache)  # trained here, and read by the processes
     each = spread(partial(score_member, methods, settings, parts, cache), range(len(members)), processes, "scoring")
-    return {method.key: np.stack([one[method.key] for one in each if method.key in one]) for method in methods()}
+    return {method.name: np.stack([one[method.name] for one in each if method.name in one]) for method in methods()}
 
 
 def score_member(methods: Methods, settings: Settings, parts: Parts, cache: Cache, number: int) -> Scored:
@@ -46,11 +46,7 @@ def score_member(methods: Methods, settings: Settings, parts: Parts, cache: Cach
 
 
 def _score(family: list[Method], member: Member, parts: Parts) -> Scored:
-    scored = {}
-    for method in family:
-        assert method.build is not None
-        scored[method.key] = method.build(member).score([parts.queries], [parts.pretraining]).values
-    return scored
+    return {m.name: m.build(member).score([parts.queries], [parts.pretraining]).values for m in family}
 
 
 def unrolled_of(settings: Settings, parts: Parts, cache: Cache, number: int) -> np.ndarray:

@@ -10,9 +10,10 @@ import numpy as np
 
 from experiments.common.cache import Cache
 from experiments.common.judging import Judge
+from experiments.common.methods import Method
 from experiments.common.parallel import spread
 from experiments.digits.images import load_parts
-from experiments.digits.methods import SOURCE, Method
+from experiments.digits.methods import SOURCE
 from experiments.digits.scoring import Methods, Scored, score_all, unrolled_of
 from experiments.digits.settings import Settings
 from experiments.digits.truth import losses_on_halves
@@ -25,7 +26,7 @@ class Study:
     Attributes:
         methods: all that were scored.
         judge: what the retrainings say.
-        scored: key of a method -> scores (K, Q, N).
+        scored: name of a method -> scores (K, Q, N).
     """
 
     def __init__(self, settings: Settings, folder: Path, methods: Methods, overwrite: bool, processes: int) -> None:
@@ -39,14 +40,14 @@ class Study:
         """The exact derivative, which is made from first weights and not from a member, of a few trainings."""
         one = partial(unrolled_of, self.settings, self.parts, self.cache)
         each = spread(one, range(self.settings.unrolled), self.processes, "differentiating trainings")
-        method = Method(UNROLLED, "", "", None)
+        method = Method(UNROLLED)
         self.methods.append(method)
-        self.scored[method.key] = np.stack(each)
+        self.scored[method.name] = np.stack(each)
 
     def best(self, family: str) -> Method:
         """The damping of a family whose averaged scores do best on these very retrainings."""
         chosen = [method for method in self.methods if method.family == family and method.damping != SOURCE]
-        return max(chosen, key=lambda method: self.judge.together(self.scored[method.key]))
+        return max(chosen, key=lambda method: self.judge.together(self.scored[method.name]))
 
     def find(self, family: str, damping: str = "", alpha: str = "") -> Method:
         """The method of this family, damping and α."""

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from experiments.common.cache import Cache
+from experiments.common.judging import random_halves
 from experiments.common.parallel import spread
 from experiments.digits.engine import losses, stacked, train
-from experiments.digits.images import Parts, draw_halves
+from experiments.digits.images import Parts
 from experiments.digits.network import new_networks
 from experiments.digits.settings import Settings
+from msif.draws import generator
 
+HALVES_STREAM = 12
 TOGETHER = 20
 """Networks trained at once: as many as stay in a core's cache."""
 HALVES_PER_PART = 10
@@ -44,7 +47,7 @@ def losses_on_halves(
     settings: Settings, parts: Parts, cache: Cache, processes: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """(masks bool (M, N), losses (M, S, Q)) of M random halves, each trained on from S seeds."""
-    masks = draw_halves(settings)
+    masks = random_halves(generator(settings.seed, HALVES_STREAM), settings.halves, settings.pretraining)
     starts = range(0, settings.halves, HALVES_PER_PART)
     measured = spread(partial(_part, settings, parts, cache, masks), starts, processes, "retraining on halves")
     return masks, np.concatenate(measured)

@@ -50,7 +50,7 @@ def parser() -> Parser:
         "--cg-dampings", nargs="+", default=list(standard.cg.dampings), help="of the solver (default: %(default)s)"
     )
     for flag, default, text in (
-        ("--cg-facts", standard.cg.facts, "facts of each trial that the solver is run for"),
+        ("--cg-facts", sizes.few, "facts of each trial that the solver is run for"),
         ("--cg-iterations", standard.cg.iterations, "products of the solver"),
         ("--cg-examples", standard.cg.examples, "sequences of each stage that the solver's curvature is of"),
         ("--label-samples", standard.fit.label_samples, "label draws a sequence in fitting"),
@@ -80,7 +80,7 @@ def options_of(values: argparse.Namespace) -> Options:
     return Options(
         tuple(values.dampings),
         tuple(values.other_dampings),
-        CGOptions(tuple(values.cg_dampings), values.cg_facts, values.cg_iterations, values.cg_examples),
+        CGOptions(tuple(values.cg_dampings), values.cg_iterations, values.cg_examples),
         FitOptions(values.max_fit_examples, values.label_samples, values.seed),
         values.embedding_model,
         values.seed,
@@ -89,26 +89,25 @@ def options_of(values: argparse.Namespace) -> Options:
 
 def trace(options: argparse.Namespace) -> list[Table]:
     """The whole benchmark; what an earlier run has scored is used again."""
-    from experiments.fact_tracing.baselines import bm25_scores
+    from experiments.common.search import bm25_scores
     from experiments.fact_tracing.candidates import rank_among
     from experiments.fact_tracing.measures import measure
     from experiments.fact_tracing.methods import DEFAULT_METHODS, methods_named, possible
     from experiments.fact_tracing.models import Models
-    from experiments.fact_tracing.reading import read_pair
     from experiments.fact_tracing.report import write_report
-    from experiments.fact_tracing.running import compute, identity_of
-    from experiments.fact_tracing.store import ScoreStore
+    from experiments.fact_tracing.running import compute, score_cache
+    from experiments.facts.reading import read_pair
 
     output = Path(options.output)
     chosen = options_of(options)
     pair = read_pair(options.pair)
     methods, left_out = possible(methods_named(options.methods or DEFAULT_METHODS, chosen), pair)
-    sizes = Sizes(options.trials, options.facts, options.bm25, options.same_target, options.random)
+    sizes = Sizes(options.trials, options.facts, options.bm25, options.same_target, options.random, options.cg_facts)
     ranking = rank_among(pair, options.protocol, sizes, options.seed, bm25_scores)
     models = Models(pair, output / "factors", chosen.fit, options.device, options.batch_tokens, options.overwrite)
-    store = ScoreStore(output / "scores", identity_of(models, ranking), options.overwrite)
-    done = compute(methods, models, ranking, store, options.memory)
-    measured = [reading for method in methods for reading in measure(method, done[method.name], ranking)]
+    cache = score_cache(output / "scores", models, ranking, options.overwrite)
+    done = compute(methods, models, ranking, cache, options.memory)
+    measured = [reading for method in methods for reading in measure(method, done[method.key], ranking)]
     results = Path(options.results) if options.results else output / "report"
     write_configuration(results / "config.yaml", options)
     described = {**configuration(options), "methods left out, for their training is not known": left_out}

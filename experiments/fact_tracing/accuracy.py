@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from experiments.fact_tracing.facts import Fact, FactData
-from experiments.fact_tracing.halves import FINETUNE, QUERY, of_half
-from experiments.fact_tracing.questions import cloze, completion, question
+from experiments.facts.facts import Fact, FactData
+from experiments.facts.halves import FINETUNE, QUERY, of_half
+from experiments.facts.questions import cloze, completion, question
 from msif.reporting.tables import Table
 
 

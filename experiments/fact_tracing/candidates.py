@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.fact_tracing.options import Sizes
-from experiments.fact_tracing.reading import Asked, Pair
+from experiments.facts.reading import Asked, Pair
 from msif.errors import MsifError
 
 Protocol = Literal["rerank", "full"]
@@ -32,6 +32,7 @@ class Ranking:
         candidates: for each fact int64 rows of the corpus, ascending.
         counts: of the sets, and of what they fell short of.
         named: the ids behind some counts.
+        few: the first so many of a trial are asked of methods that are dear.
     """
 
     asked: tuple[Asked, ...]
@@ -39,6 +40,7 @@ class Ranking:
     candidates: tuple[np.ndarray, ...]
     counts: Mapping[str, float] = field(default_factory=dict)
     named: Mapping[str, list[str]] = field(default_factory=dict)
+    few: int = 0
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -74,7 +76,8 @@ def rank_among(pair: Pair, protocol: Protocol, sizes: Sizes, seed: int, bm25: BM
     trial = np.repeat(np.arange(len(trials)), [len(drawn) for drawn in trials])
     if protocol == "full":
         everything = np.arange(len(pair.texts))
-        return Ranking(asked, trial, (everything,) * len(asked), {"candidates of each fact": len(everything)})
+        counts = {"candidates of each fact": len(everything)}
+        return Ranking(asked, trial, (everything,) * len(asked), counts, few=sizes.few)
     check_sizes(len(pair.texts), sizes)
     scores = bm25([fact.text for fact in asked], pair.texts)
     shared = [rng(seed, SHARED, t).choice(len(pair.texts), sizes.random, replace=False) for t in range(len(trials))]
@@ -88,7 +91,7 @@ def rank_among(pair: Pair, protocol: Protocol, sizes: Sizes, seed: int, bm25: BM
             same = rng(seed, TARGET, q).choice(same, sizes.same_target, replace=False)
         parts = [np.asarray(fact.sources), best, same, shared[trial[q]]]
         candidates.append(np.unique(np.concatenate(parts)).astype(np.int64))
-    return Ranking(asked, trial, tuple(candidates), *_counts(asked, candidates, found, holders, sizes))
+    return Ranking(asked, trial, tuple(candidates), *_counts(asked, candidates, found, holders, sizes), sizes.few)
 
 
 def draw_trials(pair: Pair, sizes: Sizes, seed: int) -> list[np.ndarray]:

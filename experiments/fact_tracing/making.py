@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.common.folders import built, check, read
+from experiments.common.cache import Step, built_all, reported
 from experiments.fact_tracing.accuracy import accuracy_report, answered, clozes
-from experiments.fact_tracing.facts import Fact, FactData
-from experiments.fact_tracing.halves import FINETUNE, of_half, split, write_data
-from experiments.fact_tracing.questions import completion, load_clozes, load_questions, question
-from experiments.fact_tracing.selection import Plain, balanced, divisible, plainly_stated, with_question
-from msif.atomic import write_json
+from experiments.facts.facts import Fact, FactData
+from experiments.facts.halves import FINETUNE, of_half, split, write_data
+from experiments.facts.questions import completion, load_clozes, load_questions, question
+from experiments.facts.selection import Plain, balanced, divisible, plainly_stated, with_question
 from msif.errors import MsifError
 
 
@@ -101,16 +100,15 @@ def make(
         hub: the names of a pre-trained and a fine-tuned model, in place of training.
     """
     wanted: dict[str, Any] = {"seed": seed, "material": material.fingerprint()}
-    plan = [("data", wanted, lambda folder: write_data(material.data, material.halves, material.questions, folder))]
+    plan: list[Step] = [
+        (output / "data", wanted, lambda folder: write_data(material.data, material.halves, material.questions, folder))
+    ]
     if hub is None:
         wanted = {**wanted, "vocabulary": recipe.vocabulary, "model": recipe.model, "pretraining": recipe.pretraining}
-        plan.append(("pretrained", wanted, lambda folder: _pretrain(material, recipe, seed, folder)))
+        plan.append((output / "pretrained", wanted, lambda folder: _pretrain(material, recipe, seed, folder)))
         wanted = {**wanted, "finetuning": recipe.finetuning}
-        plan.append(("finetuned", wanted, lambda folder: _finetune(material, recipe, seed, output, folder)))
-    for name, settings, _ in plan:  # before any work
-        check(output / name, settings, overwrite)
-    for name, settings, build in plan:
-        built(output / name, settings, build, overwrite)
+        plan.append((output / "finetuned", wanted, lambda folder: _finetune(material, recipe, seed, output, folder)))
+    built_all(plan, overwrite)
     models = hub or (str(output / "pretrained"), str(output / "finetuned"))
     return _accuracy(material, models, output / "accuracy.json", {**wanted, "models": list(hub or ())}, device)
 
@@ -148,17 +146,11 @@ def _accuracy(material: Material, models: tuple[str, str], path: Path, settings:
 
     pretrained, finetuned = (load_model(name, dtype="float32", device=device) for name in models)
     settings = {**settings, "weights": [loaded.weights for loaded in (pretrained, finetuned)]}
-    known = read(path)
-    if known and known.get("settings") == settings:
-        return known
-    facts = list(material.data.facts.values())
-    right = answered(finetuned.model, finetuned.tokenizer, facts, material.questions)
-    placed = clozes(pretrained.model, pretrained.tokenizer, material.data, material.clozes)
-    report = {
-        **accuracy_report(material.data, material.halves, right, placed),
-        "pretrained": models[0],
-        "finetuned": models[1],
-        "settings": settings,
-    }
-    write_json(path, report)
-    return report
+
+    def report() -> dict:
+        right = answered(finetuned.model, finetuned.tokenizer, list(material.data.facts.values()), material.questions)
+        placed = clozes(pretrained.model, pretrained.tokenizer, material.data, material.clozes)
+        found = accuracy_report(material.data, material.halves, right, placed)
+        return {**found, "pretrained": models[0], "finetuned": models[1]}
+
+    return reported(path, settings, report)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.common.cache import Arrays
+from experiments.common.methods import Method
 from experiments.fact_tracing.candidates import Ranking
-from experiments.fact_tracing.methods import Influence, Method
-from experiments.fact_tracing.running import facts_of
-from experiments.fact_tracing.store import Arrays
+from experiments.fact_tracing.running import facts_of, summed
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.evaluation.retrieval import hit_at, recall_at, reciprocal_rank
 
@@ -70,23 +70,22 @@ def measure(method: Method, arrays: Arrays, ranking: Ranking) -> list[Measured]:
             float(arrays["seconds"]),
             residual,
         )
-        for modules, unit, flat in readings(method, arrays)
+        for modules, unit, flat in readings(arrays)
     ]
 
 
-def readings(method: Method, arrays: Arrays) -> Iterator[tuple[str, bool, np.ndarray]]:
+def readings(arrays: Arrays) -> Iterator[tuple[str, bool, np.ndarray]]:
     """(modules, unit, scores): the sum over all kinds of modules, and each kind alone where that is a method too."""
     kinds = sorted(key.removeprefix("score/") for key in arrays if key.startswith("score/"))
     choices = {"all": kinds}
-    if len(kinds) > 1 and isinstance(method, Influence) and method.separable:
+    if len(kinds) > 1:
         # beside the unembedding, the layers' maps have the scores that they have without it
         alone = ["unembedding"] if "unembedding" in kinds else kinds
         choices.update({kind: [kind] for kind in alone})
     for modules, chosen in choices.items():
-        scores = np.sum([arrays[f"score/{kind}"] for kind in chosen], axis=0, dtype=np.float64)
+        scores, norms = summed(arrays, chosen)
         yield modules, False, scores
-        if all(f"norm/{kind}" in arrays for kind in chosen):
-            norms = np.sqrt(np.sum([arrays[f"norm/{kind}"].astype(np.float64) ** 2 for kind in chosen], axis=0))
+        if norms is not None:
             yield modules, True, scores / np.maximum(norms, np.finfo(np.float64).tiny)
 
 

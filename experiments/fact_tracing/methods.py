@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from typing import Any, Literal
 
-import numpy as np
-
-from experiments.fact_tracing.baselines import (
-    bm25_scores,
-    embedding_scores,
-    random_scores,
-)
-from experiments.fact_tracing.candidates import Ranking
+from experiments.common.methods import Method
+from experiments.common.search import bm25_scores, embedding_scores
 from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
-from experiments.fact_tracing.projected import logra_scores, trak_scores
-from experiments.fact_tracing.reading import Pair
+from experiments.facts.reading import Pair
+from msif.attribution import logra, trak
 from msif.attribution.inverses import IHVP
-from msif.attribution.scorers import InfluenceScorer, PairScorer
+from msif.attribution.scorers import InfluenceScorer, Scorer
 from msif.attribution.stages import Damping, build_scorer
 from msif.curvature.preconditioners import EKFAC
 from msif.errors import MsifError
@@ -38,46 +31,6 @@ WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Method:
-    """
-    Attributes:
-        name: of its file; unique.
-        family: methods of one family differ by damping only.
-        damping: as it is shown; None where there is none.
-        settings: all that its scores depend on, beside models, data and candidates.
-    """
-
-    name: str
-    family: str
-    damping: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Influence(Method):
-    """⟨v, ∇L(z)⟩, scored in passes that many methods share.
-
-    Attributes:
-        scorer: from the models to what makes the query vectors.
-        facts: only so many of each trial; None is all.
-        separable: whether modules do not mix in v, so that each kind of module has scores of its own.
-        tau: whether it reads τ of the stages, for which their training must be known.
-    """
-
-    scorer: Callable[[Models], InfluenceScorer] = field(kw_only=True)
-    facts: int | None = None
-    separable: bool = True
-    tau: bool = False
-
-
-@dataclass(frozen=True)
-class Baseline(Method):
-    """Anything else: ``scores`` gives "score/all", (Q, N), and "norm/all" where candidates have one."""
-
-    scores: Callable[[Models, Ranking], dict[str, np.ndarray]] = field(kw_only=True)
-
-
 def methods_named(names: Sequence[str], options: Options) -> list[Method]:
     """The methods of these names, in the order of the registry.
 
@@ -89,7 +42,8 @@ def methods_named(names: Sequence[str], options: Options) -> list[Method]:
         raise MsifError(f"there is no method '{unknown[0]}': choose among {', '.join(REGISTRY)}.")
     for damping in (*options.dampings, *options.other_dampings, *options.cg.dampings):
         damping_of(damping)
-    return [method for name, make in REGISTRY.items() if name in names for method in make(options)]
+    made = [method for name, make in REGISTRY.items() if name in names for method in make(options)]
+    return list({method.key: method for method in made}.values())  # a damping may be given twice
 
 
 def possible(methods: Sequence[Method], pair: Pair) -> tuple[list[Method], list[str]]:
@@ -99,7 +53,7 @@ def possible(methods: Sequence[Method], pair: Pair) -> tuple[list[Method], list[
         MsifError: none is left.
     """
     known = training_is_known(pair.pretrained) and training_is_known(pair.finetuned)
-    left_out = [method.name for method in methods if isinstance(method, Influence) and method.tau and not known]
+    left_out = [method.name for method in methods if method.tau and not known]
     if left_out:
         logger.warning(
             "Left out, for %s or %s has no trainer_state.json and optimizer.pt beside it, from which 1/τ is read: %s",
@@ -137,16 +91,6 @@ def shown(text: str) -> str:
     return f"{float(number):g}" + (" mean" if number != text else "")
 
 
-def file_name(family: str, damping: str) -> str:
-    """Of a method that is swept."""
-    return re.sub(r"[^\w.]+", "-", f"{family} {damping}")
-
-
-def _influence(scorer: PairScorer) -> InfluenceScorer:
-    assert isinstance(scorer, InfluenceScorer)
-    return scorer
-
-
 def _multi_stage(
     options: Options,
     damping: str,
@@ -155,18 +99,29 @@ def _multi_stage(
     tracking: Tracking = "heads",
     measurement: str = "loss",
     alpha: Literal["auto"] | None = None,
-) -> Influence:
+) -> Method:
     tau = "auto" in (damping, alpha)
 
-    def scorer(models: Models) -> InfluenceScorer:
+    def scorer(models: Models) -> Scorer:
         stages = [models.fitted(which, tracking, tau=tau) for which in WHICH]
         both = replace(damping_of(damping), alpha=alpha)
-        return _influence(build_scorer("multi-stage", *stages, both, measurement=measurement))
+        return build_scorer("multi-stage", *stages, both, measurement=measurement)
 
-    name = file_name(family, damping)
-    settings = {"damping": damping, "tracking": tracking, "measurement": measurement, "alpha": alpha}
-    settings["fit"] = asdict(options.fit)
-    return Influence(name, family, shown(damping), settings, scorer=scorer, tau=tau)
+    settings = {"tracking": tracking, "measurement": measurement, "alpha": alpha}
+    return _damped(options, family, damping, scorer, tau, settings)
+
+
+def _damped(
+    options: Options,
+    family: str,
+    damping: str,
+    scorer: Callable[[Models], Scorer],
+    tau: bool,
+    settings: Mapping[str, Any],
+    dear: bool = False,
+) -> Method:
+    settings = {**settings, "damping": damping, "fit": asdict(options.fit)}
+    return Method(family, shown(damping), scorer=scorer, dear=dear, tau=tau, settings=settings)
 
 
 def _sweep(options: Options) -> Iterator[Method]:
@@ -176,15 +131,13 @@ def _sweep(options: Options) -> Iterator[Method]:
 
 def _single_stage(
     options: Options, damping: str, family: str, *, which: Which = "pretrained", tracking: Tracking = "heads"
-) -> Influence:
+) -> Method:
     tau = damping == "auto"
 
-    def scorer(models: Models) -> InfluenceScorer:
-        stage = models.fitted(which, tracking, tau=tau)
-        return _influence(build_scorer("single-stage", stage, None, damping_of(damping)))
+    def scorer(models: Models) -> Scorer:
+        return build_scorer("single-stage", models.fitted(which, tracking, tau=tau), None, damping_of(damping))
 
-    settings = {"damping": damping, "which": which, "tracking": tracking, "fit": asdict(options.fit)}
-    return Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer, tau=tau)
+    return _damped(options, family, damping, scorer, tau, {"which": which, "tracking": tracking})
 
 
 def _single(which: Which, family: str) -> Callable[[Options], Iterator[Method]]:
@@ -192,48 +145,38 @@ def _single(which: Which, family: str) -> Callable[[Options], Iterator[Method]]:
 
 
 def _source(options: Options) -> Iterator[Method]:
-    def scorer(models: Models) -> InfluenceScorer:
-        return _influence(build_scorer("source", *(models.fitted(which, tau=True) for which in WHICH)))
+    def scorer(models: Models) -> Scorer:
+        return build_scorer("source", *(models.fitted(which, tau=True) for which in WHICH))
 
-    yield Influence("multi-stage-source", SOURCE, "τ", {"fit": asdict(options.fit)}, scorer=scorer, tau=True)
+    yield Method(SOURCE, "τ", scorer=scorer, tau=True, settings={"fit": asdict(options.fit)})
 
 
 def _cg(options: Options) -> Iterator[Method]:
     cg = options.cg
     for damping in cg.dampings:
+        tau = damping == "auto"
 
-        def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
-            stages = [models.solved(which, cg.examples, tau=damping == "auto") for which in WHICH]
+        def scorer(models: Models, damping: str = damping, tau: bool = tau) -> Scorer:
+            stages = [models.solved(which, cg.examples, tau=tau) for which in WHICH]
             ihvp = IHVP("ekfac-cg", iterations=cg.iterations, tolerance=CG_TOLERANCE)
-            return _influence(build_scorer("multi-stage", *stages, damping_of(damping), ihvp))
+            return build_scorer("multi-stage", *stages, damping_of(damping), ihvp)
 
-        solved = {"facts": cg.facts, "iterations": cg.iterations, "examples": cg.examples}
-        settings = {"damping": damping, "cg": solved, "fit": asdict(options.fit)}
-        few = {"facts": cg.facts, "separable": False, "tau": damping == "auto"}
-        yield Influence(file_name(CG, damping), CG, shown(damping), settings, scorer=scorer, **few)
-
-
-def _gdp(options: Options) -> Iterator[Method]:
-    def scorer(models: Models) -> InfluenceScorer:
-        return _influence(build_scorer("gdp", models.stage("pretrained"), models.stage("finetuned")))
-
-    yield Influence("gdp", GDP, scorer=scorer)
+        settings = {"iterations": cg.iterations, "examples": cg.examples}
+        yield _damped(options, CG, damping, scorer, tau, settings, dear=True)
 
 
 def _no_hop(options: Options) -> Iterator[Method]:
     """The inverse of pre-training alone, as if fine-tuning passed every displacement on."""
-    family = "pre-training inverse only, EK-FAC"
     for damping in options.other_dampings:
+        tau = damping == "auto"
 
-        def scorer(models: Models, damping: str = damping) -> InfluenceScorer:
-            first = models.fitted("pretrained", tau=damping == "auto")
+        def scorer(models: Models, damping: str = damping, tau: bool = tau) -> Scorer:
+            first = models.fitted("pretrained", tau=tau)
             assert first.factors is not None
             stages = [EKFAC(first.factors, damping_of(damping).first(first))]
             return InfluenceScorer(models.stage("finetuned").side, first.side, stages)
 
-        settings = {"damping": damping, "fit": asdict(options.fit)}
-        tau = damping == "auto"
-        yield Influence(file_name(family, damping), family, shown(damping), settings, scorer=scorer, tau=tau)
+        yield _damped(options, "pre-training inverse only, EK-FAC", damping, scorer, tau, {})
 
 
 def _alpha(options: Options) -> Iterator[Method]:
@@ -258,57 +201,40 @@ def _unembedding(options: Options) -> Iterator[Method]:
         yield _multi_stage(options, damping, f"{MULTI_STAGE}, with unembedding", tracking="unembedding")
         yield _multi_stage(options, damping, WITH_UNEMBEDDING, tracking="unembedding", alpha="auto")
         yield _single_stage(options, damping, f"{SINGLE_STAGE}, with unembedding", tracking="unembedding")
+    yield _unfitted("gdp", f"{GDP}, with unembedding", tracking="unembedding")
 
-    def gdp(models: Models) -> InfluenceScorer:
-        stages = [models.stage(which, "unembedding") for which in WHICH]
-        return _influence(build_scorer("gdp", *stages))
 
-    yield Influence("gdp-with-unembedding", f"{GDP}, with unembedding", scorer=gdp)
+def _unfitted(method: str, family: str, damping: str = "", tracking: Tracking = "heads", **options: Any) -> Method:
+    """By a method of the library that needs no factors."""
+
+    def scorer(models: Models) -> Scorer:
+        return build_scorer(method, *(models.stage(which, tracking) for which in WHICH), **options)
+
+    return Method(family, damping, scorer=scorer, settings={"options": repr(options)})
 
 
 def _representations(options: Options) -> Iterator[Method]:
     for which, title in (("finetuned", "fine-tuned"), ("pretrained", "pre-trained")):
 
-        def scores(models: Models, ranking: Ranking, which: Which = which) -> dict[str, np.ndarray]:
-            scorer = build_scorer("representation", models.stage(which), None)
-            found = scorer.score(models.queries(ranking.asked), models.sentences(ranking.rows))
-            return {"score/all": found.values}
+        def scorer(models: Models, which: Which = which) -> Scorer:
+            return build_scorer("representation", models.stage(which), None)
 
-        yield Baseline(f"representation-{which}", f"representation similarity, {title} model", scores=scores)
-
-
-def _bm25(options: Options) -> Iterator[Method]:
-    def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
-        found = bm25_scores([fact.text for fact in ranking.asked], models.pair.texts)
-        return {"score/all": found[:, ranking.rows]}
-
-    yield Baseline("bm25", "BM25+", scores=scores)
+        yield Method(f"representation similarity, {title} model", scorer=scorer)
 
 
 def _embedding(options: Options) -> Iterator[Method]:
-    def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
-        queries = [fact.text for fact in ranking.asked]
-        texts = [models.pair.texts[row] for row in ranking.rows]
-        return {"score/all": embedding_scores(queries, texts, options.embedding_model)}
-
-    yield Baseline("embedding", "sentence embeddings", settings={"model": options.embedding_model}, scores=scores)
+    model = options.embedding_model
+    yield Method("sentence embeddings", search=partial(embedding_scores, model=model), settings={"model": model})
 
 
 def _trak(options: Options) -> Iterator[Method]:
-    settings = {"seed": options.seed}
-    yield Baseline("trak", "TRAK, one checkpoint", "0.1 mean", settings, scores=partial(trak_scores, seed=options.seed))
+    """Q is applied token by token."""
+    projection = replace(trak.DEFAULT_PROJECTION, seed=options.seed)
+    yield _unfitted("trak", "TRAK, one checkpoint", "0.1 mean", projection=projection)
 
 
 def _logra(options: Options) -> Iterator[Method]:
-    settings = {"seed": options.seed}
-    yield Baseline("logra", "LoGra", "0.1 mean", settings, scores=partial(logra_scores, seed=options.seed))
-
-
-def _random(options: Options) -> Iterator[Method]:
-    def scores(models: Models, ranking: Ranking) -> dict[str, np.ndarray]:
-        return {"score/all": random_scores(len(ranking.asked), len(ranking.rows), options.seed)}
-
-    yield Baseline("random", "random order", settings={"seed": options.seed}, scores=scores)
+    yield _unfitted("logra", "LoGra", "0.1 mean", projection=replace(logra.DEFAULT_PROJECTION, seed=options.seed))
 
 
 REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
@@ -319,15 +245,15 @@ REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "source": _source,
     "cg": _cg,
     "no-hop": _no_hop,
-    "gdp": _gdp,
+    "gdp": lambda options: iter([_unfitted("gdp", GDP)]),
     "measurements": _measurements,
     "whole-heads": _whole_heads,
     "unembedding": _unembedding,
     "representation": _representations,
-    "bm25": _bm25,
+    "bm25": lambda options: iter([Method("BM25+", search=bm25_scores)]),
     "embedding": _embedding,
     "trak": _trak,
     "logra": _logra,
-    "random": _random,
+    "random": lambda options: iter([_unfitted("random", "random order", seed=options.seed)]),
 }
 DEFAULT_METHODS = tuple(name for name in REGISTRY if name != "single-stage-finetuned")

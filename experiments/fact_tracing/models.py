@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.common.cache import keyed
 from experiments.fact_tracing.options import FitOptions
-from experiments.fact_tracing.reading import Asked, Pair
-from experiments.fact_tracing.store import keyed
+from experiments.facts.reading import Asked, Pair
 from msif.attribution.gradients import Side
 from msif.attribution.stages import FittedStage
 from msif.curvature.factors import ModuleFactors

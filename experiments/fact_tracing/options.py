@@ -13,6 +13,7 @@ class Sizes:
     Attributes:
         trials, facts: so many facts a trial, no fact in two of them.
         bm25, same_target, random: sentences of each kind among a fact's candidates.
+        few: the first so many of a trial are asked of methods that are dear.
     """
 
     trials: int = 3
@@ -20,6 +21,7 @@ class Sizes:
     bm25: int = 100
     same_target: int = 100
     random: int = 100
+    few: int = 4
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,9 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class CGOptions:
-    """The solver: for the first ``facts`` of each trial, at most so many products over so many sequences of a stage."""
+    """The solver: at most so many products over so many sequences of a stage."""
 
     dampings: tuple[str, ...] = ("0.1mean",)
-    facts: int = 4
     iterations: int = 10
     examples: int = 256
 

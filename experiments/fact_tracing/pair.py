@@ -10,25 +10,22 @@ names on a hub or folders, nothing is trained.
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.common.running import add_data_flag, experiment_parser, quiet, status_of
+from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.fact_tracing.accuracy import accuracy_tables
-from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Recipe, Selection, make, prepare
-from experiments.fact_tracing.trex import load_trex
-from msif.cli.parsing import Parser, positive_int
+from experiments.facts.lama import load_lama
+from experiments.facts.trex import load_trex
+from msif.cli.parsing import Parser, positive_int, run
 from msif.errors import MsifError
 from msif.reporting.tables import write_results
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, parser(), arguments)
-
-
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
     quiet(options.threads)
     if (options.pretrained is None) != (options.finetuned is None):
         raise MsifError("a pair needs both of its models: give --pretrained and --finetuned, or neither to train.")
@@ -102,4 +99,4 @@ def parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

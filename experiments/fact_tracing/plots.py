@@ -54,9 +54,9 @@ def _level(axis: Any, m: Measured, column: int, label: str, color: str, style: s
     axis.axhline(m.values[:, column].mean(), color=color, linestyle=style, linewidth=1, label=label)
 
 
-def _is_number(text: str | None) -> bool:
+def _is_number(text: str) -> bool:
     try:
-        float(text or "")
+        float(text)
     except ValueError:
         return False
     return True

@@ -12,7 +12,7 @@ from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.measures import MEASURES, Measured, intervals
 from experiments.fact_tracing.methods import MULTI_STAGE, WITH_UNEMBEDDING
 from experiments.fact_tracing.plots import plot_dampings
-from experiments.fact_tracing.reading import Pair
+from experiments.facts.reading import Pair
 from msif.reporting.tables import Table, write_results
 
 FORMATS = dict.fromkeys(MEASURES, ".3f")
@@ -67,7 +67,7 @@ def best(measured: Sequence[Measured]) -> list[Measured]:
 
 def named(m: Measured) -> list[Any]:
     """The first three columns of most tables."""
-    return [m.method.family, m.method.damping, "unit" if m.unit else "no"]
+    return [m.method.family, m.method.damping or None, "unit" if m.unit else "no"]
 
 
 NAMED = ["method", "λ", "norm"]
@@ -158,7 +158,7 @@ def solver(measured: Sequence[Measured]) -> list[Table]:
             m
             for m in whole(measured)
             if m.method.name == few.method.name
-            or (m.method.damping in (few.method.damping, None, "τ") and set(few.facts) <= set(m.facts))
+            or (m.method.damping in (few.method.damping, "", "τ") and set(few.facts) <= set(m.facts))
         ]
         rows = [[*named(m), *intervals(m.of(few.facts))] for m in rivals]
         title = f"{few.method.family} at λ = {few.method.damping}, beside others on the same {len(few.facts)} facts"

@@ -1,68 +1,96 @@
-"""Every method's scores: from the store, or computed and kept, method by method."""
+"""Every method's scores: from the cache, or computed and kept, method by method."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from experiments.common.cache import Arrays, Cache, hashed, keyed
+from experiments.common.methods import Method, Search
 from experiments.fact_tracing.candidates import Ranking
-from experiments.fact_tracing.methods import Baseline, Influence, Method
 from experiments.fact_tracing.models import Models
-from experiments.fact_tracing.stacked import Part, capacity_of, packed, score_parts, stack
-from experiments.fact_tracing.store import Arrays, ScoreStore, hashed
-from msif.attribution.scorers import InfluenceScorer
+from experiments.fact_tracing.projected import logra_scores
+from experiments.fact_tracing.stacked import Part, packed, score_parts
+from msif.attribution.chunks import capacities
+from msif.attribution.logra import LoGraScorer
+from msif.attribution.scorers import InfluenceScorer, Scorer
+from msif.attribution.scoring import stack
 from msif.curvature.cg import CG
 
 Done = dict[str, Arrays]
-"""Method name -> "score/KIND" and "norm/KIND" of each fact's candidates, one fact after the other; "seconds"; and of
+"""Method's key -> "score/KIND" and "norm/KIND" of each fact's candidates, one fact after the other; "seconds"; and of
 methods that solve "residual", the largest relative one that a stage ended with."""
 
 
-def identity_of(models: Models, ranking: Ranking) -> dict[str, object]:
-    """What all scores depend on."""
-    asked = [(fact.id, fact.prompt, fact.completion) for fact in ranking.asked]
-    return {
+def score_cache(folder: Path, models: Models, ranking: Ranking, overwrite: bool = False) -> Cache:
+    """Of everything that all scores depend on: models, data, what is asked and ranked."""
+    identity = {
         "models": models.identity,
-        "asked": hashed(asked),
+        "asked": hashed([(fact.id, fact.prompt, fact.completion) for fact in ranking.asked]),
         "candidates": hashed([rows.tolist() for rows in ranking.candidates]),
     }
+    return Cache(keyed(folder, "run", identity, overwrite), identity)
+
+
+def part_name(method: Method, ranking: Ranking) -> str:
+    """Of a method's scores in the cache."""
+    return f"{method.key}-{ranking.few}" if method.dear else method.key
 
 
 def facts_of(method: Method, ranking: Ranking) -> list[int]:
     """The facts that a method is asked about: all, or the first of each trial."""
-    most = method.facts if isinstance(method, Influence) else None
+    most = ranking.few if method.dear else None
     kept = [np.flatnonzero(ranking.trial == trial)[:most] for trial in np.unique(ranking.trial)]
     return np.concatenate(kept).tolist()
 
 
-def compute(
-    methods: Sequence[Method], models: Models, ranking: Ranking, store: ScoreStore, gigabytes: float = 3.0
-) -> Done:
+def compute(methods: Sequence[Method], models: Models, ranking: Ranking, cache: Cache, gigabytes: float = 3.0) -> Done:
     """The scores of all methods.
 
     Args:
-        gigabytes: of query vectors that are held at a time; about twice that is taken in all.
+        gigabytes: for query vectors, those of a pass.
     """
-    waiting = [method for method in methods if not store.has(method.name, method.settings)]
-    for method in waiting:
-        if isinstance(method, Baseline):
-            start = time.perf_counter()
-            arrays = method.scores(models, ranking)
-            everyone = range(len(ranking.asked))
-            flat = {
-                key: ranking.own(np.broadcast_to(values, (len(everyone), values.shape[1])), everyone)
-                for key, values in arrays.items()
-            }
-            _save(store, method, flat, time.perf_counter() - start)
-    influences = [method for method in waiting if isinstance(method, Influence)]
-    if influences:
-        Passes(models, ranking, store, gigabytes).run(influences)
-    return {method.name: store.load(method.name, method.settings) for method in methods}
+    waiting = [method for method in methods if not cache.has(part_name(method, ranking))]
+    passes = Passes(models, ranking, cache, gigabytes)
+    # those by texts first, which are soon done
+    for method in tqdm(sorted(waiting, key=lambda method: method.search is None), desc="scorers", disable=None):
+        start = time.perf_counter()
+        scorer = method.search or method.build(models)
+        if isinstance(scorer, InfluenceScorer):
+            passes.add(method, scorer)
+        else:
+            _save(cache, method, ranking, _alone(scorer, models, ranking), time.perf_counter() - start)
+    passes.run()
+    return {method.key: cache.load(part_name(method, ranking)) for method in methods}
+
+
+def _alone(scorer: Scorer | Search, models: Models, ranking: Ranking) -> Arrays:
+    """Scores of a method that shares no pass."""
+    if callable(scorer):
+        found = {"score/all": scorer([fact.text for fact in ranking.asked], models.pair.texts)[:, ranking.rows]}
+    else:
+        queries, candidates = models.queries(ranking.asked), models.sentences(ranking.rows)
+        if isinstance(scorer, LoGraScorer):
+            found = logra_scores(scorer, queries, candidates)
+        else:
+            found = {"score/all": scorer.score(queries, candidates).values}
+    everyone = range(len(ranking.asked))
+    shape = len(everyone), len(ranking.rows)
+    return {key: ranking.own(np.broadcast_to(values, shape), everyone) for key, values in found.items()}
+
+
+def summed(arrays: Arrays, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores and norms over some kinds of modules together; no norms where a method has none."""
+    scores = np.sum([arrays[f"score/{kind}"] for kind in kinds], axis=0, dtype=np.float64)
+    if not all(f"norm/{kind}" in arrays for kind in kinds):
+        return scores, None
+    return scores, np.sqrt(np.sum([arrays[f"norm/{kind}"].astype(np.float64) ** 2 for kind in kinds], axis=0))
 
 
 @dataclass(frozen=True)
@@ -84,44 +112,43 @@ class Passes:
 
     models: Models
     ranking: Ranking
-    store: ScoreStore
+    cache: Cache
     gigabytes: float
+    _shared: dict[Any, list[Method]] = field(default_factory=dict)
+    _scorers: dict[str, InfluenceScorer] = field(default_factory=dict)
 
-    def run(self, methods: Sequence[Influence]) -> None:
-        scorers = {method.name: method.scorer(self.models) for method in tqdm(methods, desc="factors", disable=None)}
-        # those with the same candidates' gradients share passes
-        shared: dict[Any, list[Influence]] = {}
-        for method in methods:
-            side = scorers[method.name].candidate_side
-            shared.setdefault((id(side.model), *(module.name for module in side.tracked)), []).append(method)
-        for members in shared.values():
-            side = scorers[members[0].name].candidate_side
-            self._run(members, scorers, capacity_of(side, self.gigabytes))
+    def add(self, method: Method, scorer: InfluenceScorer) -> None:
+        """Methods with the same candidates' gradients share passes."""
+        side = scorer.candidate_side
+        self._scorers[method.key] = scorer
+        self._shared.setdefault((id(side.model), *(module.name for module in side.tracked)), []).append(method)
 
-    def _run(self, methods: Sequence[Influence], scorers: dict[str, InfluenceScorer], capacity: int) -> None:
-        wanted: Callable[[Influence], list[int]] = lambda method: facts_of(method, self.ranking)  # noqa: E731
+    def run(self) -> None:
+        for members in self._shared.values():
+            costs = [self._scorers[method.key].cost() for method in members]
+            self._run(members, min(capacities(cost, int(self.gigabytes * 1e9))[1] for cost in costs))
+
+    def _run(self, methods: Sequence[Method], capacity: int) -> None:
+        wanted: Callable[[Method], list[int]] = lambda method: facts_of(method, self.ranking)  # noqa: E731
         total = -(-sum(len(wanted(method)) for method in methods) // capacity)
-        found: dict[str, list[Piece]] = {method.name: [] for method in methods}
+        found: dict[str, list[Piece]] = {method.key: [] for method in methods}
         for items in tqdm(packed(methods, wanted, capacity), desc="passes", total=total, unit="pass", disable=None):
-            for method, piece in self._pass(items, scorers):
-                found[method.name].append(piece)
-                done = sum(piece.facts for piece in found[method.name])
-                if done == len(wanted(method)):
-                    self._keep(method, found.pop(method.name))
+            for method, piece in self._pass(items):
+                found[method.key].append(piece)
+                if sum(piece.facts for piece in found[method.key]) == len(wanted(method)):
+                    self._keep(method, found.pop(method.key))
 
-    def _pass(
-        self, items: Sequence[tuple[Influence, list[int]]], scorers: dict[str, InfluenceScorer]
-    ) -> list[tuple[Influence, Piece]]:
+    def _pass(self, items: Sequence[tuple[Method, list[int]]]) -> list[tuple[Method, Piece]]:
         """What each method gets of one pass."""
         vectors, seconds, residuals = [], [], []
         for method, facts in items:
             start = time.perf_counter()
             batches = self.models.queries([self.ranking.asked[fact] for fact in facts])
-            vectors.append(scorers[method.name].query_vectors(batches))
+            vectors.append(self._scorers[method.key].query_vectors(batches))
             seconds.append(time.perf_counter() - start)
-            residuals.append(residual_of(scorers[method.name]))
+            residuals.append(residual_of(self._scorers[method.key]))
         start = time.perf_counter()
-        side = scorers[items[0][0].name].candidate_side
+        side = self._scorers[items[0][0].key].candidate_side
         whole = score_parts(side, stack(vectors), self.models.sentences(self.ranking.rows))
         edges = np.cumsum([0, *(len(facts) for _, facts in items)])
         share = (time.perf_counter() - start) / edges[-1]
@@ -131,17 +158,20 @@ class Passes:
             pieces.append((method, Piece(parts, seconds[i] + share * len(facts), residuals[i])))
         return pieces
 
-    def _keep(self, method: Influence, pieces: Sequence[Piece]) -> None:
+    def _keep(self, method: Method, pieces: Sequence[Piece]) -> None:
         facts = facts_of(method, self.ranking)
         arrays = {}
         for kind, part in pieces[0].parts.items():
             scores = np.concatenate([piece.parts[kind].scores for piece in pieces])
             arrays[f"score/{kind}"] = self.ranking.own(scores, facts)
             arrays[f"norm/{kind}"] = self.ranking.own(np.broadcast_to(part.norms, scores.shape), facts)
+        if not all(stage.blockwise for stage in self._scorers[method.key].preconditioners):
+            # modules mix in its vectors: a kind alone is no method
+            arrays = dict(zip(("score/all", "norm/all"), summed(arrays, list(pieces[0].parts)), strict=True))
         residuals = [piece.residual for piece in pieces if piece.residual is not None]
         if residuals:
             arrays["residual"] = np.array(max(residuals))
-        _save(self.store, method, arrays, sum(piece.seconds for piece in pieces))
+        _save(self.cache, method, self.ranking, arrays, sum(piece.seconds for piece in pieces))
 
 
 def residual_of(scorer: InfluenceScorer) -> float | None:
@@ -150,5 +180,5 @@ def residual_of(scorer: InfluenceScorer) -> float | None:
     return max((float(solution.residuals[-1].max()) for solution in solutions), default=None)
 
 
-def _save(store: ScoreStore, method: Method, arrays: Arrays, seconds: float) -> None:
-    store.save(method.name, method.settings, {**arrays, "seconds": np.array(seconds)})
+def _save(cache: Cache, method: Method, ranking: Ranking, arrays: Arrays, seconds: float) -> None:
+    cache.save(part_name(method, ranking), {**arrays, "seconds": np.array(seconds)})

@@ -26,7 +26,7 @@ from msif.attribution.scoring import QueryVectors, ScorePass
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer
-from msif.models.layouts import in_attention
+from msif.models.names import in_attention, layer_of
 from msif.models.objectives import Objective
 from msif.models.outer import Outer
 
@@ -42,8 +42,8 @@ class Part:
 
 
 def kind_of(name: str) -> str:
-    """Of a module, by its name, which has the number of its layer if it is in one."""
-    if not any(part.isdigit() for part in name.split(".")):
+    """Of a module, by its name."""
+    if layer_of(name) is None:
         return "unembedding"
     return "attention" if in_attention(name) else "mlp"
 
@@ -89,18 +89,6 @@ def score_parts(side: Side, vectors: Mapping[str, QueryVectors], candidates: Ite
     return {kind: Part(piece[:-1], piece[-1]) for kind, piece in zip(consumer.parts, pieces, strict=True)}
 
 
-def stack(vectors: list[dict[str, QueryVectors]]) -> dict[str, QueryVectors]:
-    """Takes several sets of dense vectors over, one module at a time, and puts them one after the other."""
-    if len(vectors) == 1:
-        return vectors[0]
-    result = {}
-    for name in list(vectors[0]):
-        parts = [one.pop(name) for one in vectors]
-        biases = [part.bias for part in parts if part.bias is not None]
-        result[name] = QueryVectors(torch.cat([part.dense() for part in parts]), torch.cat(biases) if biases else None)
-    return result
-
-
 def packed(
     methods: Iterable[M], facts: Callable[[M], Sequence[int]], capacity: int
 ) -> Iterator[list[tuple[M, list[int]]]]:
@@ -115,10 +103,3 @@ def packed(
             (numbered[number][1], [fact for _, fact in members])
             for number, members in groupby(chunk, key=lambda vector: vector[0])
         ]
-
-
-def capacity_of(side: Side, gigabytes: float) -> int:
-    """How many query vectors fit, at least one."""
-    _, dtype = device_and_dtype(side.model)
-    size = sum(module.shape[0] * module.shape[1] for module in side.tracked) * dtype.itemsize
-    return max(1, int(gigabytes * 1e9 / size))

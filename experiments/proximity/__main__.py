@@ -7,12 +7,11 @@ other beside its quadratic expansion.
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common.running import experiment_parser, quiet, status_of
-from msif.cli.parsing import Parser, positive_int, set_up_logging
+from experiments.common.running import experiment_parser, quiet
+from msif.cli.parsing import Parser, configuration, positive_int, run, set_up_logging
 from msif.errors import MsifError
 
 
@@ -33,19 +32,16 @@ def parser() -> Parser:
     return flags
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return status_of(run, parser(), arguments)
-
-
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse(arguments)
     if options.data_file and not options.pretrained_factors:
         raise MsifError("--data-file compares a loss with the factors' prediction: give --pretrained-factors too.")
     set_up_logging(False)
     quiet(options.threads)
+    from experiments.proximity.distances import proximity
     from experiments.proximity.measure import curvature, way
     from experiments.proximity.report import write
     from msif.curvature.store import FactorStore
-    from msif.evaluation.proximity import proximity
     from msif.models.loading import load_model
 
     store = FactorStore.open(options.pretrained_factors) if options.pretrained_factors else None
@@ -56,11 +52,10 @@ def run(options: argparse.Namespace) -> None:
     moved = curvature(store, pretrained, finetuned) if store else None
     measured = way(moved, pretrained, finetuned, options) if moved and options.data_file else None
     results = Path(options.results or Path(options.output) / "report")
-    settings = {key: value for key, value in sorted(vars(options).items()) if key != "config"}
-    write(results, settings, proximity(pretrained.model, finetuned.model), moved, measured)
+    write(results, configuration(options), proximity(pretrained.model, finetuned.model), moved, measured)
     print((results / "proximity.md").read_text(encoding="utf-8"))
     print(f"The tables and plots are in {results}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

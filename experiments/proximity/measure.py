@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from experiments.proximity.distances import Key, hidden_size
+from experiments.proximity.eigenspace import Alignment, alignments, together
+from experiments.proximity.quadratic import Expansion, changes_of, expansion, losses_along, mean_loss, second_difference
 from msif.attribution.gradients import Side
 from msif.attribution.stages import check_factors
 from msif.curvature.store import FactorStore
 from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import load_corpus
 from msif.data.format import check_rows, choose_format
-from msif.evaluation.eigenspace import Alignment, alignments, together
-from msif.evaluation.proximity import Key, hidden_size
-from msif.evaluation.quadratic import Expansion, changes_of, expansion, losses_along, mean_loss, second_difference
 from msif.models.loading import LoadedModel
 from msif.models.objectives import CausalLM
 from msif.models.roles import longest

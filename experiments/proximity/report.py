@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.proximity.distances import KINDS, Proximity
+from experiments.proximity.eigenspace import TOP, Alignment, together
 from experiments.proximity.measure import FRACTIONS, Curvature, Way
-from msif.evaluation.eigenspace import TOP, Alignment, together
-from msif.evaluation.proximity import KINDS, Proximity
 from msif.reporting.plots import figure
 from msif.reporting.tables import Table, write_results
 

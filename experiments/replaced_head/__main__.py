@@ -2,7 +2,7 @@
 
 Pre-trains a small GPT-NeoX on sentences, replaces its head, fine-tunes all parameters as a classifier, and asks every
 method which pre-training sentences made it classify as it does. Judged by labels, and by training both stages again
-(``experiments.counterfactual``). What an earlier run has made is used again.
+(``experiments.retraining``). What an earlier run has made is used again.
 
 Of two tasks: `subject` tells what a name is the name of, which a few sentences of pre-training say of each; `relation`
 tells which relation a sentence states, which no single sentence decides.
@@ -10,22 +10,22 @@ tells which relation a sentence states, which no single sentence decides.
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from experiments.common.running import quiet, status_of
+from experiments.common.running import quiet
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.command import chosen_sizes, report, study_parser, write, write_data_report
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.study import Study
-from experiments.fact_tracing.lama import load_lama
+from experiments.facts.lama import load_lama
 from experiments.replaced_head import relations, subjects
 from experiments.replaced_head.relations import RelationTask
 from experiments.replaced_head.report import accuracy_table, label_table
 from experiments.replaced_head.setting import label_setting
 from experiments.replaced_head.subjects import SubjectTask
+from experiments.retraining.command import chosen_sizes, report, study_parser, write, write_data_report
+from experiments.retraining.settings import Sizes
+from experiments.retraining.study import Study
+from msif.cli.parsing import run
 
 TASKS = {"subject": SubjectTask(), "relation": RelationTask()}
 FULL_TASKS = {
@@ -38,7 +38,10 @@ FULL_PRETRAINING = Schedule(epochs=10, learning_rate=2e-3, batch_size=32)
 FULL = Sizes(queries=32, removed=(10, 30, 100, 300), seeds=5, halves=100)
 
 
-def run(options: argparse.Namespace) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = study_parser("replaced_head", __doc__)
+    parser.add_argument("--task", choices=list(TASKS), default="subject", help="what is classified (default: subject)")
+    options = parser.parse(arguments)
     quiet(options.threads)
     sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
     task, recipe = (FULL_TASKS if options.full else TASKS)[options.task], RECIPES[options.task]
@@ -61,11 +64,5 @@ def run(options: argparse.Namespace) -> None:
     report(study, results, configuration)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = study_parser("replaced_head", __doc__)
-    parser.add_argument("--task", choices=list(TASKS), default="subject", help="what is classified (default: subject)")
-    return status_of(run, parser, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

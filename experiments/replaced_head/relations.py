@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.settings import Recipe
-from experiments.fact_tracing.facts import FactData
+from experiments.facts.facts import FactData
 from experiments.replaced_head.setting import Labelled, Parts
+from experiments.retraining.settings import Recipe
 from msif.errors import MsifError
 
 

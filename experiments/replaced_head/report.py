@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.counterfactual.study import REFERENCE, Study
 from experiments.replaced_head.setting import LabelSetting
+from experiments.retraining.study import REFERENCE, Study
 from msif.evaluation.intervals import bootstrap
 from msif.reporting.tables import Table
 

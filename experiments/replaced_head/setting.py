@@ -1,4 +1,4 @@
-"""The second setting: a language model becomes a classifier, of one task or another."""
+"""The setting: a language model becomes a classifier, of one task or another."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from experiments.common.training import Example, build_tokenizer
-from experiments.counterfactual.members import Member
-from experiments.counterfactual.settings import Recipe
-from experiments.counterfactual.two_stage import Asked, TwoStage
-from experiments.fact_tracing.facts import FactData
+from experiments.facts.facts import FactData
 from experiments.replaced_head.head import ClassifierHead
+from experiments.retraining.members import Member
+from experiments.retraining.settings import Recipe
+from experiments.retraining.two_stage import Asked, TwoStage
 from msif.errors import MsifError
 from msif.models.capture import frozen
 

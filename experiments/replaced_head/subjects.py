@@ -10,11 +10,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.settings import Recipe
-from experiments.fact_tracing.facts import Fact, FactData
-from experiments.fact_tracing.halves import FINETUNE, QUERY, halved, of_half
-from experiments.fact_tracing.selection import Plain, balanced, plainly_stated
+from experiments.facts.facts import Fact, FactData
+from experiments.facts.halves import FINETUNE, QUERY, halved, of_half
+from experiments.facts.selection import Plain, balanced, plainly_stated
 from experiments.replaced_head.setting import Labelled, Parts
+from experiments.retraining.settings import Recipe
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SubjectTask:
     """
     Attributes:
         least, most: facts of a class.
-        sentences: of a fact, at most; plain ones (``fact_tracing.selection``),
+        sentences: of a fact, at most; plain ones (``facts.selection``),
         words: of so many words at most,
         lead: so many of them before the subject.
         stated: so many plain sentences must state a fact.

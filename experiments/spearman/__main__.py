@@ -6,24 +6,22 @@ every method; writes a table and plots. What is done stays in the output folder,
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.common.folders import read
+from experiments.common.cache import Cache
 from experiments.common.running import add_data_flag, experiment_parser, quiet
-from experiments.spearman import points
 from experiments.spearman.bench import Bench
 from experiments.spearman.configuration import SIZES, Configuration
-from experiments.spearman.dense import path_of
+from experiments.spearman.dense import part_name
+from experiments.spearman.points import arrays_of, points_of
 from experiments.spearman.report import report
 from experiments.spearman.tasks import DENSE, DETAILED, TASKS, Workers
 from experiments.spearman.text import read_text
 from experiments.spearman.world import make_world
-from msif.atomic import write_json
 from msif.cli.parsing import Parser, configuration, run
 
 
@@ -53,29 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = [(task, damping) for task in TASKS for damping in _ordered(c)]
     tasks = [(task, c.detailed) for task in DETAILED] + tasks
     settings = {"seed": args.seed, "model": workers.bench.made_of, "configuration": asdict(c)}
-    _put_together(workers, c, output)
-    done = {task: points.load(_path(output, *task), settings) for task in tasks}
-    missing = [task for task in tasks if done[task] is None]
+    _put_together(workers)
+    cache = Cache(output / "points", settings, overwrite=True)
+    missing = [task for task in tasks if not cache.has(_name(*task))]
     with tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc="tasks", disable=None) as bar:
         for task, found in workers.run(missing):
-            points.save(_path(output, *task), found, settings)
-            done[task] = found
+            cache.save(_name(*task), arrays_of(found))
             bar.update()
     results = Path(args.results or output / "report")
     means = {damping: workers.bench.mean_shift(damping) for damping in c.dampings}
-    points_found = [point for found in done.values() for point in found or []]
-    report(points_found, c, results, {**configuration(args), **settings, "mean damping": means})
+    points = [point for task in tasks for point in points_of(cache.load(_name(*task)))]
+    report(points, c, results, {**configuration(args), **settings, "mean damping": means})
     print((results / "spearman.md").read_text(encoding="utf-8"))
 
 
-def _put_together(workers: Workers, c: Configuration, output: Path) -> None:
+def _put_together(workers: Workers) -> None:
     """H as a matrix, where the truth needs it; every part that is not there is made."""
-    folder = output / "dense"
-    settings = {"model": workers.bench.made_of, "solving": c.solving, "parts": c.dense_parts}
-    if read(folder / "settings.json") != settings:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / "settings.json", settings)
-    missing = [part for part in range(c.dense_parts) if not path_of(workers.bench, part).exists()]
+    bench = workers.bench
+    missing = [part for part in range(bench.c.dense_parts) if not bench.dense.has(part_name(part))]
     for _ in workers.run([(DENSE, str(part)) for part in missing]):
         pass
 
@@ -86,8 +79,8 @@ def _ordered(c: Configuration) -> list[str]:
     return absolute + [name for name in c.dampings if name not in absolute]
 
 
-def _path(output: Path, task: str, damping: str) -> Path:
-    return output / "points" / f"{task} {damping}.npz"
+def _name(task: str, damping: str) -> str:
+    return f"{task} {damping}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.folders import SETTINGS, built, read
+from experiments.common.cache import SETTINGS, Cache, built, hashed, read
 from experiments.common.memory import clock, peak_memory
 from experiments.common.training import load
 from experiments.spearman.configuration import NATURAL, RELATIVE, Configuration
@@ -64,6 +64,13 @@ class Bench:
     def made_of(self) -> Any:
         """The settings of the model: what is made from another one is made again."""
         return read(self.world.model / SETTINGS)
+
+    @cached_property
+    def dense(self) -> Cache:
+        """Of H as a matrix."""
+        settings = {"model": self.made_of, "solving": self.c.solving, "parts": self.c.dense_parts}
+        # named by them, too: a process of a broken run may still write its part, which is not one of another H
+        return Cache(self.output / "dense" / hashed(settings), settings)
 
     @cached_property
     def side(self) -> Side:

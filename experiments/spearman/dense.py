@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.spearman.bench import Bench
-from msif.atomic import atomic_path
 from msif.curvature.filters import per_block
 from msif.curvature.ggn import GGN
 from msif.curvature.vectors import Vectors
@@ -26,7 +24,7 @@ def column_slice(size: int, part: int, parts: int) -> range:
 
 
 def dense_part(bench: Bench, part: int) -> None:
-    """Columns of H by products with unit vectors, float64, into a file of the output folder."""
+    """Columns of H by products with unit vectors, float64, into the cache."""
     side = bench.side_of(bench.world.model, torch.float64)
     ggn = GGN(side.model, side.tracked, side.objective, bench.world.solving)
     shapes = {module.name: torch.Size(module.shape) for module in side.tracked}
@@ -38,13 +36,16 @@ def dense_part(bench: Bench, part: int) -> None:
         unit = torch.zeros(len(chosen), size, dtype=torch.float64, device=bench.device)
         unit[torch.arange(len(chosen)), chosen] = 1.0
         rows.append(flat(ggn.matvec(_unflat(unit, shapes))).cpu())
-    with atomic_path(path_of(bench, part)) as temporary, temporary.open("wb") as file:
-        np.save(file, torch.cat(rows).numpy())
+    bench.dense.save(part_name(part), {"columns": torch.cat(rows).numpy()})
 
 
-def path_of(bench: Bench, part: int) -> Path:
-    # a process of a broken run may still write its part: it must not be taken for one of another H
-    return bench.output / "dense" / f"{bench.c.solving} {part + 1} of {bench.c.dense_parts}.npy"
+def part_name(part: int) -> str:
+    return f"part-{part + 1}"
+
+
+def matrix(bench: Bench) -> np.ndarray:
+    """H as it was put together, (P, P)."""
+    return np.concatenate([bench.dense.load(part_name(part))["columns"] for part in range(bench.c.dense_parts)])
 
 
 def solve(bench: Bench, damping: str, b: Vectors) -> Vectors:
@@ -54,8 +55,7 @@ def solve(bench: Bench, damping: str, b: Vectors) -> Vectors:
 
 def solve_within(bench: Bench, damping: str, b: Vectors, groups: Sequence[Tensor]) -> Vectors:
     """(H' + D)⁻¹ b, float64, H' being H without what lies between the groups of parameters."""
-    parts = [np.load(path_of(bench, part)) for part in range(bench.c.dense_parts)]
-    H = torch.from_numpy(np.concatenate(parts))
+    H = torch.from_numpy(matrix(bench))
     H = (H + H.T) / 2
     H.diagonal().add_(_shift(bench, damping))
     right = flat(b).double().cpu()

@@ -10,11 +10,10 @@ import numpy as np
 from experiments.spearman.bench import Bench, Cost
 from experiments.spearman.configuration import RELATIVE
 from experiments.spearman.points import Point
-from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side
-from msif.attribution.logra import LoGraScorer
 from msif.attribution.projection import Projection
-from msif.attribution.scorers import InfluenceScorer, Scorer
+from msif.attribution.scorers import Scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.attribution.trak import TRAKScorer
 from msif.curvature.filters import DampedInverse
 from msif.curvature.kfac import KFAC, Diagonal
@@ -44,12 +43,12 @@ def kfac(bench: Bench, damping: str) -> list[Point]:
 
 def no_curvature(bench: Bench, damping: str) -> list[Point]:
     """The gradient dot product, the cosine, and CKA of gradients in two readings; the damping does not matter."""
-    side = bench.side
+    stage = FittedStage(bench.side)
     scorers: Mapping[str, Scorer] = {
-        "GDP": InfluenceScorer(side, side),
-        "cosine": InfluenceScorer(side, side, normalize="both"),
-        "CKA": CKAScorer(side, side),
-        "CKA, whole gradients": CKAScorer(side, side, rows="whole"),
+        "GDP": build_scorer("gdp", stage, None),
+        "cosine": build_scorer("cosine", stage, None),
+        "CKA": build_scorer("cka", stage, None),
+        "CKA, whole gradients": build_scorer("cka", stage, None, rows="whole"),
     }
     return [_scored(bench, damping, name, scorer) for name, scorer in scorers.items()]
 
@@ -76,8 +75,8 @@ def ablations(bench: Bench, damping: str) -> list[Point]:
 
 def logra(bench: Bench, damping: str) -> list[Point]:
     data = bench.fitting_data(bench.c.kernel)
-    options = {"damping_scale": 0.1} if damping == RELATIVE else {"damping": bench.mean_shift(damping)}
-    scorer = LoGraScorer(bench.side, bench.side, curvature_data=data, seed=bench.seed, **options)
+    shift = Damping() if damping == RELATIVE else Damping(bench.mean_shift(damping))
+    scorer = build_scorer("logra", FittedStage(bench.side, batches=data), None, shift, seed=bench.seed)
     with bench.measured() as overhead:
         scorer.query_vectors(bench.world.queries)
     point = _scored(bench, damping, "LoGra", scorer)

@@ -1,16 +1,14 @@
-"""What a method gave at one budget, and where it is kept."""
+"""What a method gave at one budget."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from msif.atomic import atomic_path
+from experiments.common.cache import Arrays
 
 
 @dataclass(frozen=True)
@@ -42,21 +40,13 @@ class Point:
     held_out_residual: list[float] | None = None
 
 
-def save(path: Path, points: Sequence[Point], settings: dict[str, Any]) -> None:
-    """The points of one task, in one file."""
+def arrays_of(points: Sequence[Point]) -> Arrays:
+    """Points as a cache keeps them: what is not scores as the bytes of its JSON."""
     rows = [{key: value for key, value in vars(point).items() if key != "scores"} for point in points]
-    header = np.frombuffer(json.dumps({"settings": settings, "points": rows}).encode(), dtype=np.uint8)
-    arrays = {str(number): point.scores for number, point in enumerate(points)}
-    with atomic_path(path) as part, part.open("wb") as file:
-        np.savez(file, allow_pickle=False, header=header, **arrays)
+    scores = {str(number): point.scores for number, point in enumerate(points)}
+    return {"rows": np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8), **scores}
 
 
-def load(path: Path, settings: dict[str, Any]) -> list[Point] | None:
-    """The points of an earlier run; None where there are none, or with other settings."""
-    if not path.is_file():
-        return None
-    with np.load(path) as file:
-        header = json.loads(bytes(file["header"]))
-        if header["settings"] != json.loads(json.dumps(settings)):
-            return None
-        return [Point(**row, scores=file[str(number)]) for number, row in enumerate(header["points"])]
+def points_of(arrays: Arrays) -> list[Point]:
+    """The same points again."""
+    return [Point(**row, scores=arrays[str(number)]) for number, row in enumerate(json.loads(bytes(arrays["rows"])))]

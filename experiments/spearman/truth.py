@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable
 from tempfile import TemporaryDirectory
 
@@ -20,6 +19,7 @@ from msif.curvature.ggn import GGN
 from msif.curvature.preconditioners import EKFAC
 from msif.curvature.vectors import Vectors
 from msif.models.blocks import TrackedModule
+from msif.models.names import layer_of
 from msif.models.select import track_modules
 
 TRUTH, FULL = "truth", "truth, all parameters"
@@ -51,7 +51,7 @@ def exact_groups(bench: Bench, damping: str) -> list[Point]:
     keys: dict[str, Callable[[TrackedModule, int], Hashable]] = {
         "exact blocks": lambda module, block: (module.name, block),
         "exact modules": lambda module, block: module.name,
-        "exact layers": lambda module, block: _layer(module.name),
+        "exact layers": lambda module, block: layer_of(module.name),
     }
     points = []
     for name, key in keys.items():
@@ -62,11 +62,6 @@ def exact_groups(bench: Bench, damping: str) -> list[Point]:
         seconds = cost.seconds / bench.c.queries
         points.append(Point(name, damping, None, bench.scores(x), 0.0, seconds, **bench.residuals(single, damping)))
     return points
-
-
-def _layer(name: str) -> str:
-    found = re.search(r"(^|\.)\d+(?=\.)", name)
-    return found.group() if found else name
 
 
 def _by_cg(bench: Bench, damping: str, damped: Damped, b: Vectors) -> tuple[Vectors, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from experiments.common.folders import built, read
+from experiments.common.cache import built, read
 from experiments.common.memory import clock
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, new_model, train
 from experiments.spearman.configuration import Configuration

@@ -8,7 +8,7 @@ INFLUENCES = (*STAGED, "gdp", "cosine")
 PROJECTED = ("trak", "logra")
 # by features of documents that an index holds
 INDEXED = ("trackstar",)
-METHODS = (*INFLUENCES, "cka", *PROJECTED, *INDEXED, "representation")
+METHODS = (*INFLUENCES, "cka", *PROJECTED, *INDEXED, "representation", "random")
 
 # how a stage's inverse is applied; the last ones solve on the stage's own data
 IHVPS = ("ekfac", "kfac", "diagonal", "identity", "cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi")
@@ -35,6 +35,7 @@ READ_BY = {
     "trak_weighting": ("trak",),
     "logra_labels": ("logra",),
     "cka_rows": ("cka",),
+    "random_seed": ("random",),
 }
 
 

@@ -14,6 +14,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import METHODS, PROJECTED
+from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer
 from msif.attribution.trak import TRAKCheckpoint, TRAKOptions
@@ -105,13 +106,13 @@ def build_scorer(
     gdp: ∇m(q; θ_ft)ᵀ ∇L(z; θ_pt). cosine: the same of unit vectors.
     cka: linear CKA of the same two gradients (``CKAScorer``). trak, logra: φ_m(q; θ_ft)ᵀ (K + λI)⁻¹ φ_L(z; θ_pt) of
     projected gradients (``TRAKCheckpoint``, ``LoGraScorer``), K from the batches of the candidates' stage.
-    representation: cosine of mean hidden states of the last model (``RepresentationScorer``).
+    representation: cosine of mean hidden states of the last model (``RepresentationScorer``). random: a random order.
 
     Args:
         damping: of trak and logra only the number λ is read.
         ihvp: how each stage's inverse is applied; EK-FAC by default.
-        options: passed on to the scorer: ``InfluenceScorer``, ``CKAScorer``, ``LoGraScorer``, or for trak
-            ``TRAKOptions`` and a ``projection``.
+        options: passed on to the scorer: ``InfluenceScorer``, ``CKAScorer``, ``LoGraScorer``, ``RandomScorer``, or for
+            trak ``TRAKOptions`` and a ``projection``.
 
     Raises:
         MsifError: an unknown method, or one that needs a model or factors that are not given.
@@ -129,6 +130,8 @@ def build_scorer(
         return CKAScorer(last.side, first.side, **options)
     if method == "representation":
         return RepresentationScorer(last.side)
+    if method == "random":
+        return RandomScorer(last.side, first.side, **options)
     if method in PROJECTED:
         return _projected(method, last.side, first, damping, options)
     stages: list[Preconditioner] = []
@@ -160,7 +163,7 @@ def _options_of(method: str) -> set[str]:
         return set()
     if method == "trak":
         return {field.name for field in fields(TRAKOptions)} - {"damping", "damping_scale"} | {"projection"}
-    scorer: Any = {"cka": CKAScorer, "logra": LoGraScorer}.get(method, InfluenceScorer)
+    scorer: Any = {"cka": CKAScorer, "logra": LoGraScorer, "random": RandomScorer}.get(method, InfluenceScorer)
     named = {name for name, of in signature(scorer).parameters.items() if of.kind is of.KEYWORD_ONLY}
     return named - {"damping", "damping_scale", "curvature_data"} | ({"projection"} if method == "logra" else set())
 

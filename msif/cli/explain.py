@@ -102,6 +102,8 @@ def _scorer_options(args: argparse.Namespace) -> dict[str, Any]:
         options = {"labels": args.logra_labels, "projection": _projection(LOGRA_PROJECTION, args)}
     elif args.method == "cka":
         options = {"rows": args.cka_rows}
+    elif args.method == "random":
+        options = {"seed": args.random_seed}
     elif args.method == "representation":
         options = {}
     elif args.method in INDEXED or (args.index and parse_candidates(args.candidates).of_index is None):

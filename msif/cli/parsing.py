@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from msif.errors import MsifError
+from msif.errors import MsifError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,9 +66,7 @@ class Parser(argparse.ArgumentParser):
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
-            raise MsifError(
-                f"{path} is not YAML ({' '.join(str(error).split())}): mend it or leave --config out."
-            ) from error
+            raise MsifError(f"{path} is not YAML ({one_line(error)}): mend it or leave --config out.") from error
         if not isinstance(values, dict):
             raise MsifError(f"{path} holds no flags: it must be a mapping from flag names to values.")
         names = {action.dest for action in self._actions}

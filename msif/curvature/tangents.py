@@ -15,6 +15,8 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
+from msif.errors import one_line
+
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
@@ -48,7 +50,7 @@ class AnyModel:
             except (NotImplementedError, RuntimeError) as error:
                 if not _lacks_forward_mode(error):
                     raise
-                log.info("curvature products by two more backward passes: %s", str(error).split("\n")[0])
+                log.info("curvature products by two more backward passes: %s", one_line(error))
                 self._forward = False
         with torch.enable_grad():
             return with_tangents(_TwiceBackward())

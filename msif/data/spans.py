@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import Any
 
 from msif.data.messages import texts_of
-from msif.errors import MsifError
+from msif.errors import MsifError, one_line
 
 Messages = Sequence[dict[str, Any]]
 Span = tuple[int, int]
@@ -37,7 +37,7 @@ def render(tokenizer: Any, messages: Messages, where: str, **options: Any) -> st
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
     except Exception as error:  # templates raise what they like
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error)
         raise MsifError(f"The chat template does not take the messages of {where} ({reason}); mend the row.") from error
     for turn, message in enumerate(messages):
         content = message.get("content")

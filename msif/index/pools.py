@@ -9,7 +9,7 @@ from torch import nn
 
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.layouts import in_attention
+from msif.models.names import in_attention
 from msif.models.select import decoder_layers, track_modules
 
 

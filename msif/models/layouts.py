@@ -16,6 +16,7 @@ from typing import Any
 
 from msif.errors import MsifError
 from msif.models.blocks import Block
+from msif.models.names import in_attention
 
 Layout = Callable[[Any, int], list[Block]]
 
@@ -25,11 +26,6 @@ _SEPARATE = {
     role: re.compile(rf"^(w_?{role}|{role}_lin|to_{role}|project_{role}|{role}|{word}|{word}_?proj)$", re.IGNORECASE)
     for role, word in (("q", "query"), ("k", "key"), ("v", "value"))
 }
-
-
-def in_attention(name: str) -> bool:
-    """Whether a module lies within an attention module, by the names on its path."""
-    return any("attn" in part or "attention" in part for part in name.lower().split(".")[:-1])
 
 
 def head_counts(config: Any) -> tuple[int, int, int]:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from msif.errors import MsifError
 from msif.models.blocks import Block, TrackedModule, is_linear, stored
-from msif.models.layouts import blocks_of, in_attention
+from msif.models.layouts import blocks_of
+from msif.models.names import in_attention
 from msif.models.parameters import find_parameters, short_name
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from msif.models.names import layer_of
 from msif.reporting.markup import Markup, element, join
 from msif.reporting.words import Word, strongest, words
 
@@ -125,16 +126,12 @@ def _cell(part: float | None, score: float, largest: float, place: str, printed:
 
 
 def kind_and_layer(block: str) -> tuple[str, int | None]:
-    """ "layers.2.attention.query_key_value:k5" -> ("attention k", 2), "h.3.mlp.c_fc" -> ("mlp.c_fc", 3).
-
-    The layer is the first number in the module's name.
-    """
+    """ "layers.2.attention.query_key_value:k5" -> ("attention k", 2), "h.3.mlp.c_fc" -> ("mlp.c_fc", 3)."""
     module, _, label = block.partition(":")
     parts = module.split(".")
-    number = next((int(part) for part in parts if part.isdigit()), None)
     parent = [part for part in parts[-2:-1] if not part.isdigit()]
     role = re.sub(r"\d+$", "", label)
-    return (" ".join([*parent, role]) if role else ".".join([*parent, parts[-1]])), number
+    return (" ".join([*parent, role]) if role else ".".join([*parent, parts[-1]])), layer_of(module)
 
 
 def _in_order(kind: str) -> tuple[str, int, str]:

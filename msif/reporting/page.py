@@ -14,7 +14,7 @@ from typing import Any
 
 from msif.atomic import write_text
 from msif.data.labels import describe_label
-from msif.errors import MsifError
+from msif.errors import MsifError, one_line
 from msif.json_text import json_lines, to_json
 from msif.reporting.document import document_card
 from msif.reporting.markup import Markup, element, join
@@ -81,7 +81,7 @@ def _scored(path: Path) -> dict[str, int]:
     try:
         counts = pq.read_table(path, columns=["query_id"]).column("query_id").value_counts().to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise MsifError(f"{path} cannot be read ({' '.join(str(error).split())}): run msif.influence again.") from error
+        raise MsifError(f"{path} cannot be read ({one_line(error)}): run msif.influence again.") from error
     return {str(row["values"]): int(row["counts"]) for row in counts}
 
 

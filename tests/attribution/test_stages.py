@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import alone, documents, tiny_lm
@@ -11,6 +12,7 @@ from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import METHODS, READ_BY
+from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer
 from msif.attribution.scoring import QueryVectors, compress
@@ -100,6 +102,7 @@ def test_methods_by_name_are_what_they_say(stages):
             [EKFAC(pretrained.factors, Accumulation(40.0)), EKFAC(finetuned.factors, Decay(7.0))],
         ),
         "representation": RepresentationScorer(finetuned.side),
+        "random": RandomScorer(finetuned.side, pretrained.side),
     }
     assert by_hand.keys() == set(METHODS)
     tau = [{m.name: torch.full((len(m.blocks),), value) for m in pretrained.side.tracked} for value in (40.0, 7.0)]
@@ -203,3 +206,16 @@ def test_representations_are_means_over_real_tokens_of_the_last_model(stages):
         for column, text in enumerate(texts):
             cosine = torch.cosine_similarity(mean(query), mean(text), dim=0)
             assert scores[row, column] == pytest.approx(float(cosine), abs=1e-5)
+
+
+def test_a_random_order_depends_on_seed_query_and_row_alone(stages):
+    queries, texts = documents([5, 7], seed=3), documents([6, 4, 9], seed=4)
+    scores = build_scorer("random", *stages, seed=3).score([collate(queries)], [collate(texts)]).values
+    assert scores.shape == (2, 3) and len(np.unique(scores)) == 6 and (scores >= 0).all() and (scores < 1).all()
+    again = build_scorer("random", None, stages[0], seed=3)
+    assert np.array_equal(again.score(alone(queries[::-1]), alone(texts[::-1])).values, scores)
+    fewer = again.score(alone(queries[:1]), alone(texts[1:]))
+    assert np.array_equal(fewer.values, scores[:1, 1:])
+    assert not np.array_equal(build_scorer("random", *stages).score(alone(queries), alone(texts)).values, scores)
+    with pytest.raises(MsifError, match="it has seed"):
+        build_scorer("random", *stages, normalize="unit")

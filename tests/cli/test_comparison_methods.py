@@ -1,4 +1,4 @@
-"""`--method cka|trak|logra` from end to end, against the library's scorers called by hand."""
+"""`--method cka|trak|logra|random` from end to end, against the library's scorers called by hand."""
 
 import json
 
@@ -12,6 +12,7 @@ from msif.attribution.gradients import Side
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.partial import PARTIAL, PartialScores
 from msif.attribution.projection import Projection
+from msif.attribution.random_order import RandomScorer
 from msif.attribution.trak import TRAKScorer
 from msif.data.batching import TokenBatches, batches_of
 from msif.data.corpus import load_corpus
@@ -65,6 +66,7 @@ CASES = {
         ["--damping", 0.05, "--projection-size", 3, "--projection-seed", 2],
         lambda q, z, data: LoGraScorer(q, z, Projection(3, 3, seed=2), damping=0.05, curvature_data=data()),
     ),
+    "random": (["--random-seed", 5], lambda q, z, data: RandomScorer(q, z, seed=5)),
     "logra, empirical, of the margin": (
         ["--measurement", "margin", "--logra-labels", "true", "--projection-size", 3],
         lambda q, z, data: LoGraScorer(
@@ -181,6 +183,7 @@ def test_flags_that_a_method_does_not_read(explain, world, tmp_path):
         ("multi-stage", "--trak-weighting", "token"),
         ("logra", "--projection-dim", 4),
         ("cka", "--projection-seed", 4),
+        ("cka", "--random-seed", 4),
         ("trak", "--logra-labels", "true"),
         ("trak", "--cka-rows", "whole"),
         ("cka", "--damping", 0.1),

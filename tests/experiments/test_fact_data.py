@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from experiments.fact_tracing.facts import Fact
-from experiments.fact_tracing.lama import load_lama
-from experiments.fact_tracing.questions import cloze, load_clozes, load_questions, question
-from experiments.fact_tracing.trex import load_trex
+from experiments.facts.facts import Fact
+from experiments.facts.lama import load_lama
+from experiments.facts.questions import cloze, load_clozes, load_questions, question
+from experiments.facts.trex import load_trex
 from msif.errors import MsifError
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 
@@ -11,12 +12,13 @@ import torch
 from experiments.common import training
 from experiments.fact_tracing import pair
 from experiments.fact_tracing.accuracy import Placed, accuracy_report, answered, chance, clozes
-from experiments.fact_tracing.facts import Fact, FactData, Sentence
-from experiments.fact_tracing.halves import split
-from experiments.fact_tracing.lama import load_lama
 from experiments.fact_tracing.making import Selection, prepare
-from experiments.fact_tracing.questions import load_questions, question
-from experiments.fact_tracing.reading import read_pair
+from experiments.facts.facts import Fact, FactData, Sentence
+from experiments.facts.halves import split
+from experiments.facts.lama import load_lama
+from experiments.facts.questions import load_questions, question
+from experiments.facts.reading import read_pair
+from msif.errors import MsifError
 from msif.json_text import json_lines
 
 TOWNS = ["Rome", "Bern", "Oslo"]
@@ -53,7 +55,7 @@ def data(tmp_path):
 
 
 def run(data, output, *more):
-    return pair.main(["--data", str(data), "--output", str(output), *SMALL, *SHORT, "--relations", "P19", "P20", *more])
+    pair.main(["--data", str(data), "--output", str(output), *SMALL, *SHORT, "--relations", "P19", "P20", *more])
 
 
 def rows(path):
@@ -62,7 +64,7 @@ def rows(path):
 
 def test_the_pair_leaves_what_its_readers_expect(data, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(data, out, "--relations", "P19", "P20", "P3") == 0
+    run(data, out, "--relations", "P19", "P20", "P3")
     corpus, facts = rows(out / "data" / "corpus.jsonl"), rows(out / "data" / "facts.jsonl")
     finetune, queries = rows(out / "data" / "finetune.jsonl"), rows(out / "data" / "queries.jsonl")
     assert len(corpus) == 32 and len(finetune) == len(queries) == 8
@@ -94,18 +96,17 @@ def test_the_pair_leaves_what_its_readers_expect(data, tmp_path, capsys):
     assert (out / "report" / "pair.md").is_file()
 
 
-def test_a_second_run_keeps_and_other_settings_are_refused(data, tmp_path, capsys):
+def test_a_second_run_keeps_and_other_settings_are_refused(data, tmp_path):
     out = tmp_path / "out"
-    assert run(data, out) == 0
+    run(data, out)
     made = (out / "finetuned" / "model.safetensors").stat().st_mtime_ns
     before = (out / "accuracy.json").stat().st_mtime_ns
-    assert run(data, out) == 0
+    run(data, out)
     assert (out / "finetuned" / "model.safetensors").stat().st_mtime_ns == made
     assert (out / "accuracy.json").stat().st_mtime_ns == before
-    capsys.readouterr()
-    assert run(data, out, "--hidden", "32") == 2
-    assert "made with other settings" in capsys.readouterr().err
-    assert run(data, out, "--finetuning-epochs", "2", "--overwrite") == 0
+    with pytest.raises(MsifError, match="made with other settings"):
+        run(data, out, "--hidden", "32")
+    run(data, out, "--finetuning-epochs", "2", "--overwrite")
     assert len(rows_of_steps(out / "finetuned")) == 2
 
 
@@ -116,7 +117,7 @@ def rows_of_steps(folder):
 def test_models_that_are_given_are_only_asked(data, tmp_path):
     run(data, tmp_path / "trained")
     models = [f"--{stage}={tmp_path / 'trained' / stage}" for stage in ("pretrained", "finetuned")]
-    assert run(data, tmp_path / "given", *models) == 0
+    run(data, tmp_path / "given", *models)
     assert not (tmp_path / "given" / "pretrained").exists()
     trained, given = (json.loads((tmp_path / n / "accuracy.json").read_text()) for n in ("trained", "given"))
     assert given["answered"] == trained["answered"] and given["other_half"] == trained["other_half"]
@@ -127,7 +128,7 @@ def test_models_that_are_given_are_traced_where_others_were_trained(data, tmp_pa
     run(data, tmp_path / "out")
     assert read_pair(tmp_path / "out").finetuned == str(tmp_path / "out" / "finetuned")
     other = shutil.copytree(tmp_path / "out" / "pretrained", tmp_path / "other")
-    assert run(data, tmp_path / "out", f"--pretrained={other}", f"--finetuned={other}") == 0
+    run(data, tmp_path / "out", f"--pretrained={other}", f"--finetuned={other}")
     pair = read_pair(tmp_path / "out")
     assert (pair.pretrained, pair.finetuned) == (str(other), str(other))
     answers = json.loads((tmp_path / "out" / "accuracy.json").read_text())
@@ -149,10 +150,9 @@ def test_models_that_are_given_are_traced_where_others_were_trained(data, tmp_pa
         (["--data", "nowhere"], "give the folder that holds lama_trex with --data"),
     ],
 )
-def test_what_cannot_be_made_is_one_sentence(data, tmp_path, capsys, flags, says):
-    assert run(data, tmp_path / "out", *flags) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and says in error
+def test_what_cannot_be_made_is_one_sentence(data, tmp_path, flags, says):
+    with pytest.raises(MsifError, match=re.escape(says)):
+        run(data, tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
 
 

@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 from experiments.common import training
+from experiments.common.cache import Cache, keyed
+from experiments.common.methods import Method
+from experiments.common.search import bm25_scores
 from experiments.fact_tracing import running, stacked
-from experiments.fact_tracing.baselines import bm25_scores
 from experiments.fact_tracing.candidates import rank_among
 from experiments.fact_tracing.measures import measure, readings
-from experiments.fact_tracing.methods import CG, Baseline, Influence, damping_of, methods_named, possible, shown
+from experiments.fact_tracing.methods import CG, damping_of, methods_named, possible, shown
 from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.options import CGOptions, Options, Sizes
-from experiments.fact_tracing.reading import read_pair
-from experiments.fact_tracing.running import compute, facts_of, identity_of
+from experiments.fact_tracing.running import compute, facts_of, part_name, score_cache
 from experiments.fact_tracing.stacked import kind_of, packed
-from experiments.fact_tracing.store import ScoreStore, keyed
+from experiments.facts.reading import read_pair
 from msif.attribution.stages import build_scorer
 from msif.errors import MsifError
 
-SMALL = Sizes(trials=2, facts=3, bm25=3, same_target=2, random=4)
+SMALL = Sizes(trials=2, facts=3, bm25=3, same_target=2, random=4, few=1)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,22 @@ def ranking(pair):
     return rank_among(pair, "rerank", SMALL, 0, bm25_scores)
 
 
-def rigged(kind):
+def rigged(kind, ranking):
     """A method that knows the sources, or the opposite, or nothing."""
 
-    def scores(models, ranking):
-        relevant = np.array([np.isin(ranking.rows, fact.sources) for fact in ranking.asked], dtype=float)
-        return {"score/all": {"perfect": relevant, "inverse": -relevant, "constant": 0 * relevant}[kind]}
+    def search(queries, texts):
+        assert queries == [fact.text for fact in ranking.asked]
+        relevant = np.array([np.isin(range(len(texts)), fact.sources) for fact in ranking.asked], dtype=float)
+        return {"perfect": relevant, "inverse": -relevant, "constant": 0 * relevant}[kind]
 
-    return Baseline(kind, kind, scores=scores)
+    return Method(kind, search=search)
 
 
 @pytest.mark.parametrize("kind", ["perfect", "inverse", "constant"])
 def test_measures_of_rigged_scores_end_to_end(kind, models, ranking, tmp_path):
-    method = rigged(kind)
-    store = ScoreStore(tmp_path, {})
-    (result,) = measure(method, compute([method], models, ranking, store)[kind], ranking)
+    method = rigged(kind, ranking)
+    cache = Cache(tmp_path / "scores", {})
+    (result,) = measure(method, compute([method], models, ranking, cache)[method.key], ranking)
     sizes = np.array([len(rows) for rows in ranking.candidates])
     sources = np.array([ranking.relevant(q).sum() for q in range(len(sizes))])
     assert (sources == 2).all() and (sizes > 4).all()
@@ -61,6 +63,11 @@ def test_measures_of_rigged_scores_end_to_end(kind, models, ranking, tmp_path):
     else:
         assert result.values[:, 0] == pytest.approx(1 / sizes)
         assert (result.values[:, 1:] == (sizes <= 10)[:, None]).all()
+
+
+def gigabytes_of_a_vector(models):
+    """While it is made."""
+    return 4 * build_scorer("gdp", *(models.stage(which) for which in ("pretrained", "finetuned"))).cost().making / 1e9
 
 
 def influences(*dampings):
@@ -76,23 +83,23 @@ def restricted(stage, kind):
 @pytest.mark.parametrize("modules", ["all", "mlp", "attention"])
 def test_readings_of_the_shared_pass_equal_scorers_of_their_own(modules, normalize, models, ranking, tmp_path):
     methods = influences("1e-3", "0.1mean", "auto")
-    size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
+    size = gigabytes_of_a_vector(models)
     # four vectors at a time, where a method has six: every method is cut
-    done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)), 4.5 * size)
+    done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking), 4.5 * size)
     queries, candidates = models.queries(ranking.asked), models.sentences(ranking.rows)
     for method in methods:
-        damping = None if method.damping is None else damping_of(method.settings["damping"])
+        damping = None if not method.damping else damping_of(method.settings["damping"])
         stages = [restricted(models.fitted(which, tau=True), modules) for which in ("pretrained", "finetuned")]
         scorer = build_scorer("gdp" if damping is None else "multi-stage", *stages, damping, normalize=normalize)
         expected = ranking.own(scorer.score(queries, candidates).values, range(len(ranking.asked)))
-        found = {(m, unit): flat for m, unit, flat in readings(method, done[method.name])}
+        found = {(m, unit): flat for m, unit, flat in readings(done[method.key])}
         assert len(found) == 6
         scale = np.abs(expected).max()
         assert found[modules, normalize == "unit"] / scale == pytest.approx(expected / scale, abs=2e-5)
 
 
 def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
-    options = Options(dampings=("0.1mean",), cg=CGOptions(facts=1, iterations=1, examples=8))
+    options = Options(dampings=("0.1mean",), cg=CGOptions(iterations=1, examples=8))
     names = [
         "alpha",
         "single-stage",
@@ -106,38 +113,39 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
     ]
     names += ["representation", "trak", "logra", "random"]
     methods = methods_named(names, options)
-    done = compute(methods, models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
+    done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking))
     pairs = sum(len(rows) for rows in ranking.candidates)
     for method in methods:
-        found = list(readings(method, done[method.name]))
+        found = list(readings(done[method.key]))
         few = method.family == CG
         assert facts_of(method, ranking) == ([0, 3] if few else [0, 1, 2, 3, 4, 5])
         expected = len(ranking.candidates[0]) + len(ranking.candidates[3]) if few else pairs
         assert all(len(flat) == expected and np.isfinite(flat).all() and np.ptp(flat) > 0 for *_, flat in found)
         # CG's modules mix, so MLP alone is not a part of its sum
         several = 4 if "unembedding" in method.name else 6
-        assert len(found) == (2 if few or method.name == "logra" else several if isinstance(method, Influence) else 1)
-    assert len({flat.tobytes() for m in methods for *_, flat in readings(m, done[m.name])}) == sum(
-        len(list(readings(m, done[m.name]))) for m in methods
+        single = method.family.startswith(("representation", "TRAK", "random"))
+        assert len(found) == (2 if few or method.family == "LoGra" else 1 if single else several)
+    assert len({flat.tobytes() for m in methods for *_, flat in readings(done[m.key])}) == sum(
+        len(list(readings(done[m.key]))) for m in methods
     )
 
 
 def test_cg_equals_its_own_scorer_on_few_facts(models, ranking, tmp_path):
-    (method,) = methods_named(["cg"], Options(cg=CGOptions(("1.0",), 1, 1, 8)))
-    done = compute([method], models, ranking, ScoreStore(tmp_path, identity_of(models, ranking)))
-    scorer = method.scorer(models)
+    (method,) = methods_named(["cg"], Options(cg=CGOptions(("1.0",), 1, 8)))
+    done = compute([method], models, ranking, score_cache(tmp_path, models, ranking))
+    scorer = method.build(models)
     asked = [ranking.asked[0], ranking.asked[3]]
     values = scorer.score(models.queries(asked), models.sentences(ranking.rows)).values
     expected = ranking.own(values, [0, 3])
-    (_, _, plain), _ = readings(method, done[method.name])
-    assert done[method.name]["residual"] > 0
+    (_, _, plain), _ = readings(done[method.key])
+    assert done[method.key]["residual"] > 0
     assert plain == pytest.approx(expected, rel=1e-3, abs=1e-4 * float(np.abs(expected).max()))
 
 
 def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monkeypatch):
-    methods = [*influences("1e-3", "1e-2"), rigged("perfect")]
-    size = sum(m.shape[0] * m.shape[1] for m in models.stage("pretrained").side.tracked) * 4 / 1e9
-    store = ScoreStore(tmp_path, identity_of(models, ranking))
+    methods = [*influences("1e-3", "1e-2"), rigged("perfect", ranking)]
+    size = gigabytes_of_a_vector(models)
+    cache = score_cache(tmp_path, models, ranking)
     passes = []
 
     def interrupted(*arguments):
@@ -148,28 +156,30 @@ def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monk
 
     monkeypatch.setattr(running, "score_parts", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compute(methods, models, ranking, store, 4.5 * size)  # 18 vectors: five passes
-    kept = [store.has(method.name, method.settings) for method in methods]
+        compute(methods, models, ranking, cache, 4.5 * size)  # 18 vectors: five passes
+    kept = [cache.has(part_name(method, ranking)) for method in methods]
     assert kept == [True, False, False, True]  # two passes of four finish one method of six
-    times = {method.name: store._path(method.name, method.settings).stat().st_mtime_ns for method in methods[:1]}
-    done = compute(methods, models, ranking, store, 1.0)
+    first = cache.folder / f"{part_name(methods[0], ranking)}.npz"
+    written = first.stat().st_mtime_ns
+    done = compute(methods, models, ranking, cache, 1.0)
     assert len(passes) == 4  # the other two in one pass
-    assert times == {name: store._path(name, methods[0].settings).stat().st_mtime_ns for name in times}
-    compute(methods, models, ranking, store, 1.0)
+    assert written == first.stat().st_mtime_ns
+    compute(methods, models, ranking, cache, 1.0)
     assert len(passes) == 4
-    fresh = compute(methods, models, ranking, ScoreStore(tmp_path / "other", {}), 1.0)
-    for name, arrays in done.items():
-        for key in set(arrays) - {"seconds"}:
-            assert arrays[key] == pytest.approx(fresh[name][key], rel=1e-4, abs=1e-6 * float(np.abs(arrays[key]).max()))
+    fresh = compute(methods, models, ranking, Cache(tmp_path / "other", {}), 1.0)
+    for key, arrays in done.items():
+        for part in set(arrays) - {"seconds"}:
+            scale = float(np.abs(arrays[part]).max())
+            assert arrays[part] == pytest.approx(fresh[key][part], rel=1e-4, abs=1e-6 * scale)
 
 
 def test_scores_of_other_settings_or_candidates_are_not_believed(models, ranking, tmp_path):
-    store = ScoreStore(tmp_path, identity_of(models, ranking))
-    store.save("m", {"damping": 1}, {"seconds": np.array(1.0)})
-    assert store.has("m", {"damping": 1}) and not store.has("m", {"damping": 2})
+    method = rigged("perfect", ranking)
+    score_cache(tmp_path, models, ranking).save(part_name(method, ranking), {"seconds": np.array(1.0)})
+    assert not score_cache(tmp_path, models, ranking).has(part_name(replace(method, settings={"damping": 2}), ranking))
     other = replace(ranking, candidates=ranking.candidates[::-1])
-    assert not ScoreStore(tmp_path, identity_of(models, other)).has("m", {"damping": 1})
-    assert ScoreStore(tmp_path, identity_of(models, ranking)).has("m", {"damping": 1})
+    assert not score_cache(tmp_path, models, other).has(part_name(method, ranking))
+    assert score_cache(tmp_path, models, ranking).has(part_name(method, ranking))
 
 
 def test_overwrite_removes_only_what_bears_the_same_name(tmp_path):

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from experiments.fact_tracing.facts import Fact, FactData, Sentence
-from experiments.fact_tracing.selection import Plain, balanced, divisible, plainly_stated, with_question
+from experiments.facts.facts import Fact, FactData, Sentence
+from experiments.facts.selection import Plain, balanced, divisible, plainly_stated, with_question
 from msif.errors import MsifError
 
 

@@ -8,15 +8,15 @@ import pytest
 from births import NAMES, write_data
 from pairs import write_rows
 
+from experiments.common.methods import Method
+from experiments.common.search import bm25_scores
 from experiments.fact_tracing.__main__ import options_of, parser, trace
-from experiments.fact_tracing.baselines import bm25_scores
 from experiments.fact_tracing.candidates import Holders, Ranking, rank_among
 from experiments.fact_tracing.measures import Measured, measures
-from experiments.fact_tracing.methods import MULTI_STAGE, Influence
+from experiments.fact_tracing.methods import MULTI_STAGE
 from experiments.fact_tracing.options import Sizes
-from experiments.fact_tracing.reading import Asked, Pair, read_pair
 from experiments.fact_tracing.report import answered, differences
-from msif.attribution.scorers import InfluenceScorer
+from experiments.facts.reading import Asked, Pair, read_pair
 from msif.errors import MsifError
 from msif.json_text import json_lines
 
@@ -112,9 +112,8 @@ def test_measures_of_each_fact_are_of_its_own_candidates():
 
 
 def measured(family, values, unit=False, facts=None):
-    method = Influence(family, family, None, scorer=lambda models: InfluenceScorer)
     facts = np.arange(len(values)) if facts is None else facts
-    return Measured(method, "all", unit, facts, np.repeat(np.array(values, float)[:, None], 3, axis=1), 0.0)
+    return Measured(Method(family), "all", unit, facts, np.repeat(np.array(values, float)[:, None], 3, axis=1), 0.0)
 
 
 def test_paired_differences_and_answered_facts():
@@ -146,7 +145,7 @@ def test_the_command_writes_tables_and_a_plot(pair_folder, tmp_path):
     flags += ["--trials", "2", "--facts", "3", "--bm25", "3", "--same-target", "2", "--random", "4"]
     flags += ["--cg-facts", "1", "--cg-iterations", "1"]
     values = parser().parse(flags)
-    assert options_of(values).dampings == ("1e-2", "0.1mean") and options_of(values).cg.facts == 1
+    assert options_of(values).dampings == ("1e-2", "0.1mean") and options_of(values).cg.iterations == 1
     trace(values)
     text = (tmp_path / "docs" / "fact_tracing.md").read_text()
     assert "| random order" in text and "beside others on the same 2 facts; the solver ended at" in text

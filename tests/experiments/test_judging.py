@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.common.judging import Judge
+from experiments.common.judging import Judge, random_halves
+from msif.draws import generator
 from msif.evaluation.datamodelling import linear_datamodelling_score
 
 
@@ -44,3 +45,10 @@ def test_each_seed_is_judged_by_its_own_retrainings():
     assert judge.own_difference(true, noisy).low > 0
     same = judge.own(noisy[:1])  # of what reads no model, by all seeds
     assert same.mean == pytest.approx(judge.own(np.repeat(noisy[:1], 2, axis=0)).mean)
+
+
+def test_halves_are_halves_and_the_seed_decides():
+    masks = random_halves(generator(0, 1), 8, 9)
+    assert masks.shape == (8, 9) and (masks.sum(1) == 4).all() and len(np.unique(masks, axis=0)) == 8
+    assert np.array_equal(masks, random_halves(generator(0, 1), 8, 9))
+    assert not np.array_equal(masks, random_halves(generator(1, 1), 8, 9))

@@ -6,6 +6,7 @@ import pytest
 from pairs import save_pair
 
 from experiments.proximity import __main__ as command
+from msif.errors import MsifError
 from msif.fit_factors import main as fit_factors
 
 
@@ -19,7 +20,7 @@ def pair(tmp_path_factory):
 
 def run(pair, *more):
     models = ["--pretrained", str(pair / "pretrained"), "--finetuned", str(pair / "finetuned")]
-    return command.main([*models, *map(str, more)])
+    command.main([*models, *map(str, more)])
 
 
 def tables(folder):
@@ -28,7 +29,7 @@ def tables(folder):
 
 
 def test_two_models_alone(pair, tmp_path):
-    assert run(pair, "--output", tmp_path) == 0
+    run(pair, "--output", tmp_path)
     report = tmp_path / "report"
     assert sorted(path.name for path in report.iterdir()) == ["proximity.json", "proximity.md", "proximity.png"]
     by_layer, by_kind = tables(report).values()
@@ -41,7 +42,7 @@ def test_two_models_alone(pair, tmp_path):
 
 def test_with_factors_and_data(pair, tmp_path):
     data = ["--pretrained-factors", pair / "factors", "--data-file", pair / "data" / "corpus.jsonl", "--examples", 7]
-    assert run(pair, *data, "--results", tmp_path) == 0
+    run(pair, *data, "--results", tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"} and len(
         list(tmp_path.iterdir())
     ) == 5
@@ -62,10 +63,11 @@ def test_with_factors_and_data(pair, tmp_path):
     assert " 7 texts" in (tmp_path / "proximity.md").read_text(encoding="utf-8")
 
 
-def test_wrong_inputs_are_one_sentence(pair, tmp_path, capsys):
+def test_wrong_inputs_are_one_sentence(pair, tmp_path):
     def said(*more):
-        assert run(pair, "--output", tmp_path / "out", *more) == 2
-        return capsys.readouterr().err
+        with pytest.raises(MsifError) as raised:
+            run(pair, "--output", tmp_path / "out", *more)
+        return str(raised.value)
 
     assert "give --pretrained-factors too" in said("--data-file", pair / "data" / "corpus.jsonl")
     assert "no folder of factors" in said("--pretrained-factors", tmp_path / "none")

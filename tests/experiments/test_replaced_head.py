@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from experiments.common.training import ModelSize, Schedule, new_model
-from experiments.counterfactual import study
-from experiments.counterfactual.methods import all_methods
-from experiments.counterfactual.removal import RANDOM
-from experiments.counterfactual.report import removal_table
-from experiments.counterfactual.settings import Recipe, Sizes
-from experiments.counterfactual.study import REFERENCE, Study
-from experiments.fact_tracing.facts import Fact, FactData, Sentence
+from experiments.facts.facts import Fact, FactData, Sentence
 from experiments.replaced_head.head import ClassifierHead
 from experiments.replaced_head.relations import RelationTask
 from experiments.replaced_head.report import TOP, accuracy_table, label_table
 from experiments.replaced_head.setting import LabelSetting, Parts, label_setting
 from experiments.replaced_head.subjects import SubjectTask
+from experiments.retraining import study
+from experiments.retraining.methods import all_methods
+from experiments.retraining.removal import RANDOM
+from experiments.retraining.report import removal_table
+from experiments.retraining.settings import Recipe, Sizes
+from experiments.retraining.study import REFERENCE, Study
 from msif.errors import MsifError
 
 NAMES = ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gil", "Hana", "Ivo", "June", "Kim", "Leo", "Mia", "Nils"]

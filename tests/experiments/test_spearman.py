@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from micro import MICRO, lines, run
 
+from experiments.common.cache import Cache
 from experiments.spearman import __main__ as command
 from experiments.spearman import bench as bench_module
-from experiments.spearman import points, tasks, text
+from experiments.spearman import tasks, text
 from experiments.spearman.bench import Bench
 from experiments.spearman.configuration import NATURAL
+from experiments.spearman.points import points_of
 from experiments.spearman.truth import FULL, TRUTH
 from experiments.spearman.world import make_world
 from msif.errors import MsifError
@@ -31,15 +33,16 @@ ABLATIONS = {
 }
 
 
-def settings_of(done):
+def cache_of(done):
     configuration = json.loads((done / "report" / "spearman.json").read_text())["configuration"]
-    return {key: configuration[key] for key in ("seed", "model", "configuration")}
+    return Cache(done / "points", {key: configuration[key] for key in ("seed", "model", "configuration")})
 
 
 def kept(done):
     """All points of the run."""
-    found = [points.load(path, settings_of(done)) for path in sorted((done / "points").iterdir())]
-    assert found and None not in found
+    cache = cache_of(done)
+    found = [points_of(cache.load(path.stem)) for path in sorted(cache.folder.glob("*.npz"))]
+    assert found
     return [point for some in found for point in some]
 
 
@@ -104,7 +107,7 @@ def test_tables_and_plots(done):
 def test_a_run_goes_on_where_it_was(done, corpus, monkeypatch):
     before = (done / "report" / "spearman.json").read_text()
     lost = done / "points" / f"no-curvature {NATURAL}.npz"
-    content = points.load(lost, settings_of(done))
+    content = points_of(cache_of(done).load(lost.stem))
     lost.unlink()
     asked = []
 

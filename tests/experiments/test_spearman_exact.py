@@ -10,7 +10,7 @@ from micro import MICRO
 from experiments.spearman import direct, text, truth
 from experiments.spearman.bench import Bench, Cost
 from experiments.spearman.configuration import NATURAL, RELATIVE
-from experiments.spearman.dense import flat, path_of
+from experiments.spearman.dense import flat, matrix
 from experiments.spearman.iterative import arnoldi, cg, preconditioned_cg
 from experiments.spearman.world import make_world
 from msif.curvature.arnoldi import top_eigenpairs
@@ -21,11 +21,6 @@ from msif.curvature.ggn import GGN
 def bench(done, corpus):
     name, training, test = text.read_text(str(corpus), "")
     return Bench(make_world(done, (name, training, test), MICRO, 0), MICRO, done, 0, "cpu")
-
-
-def matrix(bench):
-    """H as it was put together."""
-    return np.concatenate([np.load(path_of(bench, part)) for part in range(MICRO.dense_parts)])
 
 
 def near(a, b, tolerance):

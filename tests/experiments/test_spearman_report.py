@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.common.cache import Cache
 from experiments.spearman import plots, points, report
 from experiments.spearman.claims import claims, products
 from experiments.spearman.configuration import TINY
@@ -19,16 +20,12 @@ def point(method, scores, budget=None, damping="1e-2", **more):
     return Point(method, damping, budget, np.asarray(scores, float), **options)
 
 
-def test_points_come_back_and_are_refused_with_other_settings(tmp_path):
+def test_points_come_back(tmp_path):
     some = [point("CG", [[1.0, 2.0]], 3, memory=5), point("GDP", [[0.1, -7.0]], residual=None)]
-    settings = {"seed": 0, "budgets": (1, 2)}
-    assert points.load(tmp_path / "none.npz", settings) is None
-    points.save(tmp_path / "cg 1e-2.npz", some, settings)
-    again = points.load(tmp_path / "cg 1e-2.npz", settings)
+    again = points.points_of(Cache(tmp_path / "points", {}).arrays("cg 1e-2", lambda: points.arrays_of(some)))
     for before, after in zip(some, again, strict=True):
         assert np.array_equal(before.scores, after.scores)
         assert {**vars(before), "scores": 0} == {**vars(after), "scores": 0}
-    assert points.load(tmp_path / "cg 1e-2.npz", {**settings, "seed": 1}) is None
 
 
 def test_the_frontier_by_hand():

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import get_parameter_names
 
-from experiments.common import folders, training
+from experiments.common import cache, training
 from experiments.demo import train
 from experiments.demo.world import World, WorldSize, build_world, mentions, write_world
+from msif.errors import MsifError
 from msif.json_text import json_lines
 
 SMALL = WorldSize(people=6, towns=4, companies=4, wordings=3, distractors=10)
@@ -130,8 +131,8 @@ def test_only_the_answer_and_the_end_are_supervised() -> None:
             assert tokenizer.decode(kept[:-1]) == fact.completion
 
 
-def test_the_command_leaves_a_pair_and_keeps_it(quick: None, tmp_path, capsys: pytest.CaptureFixture) -> None:
-    assert train.main(["--output", str(tmp_path)]) == 0
+def test_the_command_leaves_a_pair_and_keeps_it(quick: None, tmp_path) -> None:
+    train.main(["--output", str(tmp_path)])
     assert not list(tmp_path.glob("*.part"))
     for name in ("pretrained", "finetuned"):
         model, _ = training.load(tmp_path / name)
@@ -150,15 +151,14 @@ def test_the_command_leaves_a_pair_and_keeps_it(quick: None, tmp_path, capsys: p
             assert optimizer["state"][number]["exp_avg_sq"].shape == named[key].shape
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert train.main(["--output", str(tmp_path)]) == 0
+    train.main(["--output", str(tmp_path)])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
-    capsys.readouterr()
-    assert train.main(["--output", str(tmp_path), "--seed", "1"]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    with pytest.raises(MsifError, match="--overwrite"):
+        train.main(["--output", str(tmp_path), "--seed", "1"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert train.main(["--output", str(tmp_path), "--seed", "1", "--overwrite"]) == 0
-    assert json.loads((tmp_path / "world" / folders.SETTINGS).read_text())["seed"] == 1
+    train.main(["--output", str(tmp_path), "--seed", "1", "--overwrite"])
+    assert json.loads((tmp_path / "world" / cache.SETTINGS).read_text())["seed"] == 1
 
 
 def test_an_unfinished_stage_is_made_again(quick: None, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,14 +170,14 @@ def test_an_unfinished_stage_is_made_again(quick: None, tmp_path, monkeypatch: p
         with pytest.raises(RuntimeError):
             train.main(["--output", str(tmp_path)])
     assert (tmp_path / "pretrained").exists() and not (tmp_path / "finetuned").exists()
-    assert train.main(["--output", str(tmp_path)]) == 0
+    train.main(["--output", str(tmp_path)])
     assert (tmp_path / "finetuned").exists() and not list(tmp_path.glob("*.part"))
 
 
-def test_a_folder_of_somebody_else_is_left_alone(quick: None, tmp_path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_of_somebody_else_is_left_alone(quick: None, tmp_path) -> None:
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "thesis.txt").write_text("years of work")
-    assert train.main(["--output", str(tmp_path), "--overwrite"]) == 2
-    assert "was not made by this program" in capsys.readouterr().err
+    with pytest.raises(MsifError, match="was not made by this program"):
+        train.main(["--output", str(tmp_path), "--overwrite"])
     assert (tmp_path / "pretrained" / "thesis.txt").exists()
     assert not (tmp_path / "world").exists()

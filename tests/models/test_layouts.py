@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from msif.errors import MsifError
 from msif.models import layouts
 from msif.models.blocks import Block, is_linear, linear_shape
-from msif.models.layouts import blocks_of, head_counts, in_attention, register_layout, whole
+from msif.models.layouts import blocks_of, head_counts, register_layout, whole
+from msif.models.names import in_attention
 
 TOKENS = torch.tensor([[3, 7, 11, 13, 17, 19, 23], [29, 31, 37, 41, 43, 47, 5]])  # T = 7 equals no head size or count
 PRODUCTS: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {

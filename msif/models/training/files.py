@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from msif.errors import MsifError
+from msif.errors import MsifError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,9 @@ def trainer_state(folder: Path) -> TrainerState:
         steps, planned = (int(state.get(key) or 0) for key in ("global_step", "max_steps"))
         history = [entry for entry in state.get("log_history") or [] if entry.get("learning_rate") is not None]
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise TrainingUnknown(f"{path} cannot be read ({_line(error)})", f"save it again, {SUM_OR_NUMBERS}") from error
+        raise TrainingUnknown(
+            f"{path} cannot be read ({one_line(error)})", f"save it again, {SUM_OR_NUMBERS}"
+        ) from error
     found = [_logged(entry) for entry in history]
     logged = dict(pair for pair in found if pair is not None)
     if None in found:
@@ -137,7 +139,7 @@ def _loaded(path: Path) -> Any:
         except RuntimeError:  # a file of an old format cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingUnknown(f"{path} cannot be read ({_line(error)})", f"save it again, or {NUMBERS}") from error
+        raise TrainingUnknown(f"{path} cannot be read ({one_line(error)})", f"save it again, or {NUMBERS}") from error
 
 
 def _elsewhere(folder: Path) -> str:
@@ -145,8 +147,3 @@ def _elsewhere(folder: Path) -> str:
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file() and (path / OPTIMIZER).is_file()]
     last = max(found, key=lambda path: (path / STATE).stat().st_mtime, default=None)
     return f" ({last.name} in it has one: give that folder)" if last else ""
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

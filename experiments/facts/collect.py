@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from experiments.fact_tracing.facts import Fact, FactData, Sentence
+from experiments.facts.facts import Fact, FactData, Sentence
 
 
 class Collector:

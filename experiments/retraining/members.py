@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 from transformers import GPTNeoXForCausalLM
 
-from experiments.common.folders import built
-from experiments.counterfactual.two_stage import TwoStage
+from experiments.common.cache import built
+from experiments.retraining.two_stage import TwoStage
 from msif.attribution.gradients import Side
 from msif.attribution.stages import FittedStage
 from msif.curvature.fit import FitSettings, fit

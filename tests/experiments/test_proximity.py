@@ -9,13 +9,14 @@ from helpers import MLP, Classify, examples, tiny_classifier, tiny_lm, track_pla
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from experiments.proximity.distances import Distance, proximity
+from experiments.proximity.eigenspace import alignment, alignments, together
+from experiments.proximity.quadratic import changes_of, expansion, losses_along, mean_loss, moved, second_difference
 from msif.attribution.gradients import Side
 from msif.curvature.factors import ModuleFactors
 from msif.errors import MsifError
-from msif.evaluation.eigenspace import alignment, alignments, together
-from msif.evaluation.proximity import Distance, layer_of, proximity
-from msif.evaluation.quadratic import changes_of, expansion, losses_along, mean_loss, moved, second_difference
 from msif.models.blocks import Block, TrackedModule
+from msif.models.names import layer_of
 from msif.models.select import track_modules
 
 

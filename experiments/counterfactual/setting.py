@@ -1,4 +1,4 @@
-"""The first setting: pre-trained on sentences that state facts, fine-tuned on questions for half of the facts.
+"""The setting: pre-trained on sentences that state facts, fine-tuned on questions for half of the facts.
 
 Queries are questions for the other half, whose answers the model can only have from the sentences.
 """
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
-from experiments.counterfactual.members import Member
-from experiments.counterfactual.settings import Recipe
-from experiments.counterfactual.two_stage import Asked, LanguageHead, TwoStage, measured_losses
-from experiments.fact_tracing import questions
-from experiments.fact_tracing.facts import Fact, FactData
-from experiments.fact_tracing.halves import FINETUNE, QUERY, of_half, split
-from experiments.fact_tracing.selection import Plain, divisible, plainly_stated, with_question
+from experiments.facts import questions
+from experiments.facts.facts import Fact, FactData
+from experiments.facts.halves import FINETUNE, QUERY, of_half, split
+from experiments.facts.selection import Plain, divisible, plainly_stated, with_question
+from experiments.retraining.members import Member
+from experiments.retraining.settings import Recipe
+from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, measured_losses
 from msif.errors import MsifError
 
 RELATIONS = ("P103", "P127", "P136", "P138", "P176", "P407", "P1303", "P31", "P364", "P740", "P527")
@@ -29,7 +29,7 @@ class FactSizes:
     """
     Attributes:
         facts: of a relation, at most.
-        sentences: of a fact, at most; plain ones (``fact_tracing.selection``),
+        sentences: of a fact, at most; plain ones (``facts.selection``),
         words: of so many words at most,
         lead: so many of them before the subject.
         least: so many plain sentences must state a fact.

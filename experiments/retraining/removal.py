@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.counterfactual.retraining import Retrainings, Training
-from experiments.counterfactual.settings import Sizes
+from experiments.retraining.settings import Sizes
+from experiments.retraining.trainings import Retrainings, Training
 from msif.draws import generator
 from msif.errors import MsifError
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.counterfactual.methods import MULTI_STAGE, Method
-from experiments.counterfactual.removal import RANDOM, Changes
-from experiments.counterfactual.study import REFERENCE, Study
+from experiments.common.methods import Method
+from experiments.retraining.methods import MULTI_STAGE
+from experiments.retraining.removal import RANDOM, Changes
+from experiments.retraining.study import REFERENCE, Study
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.reporting.tables import Table
 
@@ -113,7 +114,7 @@ def single_best(study: Study) -> list[tuple[Method, str]]:
     """The methods of removals, and the best of the swept ones, best first, with a note on the latter."""
     judged = [m for m in study.methods if not m.dear]
     score = {m.name: study.judge.own(study.scores[m.name]).mean for m in judged}
-    rows = [(m, "") for m in judged if m.removed or m.family == "random"]
-    swept = [m for m in judged if not m.removed and m.family == MULTI_STAGE]
+    rows = [(m, "") for m in judged if m.main or m.family == "random"]
+    swept = [m for m in judged if not m.main and m.family == MULTI_STAGE]
     rows.append((max(swept, key=lambda m: score[m.name]), " (best of the sweep)"))
     return sorted(rows, key=lambda row: -score[row[0].name])

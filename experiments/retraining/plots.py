@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.counterfactual.removal import Changes
-from experiments.counterfactual.report import single_best
-from experiments.counterfactual.study import Study
+from experiments.retraining.removal import Changes
+from experiments.retraining.report import single_best
+from experiments.retraining.study import Study
 from msif.reporting.plots import figure
 
 

@@ -6,7 +6,6 @@ distances that say whether it did, and the cosine of the two parameter vectors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, matrix_of
-from msif.models.layouts import in_attention
+from msif.models.names import in_attention, layer_of
 from msif.models.select import track_modules
 
 KINDS = ("q", "k", "v", "attention output", "attention other", "MLP in", "MLP out", "embeddings", "norms", "other")
@@ -190,12 +189,6 @@ def row_kinds(module: TrackedModule, hidden: int | None) -> list[str]:
     else:
         kind = "MLP out" if module.d_out == hidden != module.d_in else "MLP in"
     return [kind] * len(module.blocks)
-
-
-def layer_of(name: str) -> int | None:
-    """The first number among the parts of a name, "layers.3.mlp" -> 3."""
-    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(match.group(1)) if match else None
 
 
 def hidden_size(model: nn.Module) -> int | None:

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.fact_tracing.collect import Collector
-from experiments.fact_tracing.facts import FactData
+from experiments.facts.collect import Collector
+from experiments.facts.facts import FactData
 from msif.errors import MsifError
 
 MASK = "[MASK]"

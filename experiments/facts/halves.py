@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.fact_tracing.facts import Fact, FactData
-from experiments.fact_tracing.questions import completion, question
+from experiments.facts.facts import Fact, FactData
+from experiments.facts.questions import completion, question
 from msif.atomic import write_json, write_json_lines
 from msif.errors import MsifError
 from msif.reporting.tables import Table, write_results

@@ -12,22 +12,22 @@ import numpy as np
 
 from experiments.common.cache import Cache, hashed
 from experiments.common.judging import Judge
+from experiments.common.methods import Method
 from experiments.common.parallel import spread
-from experiments.counterfactual.halves import losses_on_halves
-from experiments.counterfactual.members import Member, make_member
-from experiments.counterfactual.methods import (
+from experiments.retraining.halves import losses_on_halves
+from experiments.retraining.members import Member, make_member
+from experiments.retraining.methods import (
     DEFAULT_DAMPING,
     GDP,
     MULTI_STAGE,
     SETTINGS,
-    Method,
     all_methods,
     member_scores,
 )
-from experiments.counterfactual.removal import Changes, measure_removals, removal_orders
-from experiments.counterfactual.retraining import Retrainings, Training
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.two_stage import Asked, TwoStage
+from experiments.retraining.removal import Changes, measure_removals, removal_orders
+from experiments.retraining.settings import Sizes
+from experiments.retraining.trainings import Retrainings, Training
+from experiments.retraining.two_stage import Asked, TwoStage
 from msif.errors import MsifError
 
 Choose = Callable[[TwoStage, list[Member]], Asked]
@@ -119,7 +119,7 @@ class Study:
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:
         """Of removals by each pair's own scores, and of some methods by the pairs' mean, too."""
-        chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.removed}
+        chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.main}
         for name in [name for name in AVERAGED if name in chosen]:
             chosen[name + MEAN] = chosen[name].mean(0, keepdims=True)
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
@@ -155,7 +155,7 @@ def _score(
         return {"scores": member_scores(method, world, member, asked.chosen(range(first)) if method.dear else asked)}
 
     for method in all_methods(world.head.one_objective):
-        if method.reads_models or number == 0:
+        if method.search is None or number == 0:
             name = f"scores-{hashed(SETTINGS)}/{number:02d}-{method.key}" + (f"-{first}" if method.dear else "")
             scores[method.name] = cache.arrays(name, partial(compute, method))["scores"]
     return scores

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.fact_tracing.collect import Collector
-from experiments.fact_tracing.facts import FactData
+from experiments.facts.collect import Collector
+from experiments.facts.facts import FactData
 from msif.errors import MsifError
 
 

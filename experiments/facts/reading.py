@@ -1,4 +1,4 @@
-"""The pair that `experiments.fact_tracing.pair` leaves, as the benchmark reads it."""
+"""The pair that `experiments.fact_tracing.pair` leaves, as experiments read it."""
 
 from __future__ import annotations
 

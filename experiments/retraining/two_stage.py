@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from experiments.common.training import NEXT_TOKENS, Example, Task, Trained, new_model, plain_text, train
-from experiments.counterfactual.settings import Recipe
+from experiments.retraining.settings import Recipe
 from msif.data.batching import batches_of
 from msif.data.documents import Batch, Document
 from msif.models.capture import frozen

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments.proximity.distances import Key, row_kinds
 from msif.curvature.factors import Factors
 from msif.errors import MsifError
-from msif.evaluation.proximity import Key, layer_of, row_kinds
 from msif.models.blocks import TrackedModule
+from msif.models.names import layer_of
 
 TOP = (0.01, 0.1, 0.5)
 

@@ -7,14 +7,13 @@ from collections.abc import Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from experiments.common.cache import Cache
 from experiments.common.parallel import spread
 from experiments.common.training import Example
-from experiments.counterfactual.two_stage import TwoStage, measured_losses
+from experiments.retraining.two_stage import TwoStage, measured_losses
 from msif.errors import MsifError
 
 
@@ -67,17 +66,13 @@ class Retrainings:
         for training in trainings:
             if training.left_out and not 0 <= training.left_out[0] <= training.left_out[-1] < documents:
                 raise MsifError(f"a training leaves out row {training.left_out[-1]} of {documents}: rows start at 0.")
-        needed = {t.key: t for t in trainings if not _path(self.cache, t).is_file()}
+        needed = {t.key: t for t in trainings if not self.cache.has(_name(t))}
         work = partial(_train, replace(self, processes=1))
         try:
             spread(work, list(needed.values()), self.processes if len(needed) > 1 else 1, title)
         except BrokenProcessPool as error:
             raise MsifError("a training process was killed: run the same command again, and it goes on.") from error
         return np.stack([_train(self, training) for training in trainings])
-
-
-def _path(cache: Cache, training: Training) -> Path:
-    return cache.folder / f"{_name(training)}.npz"
 
 
 def _name(training: Training) -> str:

@@ -1,4 +1,4 @@
-"""What the command lines of both settings share."""
+"""What the command lines of these studies share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from experiments.common.running import add_data_flag, experiment_parser
-from experiments.counterfactual.plots import plot_all
-from experiments.counterfactual.report import lds_table, query_table, removal_table
-from experiments.counterfactual.settings import Sizes
-from experiments.counterfactual.study import Study
-from experiments.fact_tracing.facts import FactData
-from experiments.fact_tracing.halves import report_table
+from experiments.facts.facts import FactData
+from experiments.facts.halves import report_table
+from experiments.retraining.plots import plot_all
+from experiments.retraining.report import lds_table, query_table, removal_table
+from experiments.retraining.settings import Sizes
+from experiments.retraining.study import Study
 from msif.cli.parsing import Parser
 from msif.errors import MsifError
 from msif.reporting.tables import Table, write_results

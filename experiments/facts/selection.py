@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from experiments.fact_tracing.facts import Fact, FactData, Sentence, add_counts
+from experiments.facts.facts import Fact, FactData, Sentence, add_counts
 
 
 @dataclass(frozen=True)

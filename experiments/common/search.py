@@ -1,4 +1,4 @@
-"""Scores without gradients: words, meaning, representations, chance."""
+"""Scores of texts alone: by words, and by meaning."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from experiments.fact_tracing.candidates import rng
 from msif.candidates.embedding import EmbeddingSelector, load_embedding_model
 from msif.candidates.words import words
-
-CHANCE = 3  # of the random numbers, after those of the candidates
 
 
 def bm25_scores(queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -31,8 +28,3 @@ def embedding_scores(queries: Sequence[str], texts: Sequence[str], model: str | 
     loaded = load_embedding_model(model)
     selector = EmbeddingSelector(len(texts), model=loaded)
     return np.asarray(selector.embed_corpus(loaded, queries)) @ np.asarray(selector.embed_corpus(loaded, texts)).T
-
-
-def random_scores(queries: int, candidates: int, seed: int) -> np.ndarray:
-    """A random order for each query, (Q, N)."""
-    return rng(seed, CHANCE, 0).random((queries, candidates))

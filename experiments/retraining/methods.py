@@ -1,0 +1,134 @@
+"""Every method that chooses documents, with the scorers that a model pair makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from operator import attrgetter
+
+import numpy as np
+
+from experiments.common.methods import Method
+from experiments.common.search import bm25_scores, embedding_scores
+from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
+from experiments.retraining.two_stage import Asked, TwoStage
+from msif.attribution.inverses import IHVP
+from msif.attribution.projection import Projection
+from msif.attribution.scorers import Scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer
+
+SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""λ of both stages, absolute."""
+CG_PRODUCTS = 12
+"""From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
+CG_TOLERANCE = 1e-3
+TRAK_PROJECTION, LOGRA_PROJECTION = Projection(64, 64, dimension=1024), Projection(16, 16)
+SETTINGS = {
+    "label samples": LABEL_SAMPLES,
+    "modules": MODULES,
+    "cg": [CG_PRODUCTS, CG_TOLERANCE],
+    "projections": [asdict(TRAK_PROJECTION), asdict(LOGRA_PROJECTION)],
+}
+"""What scores of all methods depend on, beside the models."""
+
+MULTI_STAGE, SOURCE, GDP = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters", "gradient dot product"
+DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
+"""What the command line takes where the training is known."""
+SOLVED = "multi-stage, EK-FAC-preconditioned CG"
+
+
+def all_methods(one_objective: bool) -> list[Method]:
+    """In the order of the tables.
+
+    Args:
+        one_objective: whether the pre-trained model can be asked the queries, as single-stage influence needs; it has
+            their unembedding then, which "layers only" leaves out.
+    """
+    return [
+        *_multi_stage(),
+        *_with_everything(),
+        *((*_layers_only(), *_single_stage()) if one_objective else ()),
+        Method(GDP, scorer=_staged("gdp")),
+        Method("gradient cosine", scorer=_staged("cosine")),
+        Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
+        Method("TRAK", "0.1 mean", scorer=_trak),
+        Method("LoGra", "0.1 mean", scorer=_logra),
+        Method("representation similarity", scorer=_staged("representation")),
+        Method("BM25+", search=bm25_scores),
+        Method("sentence embeddings", search=embedding_scores),
+        Method("random", scorer=_random, main=False),
+    ]
+
+
+def _staged(
+    method: str,
+    damping: Damping | None = None,
+    ihvp: IHVP | None = None,
+    stage: Callable[[Model], FittedStage] = attrgetter("stage"),
+) -> Callable[[Member], Scorer]:
+    """By a method of the library, over the maps that ``stage`` tracks."""
+
+    def scorer(m: Member) -> Scorer:
+        last = None if method == "single-stage" else stage(m.finetuned)
+        return build_scorer(method, stage(m.pretrained), last, damping, ihvp)
+
+    return scorer
+
+
+def _multi_stage() -> Iterator[Method]:
+    yield Method(MULTI_STAGE, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto")))
+    yield Method(MULTI_STAGE, "0.1 mean", scorer=_staged("multi-stage", Damping()), main=False)
+    yield Method(MULTI_STAGE, "1/τ", scorer=_staged("multi-stage", Damping("auto")), main=False)
+    for value in SWEEP:
+        yield Method(MULTI_STAGE, f"{value:g}", scorer=_staged("multi-stage", Damping(value)), main=False)
+    yield Method(SOURCE, scorer=_staged("source"))
+    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
+    yield Method(SOLVED, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
+
+
+def _with_everything() -> Iterator[Method]:
+    """With embeddings and norms."""
+    family, everything = f"{MULTI_STAGE}, everything", attrgetter("everything")
+    yield Method(family, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), stage=everything))
+    for value in (1e-5, 1e-3):
+        yield Method(family, f"{value:g}", scorer=_staged("multi-stage", Damping(value), stage=everything), main=False)
+
+
+def _layers_only() -> Iterator[Method]:
+    """What the command line tracks by default."""
+    layers = attrgetter("layers")
+    default = _staged("multi-stage", Damping(alpha="auto"), stage=layers)
+    yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, scorer=default)
+    yield Method(f"{GDP}, layers only", scorer=_staged("gdp", stage=layers), main=False)
+
+
+def _single_stage() -> Iterator[Method]:
+    yield Method("single-stage EK-FAC", "0.1 mean", scorer=_staged("single-stage", Damping()))
+    yield Method("single-stage EK-FAC", "1/τ", scorer=_staged("single-stage", Damping("auto")), main=False)
+
+
+def _trak(m: Member) -> Scorer:
+    """A projection of its own for each member, as in the paper."""
+    projection = replace(TRAK_PROJECTION, seed=m.number)
+    return build_scorer("trak", m.pretrained.stage, m.finetuned.stage, projection=projection)
+
+
+def _logra(m: Member) -> Scorer:
+    projection = replace(LOGRA_PROJECTION, seed=m.number)
+    return build_scorer("logra", m.pretrained.stage, m.finetuned.stage, projection=projection)
+
+
+def _random(m: Member) -> Scorer:
+    """An order of its own for each member."""
+    return build_scorer("random", m.pretrained.stage, m.finetuned.stage, seed=m.number)
+
+
+def member_scores(method: Method, world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
+    """(Q, N), of finite numbers."""
+    if method.search:
+        scores = method.search(asked.texts, world.texts)
+    else:
+        queries = world.query_batches(asked.examples)
+        scores = method.build(member).score(queries, member.pretrained.batches).values.astype(np.float64)
+    assert scores.shape == (len(asked.examples), len(world.texts)) and np.isfinite(scores).all(), method.name
+    return scores
