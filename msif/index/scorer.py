@@ -35,8 +35,8 @@ class IndexVectors:
     """Of queries: what documents' features are multiplied by.
 
     Attributes:
-        values: (Q, D): R^(−1/2) of the corrected, and perhaps unit, features.
-        correction: of documents' norms.
+        values: (Q, D): Wᵀ of the corrected, and perhaps unit, features Wφ.
+        correction: W, of documents' norms.
     """
 
     values: Tensor
@@ -44,7 +44,7 @@ class IndexVectors:
 
 
 class IndexScorer:
-    """TrackStar's score ⟨R^(−1/2)φ(q), R^(−1/2)φ(z)⟩, or its cosine, or an estimate of multi-stage influence.
+    """TrackStar's score φ(q)ᵀ R⁻¹ φ(z), or its cosine, or an estimate of multi-stage influence.
 
     Args:
         plan: by which the index was made.
@@ -109,7 +109,7 @@ class IndexScorer:
         corrected = correction.apply(features.cpu().double())
         if self.normalize == "unit":
             corrected = F.normalize(corrected, dim=1, eps=torch.finfo(corrected.dtype).tiny)
-        return IndexVectors(correction.apply(corrected).float().to(features.device), correction)
+        return IndexVectors(correction.transposed(corrected).float().to(features.device), correction)
 
     def _norms(self, vectors: IndexVectors, places: np.ndarray | None) -> np.ndarray | None:
         if self.normalize == "none":

@@ -177,6 +177,7 @@ def dense_roots(r, phi, asked, columns):
     R = mix * evaluated + (1 - mix) * train
     roots = torch.zeros(D, D, dtype=torch.float64)
     for one in columns:
-        values, vectors = torch.linalg.eigh(R[one, one])
-        roots[one, one] = vectors @ torch.diag(values.clamp(min=FLOOR * float(values.mean())) ** -0.5) @ vectors.T
+        block = R[one, one]
+        values, vectors = torch.linalg.eigh(block + FLOOR * float(block.trace()) / len(block) * torch.eye(len(block)))
+        roots[one, one] = vectors @ torch.diag(values**-0.5) @ vectors.T
     return roots, mix
