@@ -53,7 +53,7 @@ def parser() -> Parser:
     p.set_defaults(split_heads=None)
     add_machine_flags(p)
     machine = p.add_argument_group("shards")
-    machine.add_argument("--shard", type=share, metavar="I/N", help="this process takes every N-th document (1 ... N)")
+    machine.add_argument("--shard", type=share, metavar="I/N", help="this process takes share I of N of the documents")
     machine.add_argument(
         "--checkpoint-every",
         type=not_negative,

@@ -36,7 +36,7 @@ SHARD_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Share:
-    """Which of all new documents a process takes: every ``of``-th from ``number`` on, counted from 0."""
+    """Which documents a process takes: by their content, about every ``of``-th; numbers count from 0."""
 
     number: int = 0
     of: int = 1
@@ -44,6 +44,10 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.of:
             raise MsifError(f"--shard {self.number + 1}/{self.of} is none: give I/N with I from 1 to N.")
+
+    def takes(self, digest: bytes) -> bool:
+        """Whatever is there already, so that processes need not know of each other."""
+        return int.from_bytes(digest[:8], "little") % self.of == self.number
 
 
 def build_index(
@@ -108,9 +112,11 @@ class _Builder:
         if rows:
             try:
                 self._pass(todo)
-            finally:
+            except BaseException:
                 with suppress(MsifError):
                     self._flush()
+                raise
+            self._flush()
         self.writer.skipped |= {hashes[row] for row in rows if row not in self.done}
         self.writer.save(complete=True)
 
@@ -118,12 +124,10 @@ class _Builder:
         """Rows of this process that are not indexed, and their hashes; of equal ones the first."""
         seen, rows, hashes = set(self.writer.known), [], {}
         for row, digest in self.batches.corpus.hashes(self.batches.format.columns):
-            if digest in seen:
-                continue
+            if digest not in seen and self.share.takes(digest):
+                hashes[row] = digest
+                rows.append(row)
             seen.add(digest)
-            hashes[row] = digest
-            rows.append(row)
-        rows = [row for number, row in enumerate(rows) if number % self.share.of == self.share.number]
         return rows, hashes
 
     def _pass(self, todo: TokenBatches) -> None:
