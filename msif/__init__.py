@@ -54,6 +54,9 @@ _HOME = {
     "relative_residual": "msif.curvature.cg",
     "query_gradients": "msif.attribution.gradients",
     "build_selector": "msif.candidates.build",
+    "make_index": "msif.indexing",
+    "IndexSettings": "msif.index.settings",
+    "GradientIndex": "msif.index.storage",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -77,6 +80,9 @@ if TYPE_CHECKING:
     from msif.data.corpus import load_corpus
     from msif.data.format import choose_format
     from msif.errors import MsifError
+    from msif.index.settings import IndexSettings
+    from msif.index.storage import GradientIndex
+    from msif.indexing import make_index
     from msif.job import Options
     from msif.models.layouts import register_layout
     from msif.models.loading import load_model

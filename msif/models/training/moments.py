@@ -48,7 +48,13 @@ def second_moments(source: str | Path, model: nn.Module, tracked: Sequence[Track
     Raises:
         TrainingUnknown: an ``MsifError`` that names what is missing, does not fit the model, or cannot be used.
     """
-    source = Path(source).expanduser()
+    try:
+        return _moments(Path(source).expanduser(), model, tracked)
+    except TrainingUnknown as error:
+        raise TrainingUnknown(error.reason, INSTEAD) from error
+
+
+def _moments(source: Path, model: nn.Module, tracked: Sequence[TrackedModule]) -> dict[str, SecondMoments]:
     if source.suffix == ".safetensors":
         of = _from_tensors(source)
     else:

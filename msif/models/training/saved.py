@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ class SavedOptimizer:
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         try:
             self.rule = rule_of(self.groups, list(self.entries.values()))
-            self.shares = group_shares(self.groups)
+        except Unusable as error:
+            raise self._unusable(error) from error
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """Of each group's learning rate in the first's."""
+        try:
+            return group_shares(self.groups)
         except Unusable as error:
             raise self._unusable(error) from error
 
@@ -33,10 +41,7 @@ class SavedOptimizer:
             [self._numbered(place, group, index) for index in range(len(group["params"]))]
             for place, group in enumerate(self.groups)
         ]
-        count = sum(map(len, groups))
-        rules = [(group.get("momentum"), group.get("dampening")) for group in self.groups]
-        alike = len(set(zip(self.shares, rules, strict=True))) == 1
-        if self.rule.stateless and alike and count in (0, len(self.names)):
+        if self.rule.stateless and self._alike and sum(map(len, groups)) in (0, len(self.names)):
             return dict.fromkeys(names, Numbered(0, None, None))  # all are trained, and all in the same way
         if not self.rule.stateless and not any(one.shape for group in groups for one in group):
             raise self._misfit("no second moment for any parameter")
@@ -48,6 +53,12 @@ class SavedOptimizer:
             raise TrainingUnknown(
                 f"{OPTIMIZER} in {self.folder} has {error}, and by their shapes it cannot be told which they are"
             ) from error
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all groups take steps of one rule."""
+        rules = [(group.get("momentum"), group.get("dampening")) for group in self.groups]
+        return len(set(zip(self.shares, rules, strict=True))) == 1
 
     def _numbered(self, place: int, group: Mapping[str, Any], index: int) -> Numbered:
         number, names = group["params"][index], group.get("param_names")

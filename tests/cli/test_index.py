@@ -1,0 +1,171 @@
+"""The index on the command line: built, asked, as preselection, and every way to ask it wrongly."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from worlds import ALL, QUERY, by_candidate, call, influence, near, save_lm, write_rows
+
+import msif
+from msif import build_index
+from msif.errors import MsifError
+
+FLAGS = ["--projection", "4", "--blocks", "2", "--batch-tokens", "80", "--quiet"]
+
+
+def build(*arguments):
+    return call(build_index.main, *arguments, *([] if "--quiet" in arguments else ["--quiet"]))
+
+
+@pytest.fixture(scope="module")
+def indexes(world, tmp_path_factory):
+    """Of the pre-trained model: TrackStar's, and one for multi-stage influence."""
+    folder = tmp_path_factory.mktemp("indexes")
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", *FLAGS]
+    assert build(*model, "--output", folder / "trackstar") == 0
+    assert (
+        build(
+            *model,
+            "--output",
+            folder / "curved",
+            "--factors",
+            world.base_factors,
+            "--projection",
+            "64",
+            "--basis",
+            "leading",
+        )
+        == 0
+    )
+    return folder
+
+
+@pytest.fixture
+def ask(world, indexes, tmp_path):
+    def run(*arguments, name="out"):
+        pair = [
+            "--pretrained",
+            world.base,
+            "--corpus",
+            world.folder / "corpus.jsonl",
+            *QUERY,
+            "--output",
+            tmp_path / name,
+        ]
+        assert influence(*pair, *arguments, "--quiet") == 0
+        return tmp_path / name
+
+    return run
+
+
+def test_trackstar_gives_what_every_method_gives(ask, indexes, world, capfd):
+    out = ask("--method", "trackstar", "--index", indexes / "trackstar", "--top-k", 3)
+    scores = by_candidate(out)
+    assert len(scores) == 8 and all(-1 <= score <= 1 for score in scores.values())
+    top = [json.loads(line) for line in (out / "top.jsonl").read_text().splitlines()]
+    assert top and "tokens" in json.dumps(top[0])
+    assert (out / "page.html").is_file() or list(out.glob("*.html"))
+    plain = by_candidate(ask("--method", "trackstar", "--index", indexes / "trackstar", "--r", "none", name="r"))
+    dot = ask(
+        "--method", "trackstar", "--index", indexes / "trackstar", "--r", "none", "--normalize", "none", name="dot"
+    )
+    assert len({tuple(one.values()) for one in (scores, plain, by_candidate(dot))}) == 3
+    again = ask("--method", "trackstar", "--index", indexes / "trackstar", "--top-k", 3)  # nothing is scored again
+    assert by_candidate(again) == scores
+
+
+def test_an_index_preselects_for_exact_influence(ask, indexes, world):
+    two = ["--finetuned", world.tuned, *world.factors]
+    exact = by_candidate(ask(*two, *ALL, name="exact"))
+    by_index = by_candidate(ask(*two, "--index", indexes / "curved", name="index"))
+    chosen = by_candidate(ask(*two, "--index", indexes / "curved", "--candidates", "index:3", name="cascade"))
+    best = sorted(by_index, key=by_index.get, reverse=True)[:3]
+    assert set(chosen) == set(best)
+    assert all(chosen[name] == pytest.approx(exact[name], rel=1e-4) for name in chosen)
+    names = list(exact)
+    assert np.corrcoef([exact[n] for n in names], [by_index[n] for n in names])[0, 1] > 0.95
+    other = ["--index", indexes / "trackstar", "--method", "gdp", "--candidates", "index:2+bm25:1"]
+    assert 2 <= len(by_candidate(ask(*two[:2], *other, name="gdp"))) <= 3
+
+
+def test_the_library_asks_it_too(indexes, world):
+    stage = msif.Stage(world.base, data=world.folder / "corpus.jsonl")
+    result = msif.attribute(
+        stage, [("Where was Ada born?", " Linz")], method="trackstar", index=indexes / "trackstar", normalize="unit"
+    )
+    assert isinstance(result.to_pandas(), pd.DataFrame) and len(result.to_pandas()) == 8
+    index = msif.GradientIndex.open(indexes / "trackstar")
+    assert len(index) == 8 and index.documents["id"].to_pylist()[0].startswith('"doc-')
+
+
+def test_what_is_wrong_is_said_before_the_work(ask, explain, indexes, world, tmp_path, fit, refused):
+    trackstar = {"method": "trackstar", "index": indexes / "trackstar", "candidates": None}
+    none = {"pretrained_factors": None, "finetuned_factors": None}
+    explain("needs --index: make one", **{**trackstar, "index": None}, **none)
+    explain("--candidates index needs --index", candidates="index:5")
+    explain("reads an index only for --candidates index:N", index=indexes / "trackstar", method="gdp", **none)
+    explain("does not read --r", "--r", "train", method="gdp", **none)
+    explain("no index at", **{**trackstar, "index": tmp_path / "none"}, **none)
+    explain("R is 'mixed:1.5'", "--r", "mixed:1.5", **trackstar, **none)
+    explain("R is 'all'", "--r", "all", **trackstar, **none)
+    explain("was made without factors: use it with --method trackstar", index=indexes / "trackstar", candidates="all")
+    explain(
+        "was made with factors: use it with --method multi-stage", **{**trackstar, "index": indexes / "curved"}, **none
+    )
+    explain("was built with another model", **trackstar, pretrained=world.tuned, **none)
+    rows = [{"id": "new", "text": "Nobody has seen this."}]
+    write_rows(tmp_path / "new.jsonl", rows)
+    explain("1 documents are not in the index", **trackstar, corpus=tmp_path / "new.jsonl", **none)
+    model = {"--model": world.base, "--data": world.folder / "corpus.jsonl", "--output": tmp_path / "index"}
+
+    def wrong(match, *more, **changes):
+        given = [part for flag, value in {**model, **changes}.items() for part in (flag, value)]
+        refused(build, match, *given, *more)
+        assert not (tmp_path / "index").exists()
+
+    wrong("there is no optimizer.pt", "--second-moments", "adam")
+    wrong("there is no file of second moments", "--second-moments", tmp_path / "v.safetensors")
+    wrong("leading entries", "--basis", "leading")
+    wrong("takes no second moments", "--factors", world.base_factors, "--second-moments", "estimate")
+    wrong("fitted for another model|weights of", "--factors", world.tuned_factors)
+    wrong("is no share", "--shard", "3/2")
+    wrong("has no field", "--text-field", "body")
+    with pytest.raises(MsifError):
+        msif.GradientIndex.open(world.base_factors)
+
+
+def test_a_dry_run_tells_sizes(world, tmp_path, capfd):
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", "--output", tmp_path / "index"]
+    assert build(*model, "--dry-run", *FLAGS) == 0
+    said = capfd.readouterr().out
+    assert "features    64 of 4 blocks" in said and "on disk     1.0 kB for 8 documents" in said
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_pair_is_asked_by_the_index_of_its_first_model(ask, indexes, world):
+    both = ["--finetuned", world.tuned, "--method", "trackstar", "--index", indexes / "trackstar"]
+    assert by_candidate(ask(*both, name="two")) != by_candidate(ask(*both[2:], name="one"))
+
+
+def test_second_moments_of_a_trainers_folder(tmp_path, world):
+    import torch
+    from helpers import documents
+
+    from msif.data.documents import collate
+    from msif.models.objectives import CausalLM
+
+    model = save_lm(tmp_path / "model")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
+    batch = collate(documents([9, 7]))
+    CausalLM().losses(CausalLM().outputs(model, batch), batch).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "model" / "optimizer.pt")
+    flags = ["--model", tmp_path / "model", "--data", world.folder / "corpus.jsonl", *FLAGS]
+    assert build(*flags, "--output", tmp_path / "index") == 0
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    assert manifest["provenance"]["moments"] == str(tmp_path / "model")
+    near(save_lm(tmp_path / "other", hidden_size=16), tmp_path / "other")
+    torch.save(optimizer.state_dict(), tmp_path / "other" / "optimizer.pt")
+    other = ["--model", tmp_path / "other", "--data", world.folder / "corpus.jsonl", *FLAGS]
+    assert build(*other, "--output", tmp_path / "odd", "--second-moments", "optimizer") == 2
