@@ -36,13 +36,22 @@ class SavedOptimizer:
             raise self._unusable(error) from error
 
     def places(self, names: Sequence[str]) -> Placed:
-        """What the optimizer has of each of these parameters."""
+        """What the optimizer has of each of these parameters; without numbers where all are trained in the same way."""
+        count = sum(len(group["params"]) for group in self.groups)
+        if self.rule.stateless and self._alike and count in (0, len(self.names)):
+            return dict.fromkeys(names, Numbered(0, None, None))
+        return self.matched(names)
+
+    def matched(self, names: Sequence[str]) -> Placed:
+        """What number each of these parameters has.
+
+        Raises:
+            TrainingUnknown: it cannot have trained the model, or it cannot be told.
+        """
         groups = [
             [self._numbered(place, group, index) for index in range(len(group["params"]))]
             for place, group in enumerate(self.groups)
         ]
-        if self.rule.stateless and self._alike and sum(map(len, groups)) in (0, len(self.names)):
-            return dict.fromkeys(names, Numbered(0, None, None))  # all are trained, and all in the same way
         if not self.rule.stateless and not any(one.shape for group in groups for one in group):
             raise self._misfit("no second moment for any parameter")
         try:
