@@ -107,6 +107,33 @@ def read_pair(folder: str | Path) -> Pair:
     return Pair(folder, tuple(row["text"] for row in corpus), finetuning, tuple(asked), *names, counts, named)
 
 
+@dataclass(frozen=True)
+class Stated:
+    """A fact with the rows of the corpus that state it; all right objects, the one asked for first."""
+
+    id: str
+    relation: str
+    subject: str
+    answers: tuple[str, ...]
+    sources: tuple[int, ...]
+
+
+def read_facts(folder: str | Path) -> tuple[list[str], list[Stated]]:
+    """The corpus, and all facts of both halves.
+
+    Raises:
+        MsifError: a file is missing, or does not parse.
+    """
+    folder = Path(folder)
+    texts = [row["text"] for row in _rows(folder, "corpus", ("text",))]
+    names = ("id", "relation", "subject", "answers", "sources")
+    facts = [
+        Stated(row["id"], row["relation"], row["subject"], tuple(row["answers"]), tuple(sorted(set(row["sources"]))))
+        for row in _rows(folder, "facts", names)
+    ]
+    return texts, facts
+
+
 def _rows(folder: Path, name: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     path = folder / "data" / f"{name}.jsonl"
     if not path.is_file():

@@ -33,15 +33,15 @@ class TailPatches:
     """
     Attributes:
         before: probabilities of the queries' answers, float64, (Q,).
-        changes: what a step on each query's documents adds to it, float64, (Q, k), in the order of the documents.
+        changes: of each query what a step on each of its documents adds to it, float64, in the order of the documents.
     """
 
     before: np.ndarray
-    changes: np.ndarray
+    changes: Sequence[np.ndarray]
 
-    def mean(self, first: int | None = None) -> float:
-        """Over all queries and their first documents; all documents where nothing is said."""
-        return float(self.changes[:, :first].mean())
+    def mean(self, first: int | None = None) -> np.ndarray:
+        """Each query's mean over its first documents, (Q,); over all of them where nothing is said."""
+        return np.array([changes[:first].mean() for changes in self.changes])
 
 
 def tail_patch(
@@ -62,21 +62,21 @@ def tail_patch(
     Args:
         queries: batches of one query each.
         documents: row number -> a batch of this document alone.
-        chosen: for each query row numbers, best first; as many for all.
+        chosen: for each query row numbers, best first.
         reduction: "mean" of a document's losses over its tokens, as a ``Trainer`` takes it, or their "sum".
 
     Raises:
-        MsifError: numbers of documents that differ, a document that is not there, or an unknown reduction.
+        MsifError: a query without a document, a document that is not there, or an unknown reduction.
     """
     if reduction not in ("mean", "sum"):
         raise MsifError(f"reduction is {reduction!r}: choose 'mean' or 'sum'.")
-    if len({len(rows) for rows in chosen}) != 1 or len(chosen) != len(queries):
-        raise MsifError("a tail-patch takes as many documents for each query: cut their lists at one length.")
+    if len(chosen) != len(queries) or not all(len(rows) for rows in chosen):
+        raise MsifError("a tail-patch needs one document or more for each query: leave queries without any out.")
     missing = sorted({row for rows in chosen for row in rows} - set(documents))
     if missing:
         raise MsifError(f"document {missing[0]} is chosen and not given: give a batch of it.")
     before = np.array([_probability(model, objective, query) for query in queries])
-    changes = np.zeros((len(queries), len(chosen[0])))
+    changes = [np.zeros(len(rows)) for rows in chosen]
     wanted: dict[int, list[tuple[int, int]]] = {}
     for query, rows in enumerate(chosen):
         for place, row in enumerate(rows):
@@ -85,7 +85,7 @@ def tail_patch(
         with _stepped(model, objective, make_optimizer, documents[row], reduction):
             after = {query: _probability(model, objective, queries[query]) for query in {query for query, _ in asked}}
         for query, place in asked:
-            changes[query, place] = after[query] - before[query]
+            changes[query][place] = after[query] - before[query]
     return TailPatches(before, changes)
 
 
