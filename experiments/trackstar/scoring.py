@@ -90,8 +90,9 @@ class Run:
         return scorer.score(self.world.batches(queries), stage.batches).values
 
     def gold(self) -> Scores:
-        """The sentences that state a fact, in the order of the corpus."""
-        return np.stack([self.world.relevant(known).astype(np.float32) for known in self.facts])
+        """The sentences that state a fact above all others, in the order of the corpus."""
+        places = np.linspace(2, 1, len(self.world.texts), dtype=np.float32)
+        return np.stack([self.world.relevant(known) * places for known in self.facts])
 
     def patched(self, queries: Sequence[Query], chosen: Mapping[str, Scores]) -> dict[str, list[np.ndarray]]:
         """Method -> of each query what a step on its first proponents adds to the probability, best first.
@@ -121,6 +122,7 @@ class Run:
 
 
 def _first(scores: np.ndarray, most: int) -> np.ndarray:
-    """Rows of the best scores; of scores that are 0 or 1 only those that are 1."""
+    """Rows of the best scores, without those of exactly zero: sentences without a word in common, or that are no source."""
     order = np.argsort(-scores, kind="stable")[:most]
-    return order[scores[order] > 0] if set(np.unique(scores)) <= {0.0, 1.0} else order
+    kept = order[scores[order] != 0]
+    return kept if len(kept) else order

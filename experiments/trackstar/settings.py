@@ -80,9 +80,7 @@ def ablations() -> Iterator[tuple[str, Configuration]]:
     for measurement in ("loss", "margin", "logit"):
         yield (
             "output function",
-            replace(
-                TRACKSTAR, name=f"output {measurement}", settings={"measurement": measurement}, measurement=measurement
-            ),
+            replace(TRACKSTAR, name=measurement, settings={"measurement": measurement}, measurement=measurement),
         )
     plain = Configuration(
         "margin, Q of each token, no unit norm", "none", "train", "none", {"measurement": "margin"}, "margin"
