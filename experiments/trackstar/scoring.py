@@ -122,7 +122,7 @@ class Run:
 
 
 def _first(scores: np.ndarray, most: int) -> np.ndarray:
-    """Rows of the best scores, without those of exactly zero: sentences without a word in common, or that are no source."""
+    """Rows of the best scores, without those of exactly zero, which share no word, or are no source."""
     order = np.argsort(-scores, kind="stable")[:most]
     kept = order[scores[order] != 0]
     return kept if len(kept) else order

@@ -26,6 +26,7 @@ class Cost:
         index: the gradient that the passes over index data start from; None where there are none.
         index_batch: (documents, positions) -> of a batch of them.
         solve: of their curvature, once.
+        stored: bytes of a candidate that are read in place of its forward and backward pass.
     """
 
     vector: float
@@ -36,6 +37,7 @@ class Cost:
     index: Cotangent | None = None
     index_batch: Callable[[int, int], Work] = lambda B, T: Work()
     solve: Work = Work()  # noqa: RUF009
+    stored: float = 0.0
 
 
 def score_work(

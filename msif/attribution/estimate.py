@@ -57,7 +57,10 @@ def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | P
     made, kept = (min(asked.queries, count) for count in capacities(cost, asked.room))
     passes = -(-asked.queries // kept)
     held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if asked.stages else 0)
-    scoring = passes * (speed.passes(asked.candidates, "candidates") + asked.candidates.reading)
+    if cost.stored:
+        scoring = passes * (asked.candidates.reading + asked.candidates.documents * cost.stored / DISK)
+    else:
+        scoring = passes * (speed.passes(asked.candidates, "candidates") + asked.candidates.reading)
     scoring += speed.over(asked.candidates, lambda B, T: cost.batch(B, T, asked.queries))
     index = 0.0
     if asked.index is not None:

@@ -25,7 +25,7 @@ from msif.index.plan import Plan
 from msif.index.rounding import rounding_error
 from msif.index.scaling import ESTIMATED_FROM, estimate_moments
 from msif.index.settings import MOMENTS
-from msif.index.storage import MOMENTS_FILE, GradientIndex, ShardWriter, encoded, open_or_create
+from msif.index.storage import MOMENTS_FILE, GradientIndex, ShardWriter, encoded, open_or_create, remove_if_nothing_done
 from msif.models.training.files import TrainingUnknown
 from msif.models.training.moments import SecondMoments, second_moments
 
@@ -83,7 +83,12 @@ def build_index(
     open_or_create(path, {**plan.identity(), **identity}, fresh)
     if moments and not (path / MOMENTS_FILE).is_file():
         save_tensors(path / MOMENTS_FILE, moments)
-    _Builder(plan, batches, ShardWriter(path, share.number, share.of), share, checkpoint_every, shard_bytes).run()
+    writer = ShardWriter(path, share.number, share.of)
+    try:
+        _Builder(plan, batches, writer, share, checkpoint_every, shard_bytes).run()
+    except BaseException:
+        remove_if_nothing_done(path)
+        raise
     try:
         return GradientIndex.open(path)
     except MsifError:

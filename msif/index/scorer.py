@@ -25,6 +25,7 @@ from msif.errors import MsifError
 from msif.index.correction import Correction, RSettings, corrected_norms, correction_of
 from msif.index.plan import Plan
 from msif.index.search import Found, scores_at, search
+from msif.index.settings import DTYPES
 from msif.index.storage import GradientIndex
 from msif.models.objectives import Measurement
 from msif.models.select import match_modules
@@ -211,7 +212,16 @@ class IndexScorer:
         width, weights = self.index.width, sum(m.d_out * m.shape[1] for m in self.candidate_side.tracked)
         making = 3.0 * width + (1.5 * weights if self.inverses else 0)
         loss = self.candidate_side.objective.loss_gradient
-        return Cost(width, making, loss, lambda B, T, queries: Work(B * width * queries), Work(3 * width))
+        sizes = [block.stop - block.start for block in self.index.columns] if self.r.kind != "none" else []
+        corrected = sum(size**2 for size in sizes)  # of a document's norm, and R's own sums
+        return Cost(
+            width,
+            making,
+            loss,
+            lambda B, T, queries: Work(B * width * queries, double=2 * B * corrected),
+            Work(3 * width, double=2 * corrected),
+            stored=width * DTYPES[self.index.settings.dtype].itemsize,
+        )
 
 
 def document_features(plan: Plan, batches: Iterable[Any]) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -245,6 +246,15 @@ def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any])
     manifest = {"kind": "index", "schema": SCHEMA, "run": run, **fresh}
     write_json(path / "manifest.json", manifest)
     return manifest
+
+
+def remove_if_nothing_done(path: Path) -> None:
+    """A build that failed before its first shard leaves no folder, which would refuse other settings."""
+    if not any(path.glob("*.parquet")):
+        for name in ("manifest.json", MOMENTS_FILE):
+            (path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other things
+            path.rmdir()
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.demo import demo, train
 from experiments.demo.world import WorldSize
-from msif import fit_factors, influence
+from msif import build_index, fit_factors, influence
 from msif.data.batching import batches_of
 from msif.data.queries import Query, encode_queries
 
@@ -30,7 +30,7 @@ def commands_of_readme() -> list[list[str]]:
     return [shlex.split(line)[2:] for line in lines]
 
 
-@pytest.mark.parametrize("command", [fit_factors, influence], ids=["fit_factors", "influence"])
+@pytest.mark.parametrize("command", [fit_factors, influence, build_index], ids=lambda command: command.__name__)
 def test_every_flag_is_in_the_user_guide(command):
     guide = (ROOT / "docs" / "user-guide.md").read_text(encoding="utf-8")
     flags = {flag for action in command.parser()._actions for flag in action.option_strings if flag.startswith("--")}
@@ -38,7 +38,7 @@ def test_every_flag_is_in_the_user_guide(command):
 
 
 def test_the_readme_names_only_flags_that_there_are():
-    parsers = {"msif.fit_factors": fit_factors.parser(), "msif.influence": influence.parser()}
+    parsers = {f"{command.__name__}": command.parser() for command in (fit_factors, influence, build_index)}
     commands = commands_of_readme()
     assert len(commands) >= 6
     for name, *arguments in commands:

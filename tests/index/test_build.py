@@ -139,6 +139,16 @@ def test_a_killed_build_goes_on(tmp_path):
     assert not list((tmp_path / "index").glob("*.part"))
 
 
+def test_a_build_that_fails_at_once_leaves_nothing(tokenizer, tmp_path):  # noqa: F811
+    broken = model_of("gpt2")
+    with torch.no_grad():
+        broken.transformer.h[0].mlp.c_fc.weight.fill_(torch.nan)
+    stage = msif.Stage(broken, data=TEXTS, tokenizer=tokenizer)
+    with pytest.raises(MsifError, match="NaN"):
+        make_index(stage, tmp_path / "index", IndexSettings(**SMALL), second_moments="none")
+    assert not (tmp_path / "index").exists()
+
+
 def test_rows_with_nothing_to_predict_are_known_as_such(stage, tmp_path):
     index = made(stage, tmp_path / "index", [*TEXTS, "", "x"])
     assert len(index) == len(TEXTS) and len(index.skipped) == 2
