@@ -3,15 +3,17 @@
 R = λ R_eval + (1 − λ) R_train, block by block, each the mean of φφᵀ over queries and over documents. λ is given, or
 such that the k-th largest eigenvalues of λ R_eval and (1 − λ) R_train are equal, over all blocks together.
 
-Scores depend on R⁻¹ alone, so that any W with WᵀW = R⁻¹ will do for its root: here the inverse of R's Cholesky factor,
-which takes a twentieth of an eigendecomposition's time. A share of R's mean eigenvalue is added to its diagonal.
+Scores depend on R⁻¹ alone, so that any W with WᵀW = R⁻¹ will do for its root: the inverse of R's Cholesky factor, which
+takes a twentieth of an eigendecomposition's time; or of fewer rows than features a root in few directions. A share
+of R's mean eigenvalue is added to its diagonal.
 
 Letters: D features of a document, s of a block, Q queries, N documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,24 +83,32 @@ class Moment:
     """The mean of φφᵀ over n rows.
 
     Attributes:
-        blocks: (s, s) each.
-        values: their eigenvalues above zero together, descending.
+        rows: of each block φ/√n, (n, s); None where n is s or more.
+        blocks: (s, s) each; None where there are rows.
+        values: the eigenvalues above zero of all blocks together, descending.
     """
 
-    blocks: Sequence[Tensor]
     values: Tensor
+    rows: Sequence[Tensor] | None = None
+    blocks: Sequence[Tensor] | None = None
+
+    def block(self, number: int) -> Tensor:
+        if self.blocks is not None:
+            return self.blocks[number]
+        assert self.rows is not None
+        return self.rows[number].T @ self.rows[number]
 
 
 def moment_of(features: Tensor, columns: Sequence[slice], dtype: torch.dtype) -> Moment:
-    """R_eval, of (Q, D)."""
-    parts = [features[:, block].to(dtype) for block in columns]
-    blocks = [part.T @ part / len(features) for part in parts]
-    return Moment(blocks, _descending([part / len(features) ** 0.5 for part in parts], blocks))
+    """Of (n, D)."""
+    rows = [features[:, block].to(dtype) / len(features) ** 0.5 for block in columns]
+    if len(features) < min(block.stop - block.start for block in columns):
+        return Moment(_descending([part @ part.T for part in rows]), rows)
+    blocks = [part.T @ part for part in rows]
+    return Moment(_descending(blocks), None, blocks)
 
 
-def _descending(parts: Sequence[Tensor], blocks: Sequence[Tensor]) -> Tensor:
-    """Eigenvalues of partᵀ part; of the smaller Gram matrix where rows are fewer than features."""
-    grams = [part @ part.T if len(part) < len(block) else block for part, block in zip(parts, blocks, strict=True)]
+def _descending(grams: Sequence[Tensor]) -> Tensor:
     values = torch.cat([torch.linalg.eigvalsh(gram) for gram in grams]).sort(descending=True).values
     return values[values > ZERO * values[0]]
 
@@ -119,7 +129,7 @@ def moment_of_index(index: GradientIndex, dtype: torch.dtype = torch.float64) ->
     if file.is_file():
         tensors, found = load_tensors(file)
         if found == identity:
-            return Moment([tensors[str(k)].to(dtype) for k in range(len(sizes))], tensors["values"].to(dtype))
+            return Moment(tensors["values"].to(dtype), None, [tensors[str(k)].to(dtype) for k in range(len(sizes))])
     places = None if len(index) <= most else np.arange(most) * len(index) // most
     total, count = [torch.zeros(size, size, dtype=dtype) for size in sizes], 0
     with tqdm(desc="R", unit="doc", total=min(most, len(index)), disable=None) as progress:
@@ -131,10 +141,10 @@ def moment_of_index(index: GradientIndex, dtype: torch.dtype = torch.float64) ->
             progress.update(len(own))
     for sums in total:
         sums /= count
-    moment = Moment(total, _descending(total, total))
-    kept = {str(number): block.float() for number, block in enumerate(moment.blocks)}
-    save_tensors(file, {**kept, "values": moment.values.float()}, identity)
-    return moment
+    values = _descending(total)
+    kept = {str(number): block.float() for number, block in enumerate(total)}
+    save_tensors(file, {**kept, "values": values.float()}, identity)
+    return Moment(values, None, total)
 
 
 def meeting_mix(evaluated: Moment, trained: Moment, width: int) -> float:
@@ -147,34 +157,98 @@ def meeting_mix(evaluated: Moment, trained: Moment, width: int) -> float:
     return second / (first + second)
 
 
+class Root(ABC):
+    """W with WᵀW = R⁻¹ of one block, (s, s)."""
+
+    dtype: torch.dtype
+
+    @abstractmethod
+    def apply(self, features: Tensor) -> Tensor:
+        """W φ of (n, s)."""
+
+    @abstractmethod
+    def transposed(self, features: Tensor) -> Tensor:
+        """Wᵀ φ of (n, s)."""
+
+
+class CholeskyRoot(Root):
+    """L⁻¹ of R + floor = L Lᵀ.
+
+    Raises:
+        MsifError: R holds NaN or infinity, or is zero.
+    """
+
+    def __init__(self, R: Tensor) -> None:
+        damped = R.clone()
+        damped.diagonal().add_(_floor(R.diagonal().sum(), len(R)))
+        self.factor, failed = torch.linalg.cholesky_ex(damped)
+        self.dtype = R.dtype
+        if int(failed):
+            raise MsifError("R cannot be factored in this dtype: use float64.")
+
+    def apply(self, features: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, features.T, upper=False).T
+
+    def transposed(self, features: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor.T, features.T, upper=True).T
+
+
+class FewRoot(Root):
+    """(R + floor)^(−1/2) of R = UᵀU with few rows U (n, s), n < s: the floor's but in the directions of the rows."""
+
+    def __init__(self, rows: Tensor) -> None:
+        floor = _floor(rows.square().sum(), rows.shape[1])
+        _, singular, self.directions = torch.linalg.svd(rows, full_matrices=False)
+        self.outside = floor.rsqrt()
+        self.change = (singular.square() + floor).rsqrt() - self.outside
+        self.dtype = rows.dtype
+
+    def apply(self, features: Tensor) -> Tensor:
+        return features * self.outside + (features @ self.directions.T * self.change) @ self.directions
+
+    def transposed(self, features: Tensor) -> Tensor:
+        return self.apply(features)  # it is symmetric
+
+
+def _floor(trace: Tensor, size: int) -> Tensor:
+    """
+    Raises:
+        MsifError: R holds NaN or infinity, or is zero.
+    """
+    if not bool(trace.isfinite()) or not float(trace) > 0:
+        raise MsifError("R is zero or not finite, so no gradient can be corrected by it: give --r none.")
+    return FLOOR * trace / size
+
+
 @dataclass(frozen=True)
 class Correction:
     """W with WᵀW = R⁻¹, by block.
 
     Attributes:
-        roots: (s, s) each, lower triangular; None is the identity.
+        roots: of each block; None is the identity.
         mix: λ that was taken.
+        trace: of R, by which it is known again.
     """
 
     columns: Sequence[slice]
-    roots: Sequence[Tensor] | None = None
+    roots: Sequence[Root] | None = None
     mix: float = 0.0
+    trace: float = 0.0
 
     def apply(self, features: Tensor) -> Tensor:
         """W φ of (n, D), in their dtype."""
-        return self._times(features, transposed=False)
+        return self._each(features, lambda root, part: root.apply(part))
 
     def transposed(self, features: Tensor) -> Tensor:
         """Wᵀ φ, so that ⟨Wᵀ a, b⟩ = ⟨a, W b⟩."""
-        return self._times(features, transposed=True)
+        return self._each(features, lambda root, part: root.transposed(part))
 
-    def _times(self, features: Tensor, transposed: bool) -> Tensor:
+    def _each(self, features: Tensor, work: Callable[[Root, Tensor], Tensor]) -> Tensor:
         if self.roots is None:
             return features
         result = torch.empty_like(features)
         for block, root in zip(self.columns, self.roots, strict=True):
-            W = root if transposed else root.T
-            result[:, block] = (features[:, block].to(root.dtype) @ W).to(features.dtype)
+            result[:, block] = work(root, features[:, block].to(root.dtype)).to(features.dtype)
         return result
 
 
@@ -186,32 +260,23 @@ def correction_of(index: GradientIndex, settings: RSettings, queries: Tensor) ->
     """
     if settings.kind == "none":
         return Correction(index.columns)
-    trained = moment_of_index(index, settings.dtype)
-    if settings.kind == "train":
-        return Correction(index.columns, [inverse_factor(R) for R in trained.blocks])
-    evaluated = moment_of(queries.cpu(), index.columns, settings.dtype)
-    mix = meeting_mix(evaluated, trained, index.width) if settings.mix is None else settings.mix
-    roots = [
-        inverse_factor(one * mix + two * (1 - mix)) for one, two in zip(evaluated.blocks, trained.blocks, strict=True)
-    ]
-    return Correction(index.columns, roots, mix)
+    parts = [(1.0, moment_of_index(index, settings.dtype))]
+    mix = 0.0
+    if settings.kind == "mixed":
+        evaluated = moment_of(queries.cpu(), index.columns, settings.dtype)
+        mix = meeting_mix(evaluated, parts[0][1], index.width) if settings.mix is None else settings.mix
+        parts = [(mix, evaluated), (1 - mix, parts[0][1])]
+    roots = [_root(parts, number) for number in range(len(index.columns))]
+    return Correction(index.columns, roots, mix, sum(share * float(one.values.sum()) for share, one in parts))
 
 
-def inverse_factor(R: Tensor) -> Tensor:
-    """L⁻¹, (s, s), of R + floor = L Lᵀ.
-
-    Raises:
-        MsifError: R holds NaN or infinity, or is zero.
-    """
-    mean = R.diagonal().mean()
-    if not bool(R.isfinite().all()) or not float(mean) > 0:
-        raise MsifError("R is zero or not finite, so no gradient can be corrected by it: give --r none.")
-    damped = R.clone()
-    damped.diagonal().add_(FLOOR * mean)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        raise MsifError("R cannot be factored in this dtype: use float64.")
-    return torch.linalg.solve_triangular(factor, torch.eye(len(R), dtype=R.dtype), upper=False)
+def _root(parts: Sequence[tuple[float, Moment]], number: int) -> Root:
+    """Of one block's Σ share · R."""
+    if all(one.rows is not None for _, one in parts):
+        rows = torch.cat([one.rows[number] * share**0.5 for share, one in parts if one.rows is not None])
+        if len(rows) < rows.shape[1]:
+            return FewRoot(rows)
+    return CholeskyRoot(torch.stack([one.block(number) * share for share, one in parts]).sum(0))
 
 
 def corrected_norms(index: GradientIndex, correction: Correction, places: np.ndarray | None = None) -> np.ndarray:
@@ -226,9 +291,8 @@ def corrected_norms(index: GradientIndex, correction: Correction, places: np.nda
 
 def _norms_by_documents(index: GradientIndex, correction: Correction) -> np.ndarray:
     """Of all documents; kept in the index's folder."""
-    assert correction.roots is not None
-    file, total = index.path / "norms.safetensors", float(sum(root.double().abs().sum() for root in correction.roots))
-    identity = {"documents": str(len(index)), "R": f"{total:.6e}"}
+    file = index.path / "norms.safetensors"
+    identity = {"documents": str(len(index)), "trace of R": f"{correction.trace:.6e}"}
     if file.is_file():
         tensors, found = load_tensors(file)
         if found == identity:

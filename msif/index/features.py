@@ -59,11 +59,22 @@ class IndexFeatures:
     def maps(self, tracked: Sequence[TrackedModule], device: torch.device, dtype: torch.dtype) -> dict[str, FeatureMap]:
         return {module.name: self._map(module, tracked, device, dtype) for module in tracked}
 
+    @cached_property
+    def _kept(self) -> dict[tuple[str, torch.device, torch.dtype], FeatureMap]:
+        return {}
+
     def _map(
         self, module: TrackedModule, tracked: Sequence[TrackedModule], device: torch.device, dtype: torch.dtype
     ) -> FeatureMap:
-        if self.factors is not None:
+        if self.factors is not None:  # too large to be kept
             return self._in_eigenbasis(module, tracked, device, dtype)
+        key = module.name, device, dtype
+        if key not in self._kept:
+            self._kept[key] = self._scaled(module, device, dtype)
+        return self._kept[key]
+
+    def _scaled(self, module: TrackedModule, device: torch.device, dtype: torch.dtype) -> FeatureMap:
+        """A projection of gradients over the roots of their second moments."""
         P_out, P_in = self.matrices(module, device, dtype)
         if self.moments is None:
             return TwoSidedMap(module, P_out, P_in)

@@ -89,6 +89,7 @@ class IndexScorer:
         self.plan, self.index, self.inverses = plan, index, list(inverses)
         self.query_side, self.candidate_side = query_side.restricted(names), plan.side
         self.measurement = measurement
+        self._place_of: dict[int, int] = {}  # of rows of the corpus that was scored
 
     def query_vectors(self, queries: Iterable[Any]) -> IndexVectors:
         """One pass over the queries, and the first time one over the index for R.
@@ -167,6 +168,7 @@ class IndexScorer:
                 f"'{candidates.corpus.name}': add them with python -m msif.build_index --output {self.index.path}."
             )
         rows, places = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        self._place_of = dict(found)
         return rows, places
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
@@ -200,8 +202,12 @@ class IndexScorer:
     ) -> list[Contributions]:
         if self.normalize == "none":
             return merged
-        with_features = document_features(self.plan, batches)
-        norms = vectors.correction.apply(with_features).norm(dim=1).double()
+        rows = [part.index for part in merged]
+        if all(row in self._place_of for row in rows):
+            features = self.index.rows([self._place_of[row] for row in rows])
+        else:  # documents that were not scored
+            features = document_features(self.plan, batches)
+        norms = vectors.correction.apply(features).norm(dim=1).double()
         norms = norms.clamp(min=torch.finfo(norms.dtype).tiny)
         return [
             replace(part, tokens=part.tokens / norm, blocks=part.blocks / norm)
