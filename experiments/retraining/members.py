@@ -57,8 +57,13 @@ class Model:
         """The same of every parameter."""
         return self._stage("everything", "everything-factors")
 
-    def _stage(self, modules: str, name: str) -> FittedStage:
-        tracked, factors = track_modules(self.model, modules), self.folder.with_name(f"{self.folder.name}-{name}")
+    def with_vocabulary(self, basis: str) -> FittedStage:
+        """The same with another basis of the unembedding's rows."""
+        return self._stage(self.modules, f"{basis.replace(':', '-')}-factors", basis)
+
+    def _stage(self, modules: str, name: str, basis: str = "identity") -> FittedStage:
+        tracked = track_modules(self.model, modules, vocabulary_basis=basis)
+        factors = self.folder.with_name(f"{self.folder.name}-{name}")
         settings = FitSettings(label_samples=LABEL_SAMPLES)
         store = fit(self.model, tracked, self.objective, self.batches, factors, settings)
         side, tau = Side(self.model, tracked, self.objective), natural_tau(self.folder, self.model, tracked)

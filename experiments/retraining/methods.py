@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from operator import attrgetter
+from functools import partial
+from operator import attrgetter, methodcaller
 
 import numpy as np
 
 from experiments.common.methods import Method
 from experiments.common.search import bm25_scores, embedding_scores
 from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
+from experiments.retraining.trackstar import TrackStarScorer
 from experiments.retraining.two_stage import Asked, TwoStage
 from msif.attribution.inverses import IHVP
 from msif.attribution.projection import Projection
@@ -47,12 +49,15 @@ def all_methods(one_objective: bool) -> list[Method]:
     return [
         *_multi_stage(),
         *_with_everything(),
-        *((*_layers_only(), *_single_stage()) if one_objective else ()),
+        *((*_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
         Method(GDP, scorer=_staged("gdp")),
         Method("gradient cosine", scorer=_staged("cosine")),
         Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
         Method("TRAK", "0.1 mean", scorer=_trak),
         Method("LoGra", "0.1 mean", scorer=_logra),
+        Method("TrackStar", scorer=TrackStarScorer),
+        Method("TrackStar, R of documents", scorer=partial(TrackStarScorer, r="train"), main=False),
+        Method("TrackStar, without R", scorer=partial(TrackStarScorer, r="none"), main=False),
         Method("representation similarity", scorer=_staged("representation")),
         Method("BM25+", search=bm25_scores),
         Method("sentence embeddings", search=embedding_scores),
@@ -94,8 +99,15 @@ def _with_everything() -> Iterator[Method]:
         yield Method(family, f"{value:g}", scorer=_staged("multi-stage", Damping(value), stage=everything), main=False)
 
 
+def _vocabularies() -> Iterator[Method]:
+    """With other bases of the unembedding's rows than the identity."""
+    for basis in ("blocks:8", "dense"):
+        damped = _staged("multi-stage", Damping(alpha="auto"), stage=methodcaller("with_vocabulary", basis))
+        yield Method(f"{MULTI_STAGE}, vocabulary {basis}", DEFAULT_DAMPING, scorer=damped, main=False)
+
+
 def _layers_only() -> Iterator[Method]:
-    """What the command line tracks by default."""
+    """Without the unembedding."""
     layers = attrgetter("layers")
     default = _staged("multi-stage", Damping(alpha="auto"), stage=layers)
     yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, scorer=default)

@@ -77,7 +77,7 @@ class Run:
         return self._kept(name.replace(" ", "-"), name, queries, lambda: self._scored(name, queries))
 
     def _scored(self, name: str, queries: Sequence[Query]) -> Scores:
-        stage = self.world.stage
+        stage = self.world.maps
         scorer: Scorer
         if name == "TRAK":
             options = {field: getattr(TRAKOptions(), field) for field in ("output", "weighting")}

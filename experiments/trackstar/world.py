@@ -53,7 +53,16 @@ class World:
     @cached_property
     def stage(self) -> Stage:
         """The model with its sentences."""
-        return Stage(str(self.model or self.folder / "pretrained"), list(self.texts), dtype="float32")
+        return self._stage()
+
+    @cached_property
+    def maps(self) -> Stage:
+        """The same, of which the linear maps are tracked, for methods without an index."""
+        return self._stage("maps")
+
+    def _stage(self, modules: str | None = None) -> Stage:
+        folder = str(self.model or self.folder / "pretrained")
+        return Stage(folder, list(self.texts), dtype="float32", modules=modules)
 
     @cached_property
     def _read(self) -> tuple[list[str], list[Stated]]:

@@ -260,14 +260,18 @@ def correction_of(index: GradientIndex, settings: RSettings, queries: Tensor) ->
     """
     if settings.kind == "none":
         return Correction(index.columns)
-    parts = [(1.0, moment_of_index(index, settings.dtype))]
-    mix = 0.0
+    return mixed_correction(moment_of_index(index, settings.dtype), queries, index.columns, settings)
+
+
+def mixed_correction(trained: Moment, queries: Tensor, columns: Sequence[slice], settings: RSettings) -> Correction:
+    """The same with R_train given."""
+    parts, mix = [(1.0, trained)], 0.0
     if settings.kind == "mixed":
-        evaluated = moment_of(queries.cpu(), index.columns, settings.dtype)
-        mix = meeting_mix(evaluated, parts[0][1], index.width) if settings.mix is None else settings.mix
-        parts = [(mix, evaluated), (1 - mix, parts[0][1])]
-    roots = [_root(parts, number) for number in range(len(index.columns))]
-    return Correction(index.columns, roots, mix, sum(share * float(one.values.sum()) for share, one in parts))
+        evaluated = moment_of(queries.cpu(), columns, settings.dtype)
+        mix = meeting_mix(evaluated, trained, columns[-1].stop) if settings.mix is None else settings.mix
+        parts = [(mix, evaluated), (1 - mix, trained)]
+    roots = [_root(parts, number) for number in range(len(columns))]
+    return Correction(columns, roots, mix, sum(share * float(one.values.sum()) for share, one in parts))
 
 
 def _root(parts: Sequence[tuple[float, Moment]], number: int) -> Root:
