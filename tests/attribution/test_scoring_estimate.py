@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import Allocated, Products, alone, documents, tiny_lm, track_modules
 
-from msif.attribution.estimate import Asked, describe_scoring
+from msif.attribution.estimate import ScoringPlan, describe_scoring
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import INFLUENCES, METHODS, SOLVERS, STAGED
@@ -103,7 +103,7 @@ def test_vectors_and_products_are_counted_as_they_are(modules, tied, name):
 
 def asked(documents, **changes):
     plan = Plan(Counter((1, len(document)) for document in documents), 2, 2 * len(documents), 0.0, documents)
-    return Asked(**{"queries": 3, "tokens": 9, "steps": 5, "shown": 12, "candidates": plan, **changes})
+    return ScoringPlan(**{"queries": 3, "tokens": 9, "steps": 5, "shown": 12, "candidates": plan, **changes})
 
 
 @pytest.mark.parametrize("method", METHODS)
