@@ -57,7 +57,7 @@ def parser() -> Parser:
         metavar="B",
         help="of an unembedding's rows: identity (default, no matrix), blocks:R (R blocks of ids), or dense",
     )
-    p.set_defaults(modules="layers", split_heads=True)
+    p.set_defaults(modules="maps", split_heads=True)
     add_machine_flags(p)
     return p
 
