@@ -95,7 +95,7 @@ def _with_everything() -> Iterator[Method]:
 
 
 def _layers_only() -> Iterator[Method]:
-    """What the command line tracks by default."""
+    """Without the unembedding."""
     layers = attrgetter("layers")
     default = _staged("multi-stage", Damping(alpha="auto"), stage=layers)
     yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, scorer=default)
