@@ -58,7 +58,7 @@ class Phases:
         self.model = work.model()
         self.objective = CausalLM()
         self.settings = FitSettings(seed=work.seed)
-        self.tracked = track_modules(self.model, split_heads=split_heads)
+        self.tracked = track_modules(self.model, "layers", split_heads)
         self.batches = as_batches(work.data())
         self.groups = find_input_groups(self.model, self.tracked, self.objective, self.batches[0])
         self.factors: dict[str, ModuleFactors] = {}

@@ -57,7 +57,7 @@ def parser() -> Parser:
         metavar="B",
         help="of an unembedding's rows: identity (default, no matrix), blocks:R (R blocks of ids), or dense",
     )
-    p.set_defaults(modules="layers", split_heads=True)
+    p.set_defaults(modules="maps", split_heads=True)
     add_machine_flags(p)
     return p
 
@@ -103,12 +103,11 @@ def _fit(args: argparse.Namespace) -> None:
 
 def _describe(stage: Stage) -> str:
     from msif.curvature.estimate import describe_fit
-    from msif.data.format import check_rows
+    from msif.data.format import check_rows, soon_checked
     from msif.data.sample import foretell
-    from msif.prepare import CHECKED_ROWS
 
     batches = stage.batches
-    if batches.size is None or batches.size <= CHECKED_ROWS:
+    if soon_checked(batches.corpus):
         check_rows(batches.corpus, stage.format)
     plan, stream = foretell(batches), batches.size is None
     side = stage.side

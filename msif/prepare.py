@@ -15,7 +15,7 @@ from msif.attribution.stages import Damping, FittedStage, build_scorer, factors_
 from msif.attribution.trak import TRAKCheckpoint
 from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus
-from msif.data.format import check_rows, choose_format
+from msif.data.format import check_rows, choose_format, soon_checked
 from msif.data.ids import check_ids
 from msif.data.queries import Query, with_numbers
 from msif.errors import MsifError
@@ -30,9 +30,6 @@ from msif.models.training import TrainingUnknown
 from msif.stage import Stage
 
 log = logging.getLogger(__name__)
-
-# rows of a corpus that are looked at one by one in seconds
-CHECKED_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class Asked:
     @property
     def reads_rows(self) -> bool:
         """Whether every row is looked at before the work: for an estimate only where that takes seconds."""
-        return not self.estimate or self.corpus.size is None or self.corpus.size <= CHECKED_ROWS
+        return not self.estimate or soon_checked(self.corpus)
 
 
 def prepare(asked: Asked) -> Job:

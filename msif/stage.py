@@ -36,8 +36,8 @@ class Stage:
         factors: folder for its factors, which are fitted, resumed, or reused where they are there; without ``data``
             they must be.
         task: "lm", or "classification".
-        modules, split_heads, vocabulary_basis: what is tracked, see ``track_modules``; where nothing is said, the
-            layers, or what factors that are there were fitted for.
+        modules, split_heads, vocabulary_basis: what is tracked, see ``track_modules``; where nothing is said, all
+            linear maps, or what factors that are there were fitted for.
         dtype, device: see ``load_model``.
         fields: which fields of the data are read (text_field, prompt_field, completion_field, messages_field,
             label_field), and of which split.
@@ -168,7 +168,7 @@ class Stage:
         """
         if self.opened is None:
             split_heads = self.split_heads is not False
-            return track_modules(self.loaded.model, self.modules or "layers", split_heads, self.vocabulary_basis)
+            return track_modules(self.loaded.model, self.modules or "maps", split_heads, self.vocabulary_basis)
         split = any(module.splits_heads for module in self.store.tracked)
         if self.split_heads is not None and self.split_heads != split:
             wanted = "--split-heads" if self.split_heads else "--no-split-heads"

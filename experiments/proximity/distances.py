@@ -146,7 +146,7 @@ def pieces(model: nn.Module) -> dict[str, Piece]:
     """Every parameter of a model once, by name after the base-model prefix; "MODULE:q" for the rows of a role."""
     found: dict[str, Piece] = {}
     done: set[str] = set()
-    for module in track_modules(model):
+    for module in track_modules(model, "layers"):
         inner = model.get_submodule(module.path)
         done |= {f"{module.path}.{name}" for name, _ in inner.named_parameters()}
         found |= dict(_pieces_of(module, model, hidden_size(model)))

@@ -31,7 +31,7 @@ log = logging.getLogger("msif.experiments.proximity")
 
 @dataclass(frozen=True)
 class Curvature:
-    """The change of the maps that have factors, and where it lies."""
+    """The change of the layers' maps that have factors, and where it lies."""
 
     side: Side
     changes: Mapping[str, Tensor]
@@ -64,10 +64,14 @@ class Way:
 
 
 def curvature(store: FactorStore, pretrained: LoadedModel, finetuned: LoadedModel) -> Curvature:
-    """The change in the eigenbasis of the factors, checked against the model that they are for."""
-    tracked = check_factors(store, pretrained)
-    split = any(len(module.blocks) > 1 for module in tracked)
-    others = track_modules(finetuned.model, split_heads=split)
+    """The change in the eigenbasis of the factors, checked against the model that they are for.
+
+    Of the decoder layers' maps: an unembedding's rows have no eigenbasis, and no layer whose kind of map they are.
+    """
+    layers = {module.name for module in track_modules(pretrained.model, "layers")}
+    tracked = [module for module in check_factors(store, pretrained) if module.name in layers]
+    split = any(module.splits_heads for module in tracked)
+    others = track_modules(finetuned.model, "layers", split)
     shared, left_out = match_modules(tracked, others)
     for name, reason in left_out.items():
         log.info("left out of the eigenbasis: %s (%s)", name, reason)

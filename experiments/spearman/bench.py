@@ -79,7 +79,7 @@ class Bench:
     def side_of(self, folder: Path, dtype: torch.dtype = torch.float32, split_heads: bool = True) -> Side:
         model, _ = load(folder)
         model = model.to(self.device, dtype).eval()
-        return Side(model, track_modules(model, split_heads=split_heads), CausalLM())
+        return Side(model, track_modules(model, "layers", split_heads), CausalLM())
 
     @cached_property
     def ggn(self) -> GGN:

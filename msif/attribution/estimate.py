@@ -20,8 +20,8 @@ from msif.models.blocks import TrackedModule
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a run.
+class ScoringPlan:
+    """What a run scores, in numbers.
 
     Attributes:
         queries, tokens: how many, and the tokens of one, with its answer.
@@ -45,53 +45,53 @@ class Asked:
     room: int = sys.maxsize
 
 
-def describe_scoring(scorer: PairScorer, asked: Asked, factors: Sequence[str | Path | None]) -> str:
+def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[str | Path | None]) -> str:
     """Blocks, memory and time of a run."""
     side, cost = scorer.candidate_side, scorer.cost()
     cotangents = {"candidates": cost.candidates, **({"index": cost.index} if cost.index else {})}
-    speed = measure(side.model, side.tracked, side.objective, asked.candidates, cotangents)
+    speed = measure(side.model, side.tracked, side.objective, plan.candidates, cotangents)
     parameters = sum(module.d_out * module.shape[1] for module in side.tracked)
     blocks = sum(len(module.blocks) for module in side.tracked)
     weights = weight_bytes(s.model for s in (side, scorer.query_side))
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
-    made, kept = (min(asked.queries, count) for count in capacities(cost, asked.room))
-    passes = -(-asked.queries // kept)
-    held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if asked.stages else 0)
+    made, kept = (min(plan.queries, count) for count in capacities(cost, plan.room))
+    passes = -(-plan.queries // kept)
+    held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if plan.stages else 0)
     if cost.stored:
-        scoring = passes * (asked.candidates.reading + asked.candidates.documents * cost.stored / DISK)
+        scoring = passes * (plan.candidates.reading + plan.candidates.documents * cost.stored / DISK)
     else:
-        scoring = passes * (speed.passes(asked.candidates, "candidates") + asked.candidates.reading)
-    scoring += speed.over(asked.candidates, lambda B, T: cost.batch(B, T, asked.queries))
+        scoring = passes * (speed.passes(plan.candidates, "candidates") + plan.candidates.reading)
+    scoring += speed.over(plan.candidates, lambda B, T: cost.batch(B, T, plan.queries))
     index = 0.0
-    if asked.index is not None:
-        index = speed.passes(asked.index, "index") + speed.over(asked.index, cost.index_batch) + speed.of(cost.solve)
-    queries = _queries(speed, asked, side.tracked, cost.query) + disk / DISK
-    explaining = _explaining(speed, asked, side.tracked) if isinstance(scorer, Explainer) else 0.0
-    most = "at most " if asked.stages else ""
+    if plan.index is not None:
+        index = speed.passes(plan.index, "index") + speed.over(plan.index, cost.index_batch) + speed.of(cost.solve)
+    queries = _queries(speed, plan, side.tracked, cost.query) + disk / DISK
+    explaining = _explaining(speed, plan, side.tracked) if isinstance(scorer, Explainer) else 0.0
+    most = "at most " if plan.stages else ""
     lines = [
         f"blocks      {blocks} shared, in {len(side.tracked)} modules, {parameters:,} parameters",
         f"on disk     {human_bytes(disk)} of factors",
         f"memory      about {human_bytes(weights + held)} (weights, and the vectors of {kept} queries)",
         f"passes      {passes} over candidates",
-        f"time        about {human_seconds(scoring)} for {asked.candidates.documents:.0f} candidates, after "
+        f"time        about {human_seconds(scoring)} for {plan.candidates.documents:.0f} candidates, after "
         "preselection",
-        f"            {most}about {human_seconds(queries)} before, for the vectors of {asked.queries} queries",
+        f"            {most}about {human_seconds(queries)} before, for the vectors of {plan.queries} queries",
     ]
-    if asked.index is not None:
-        count = f"{asked.index.documents:.0f} sequences of index data"
+    if plan.index is not None:
+        count = f"{plan.index.documents:.0f} sequences of index data"
         lines.append(f"            and about {human_seconds(index)} before, for {count}")
     if explaining:
-        lines.append(f"            and about {human_seconds(explaining)} after, to explain {asked.shown} documents")
+        lines.append(f"            and about {human_seconds(explaining)} after, to explain {plan.shown} documents")
     return "\n".join(lines)
 
 
-def _queries(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule], each: Work) -> float:
+def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], each: Work) -> float:
     """Answers, gradients, and the inverses of the stages applied to them."""
-    plan = Plan({(1, max(1, round(asked.tokens))): 1}, asked.queries, asked.queries, 0.0, ())
+    answers = Plan({(1, max(1, round(plan.tokens))): 1}, plan.queries, plan.queries, 0.0, ())
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
-    gradient = Work(asked.tokens * multiplied(tracked)) + temporaries(3, parameters, 0)
-    seconds = asked.steps * speed.step + speed.passes(plan, "candidates") + asked.queries * speed.of(gradient + each)
-    return seconds + sum(_solver(speed, stage, tracked, asked) for stage in asked.stages)
+    gradient = Work(plan.tokens * multiplied(tracked)) + temporaries(3, parameters, 0)
+    seconds = plan.steps * speed.step + speed.passes(answers, "candidates") + plan.queries * speed.of(gradient + each)
+    return seconds + sum(_solver(speed, stage, tracked, plan) for stage in plan.stages)
 
 
 # a product with the curvature, without its maps, beside a forward and a backward pass: tangents go forward as well, and
@@ -99,9 +99,9 @@ def _queries(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule], each:
 PRODUCT = 2.4
 
 
-def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: Asked) -> float:
+def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], plan: ScoringPlan) -> float:
     """One stage's inverse at the limit of its iterations."""
-    ihvp, queries = asked.ihvp, asked.queries
+    ihvp, queries = plan.ihvp, plan.queries
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     # V x and g xᵀ at every position, the latter added to the sum once a batch
     maps = speed.over(stage, lambda B, T: Work(2 * B * T * multiplied(tracked), 2 * parameters))
@@ -120,11 +120,11 @@ def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], asked: 
     return queries * steps * (share + vectors) + scale
 
 
-def _explaining(speed: Speed, asked: Asked, tracked: Sequence[TrackedModule]) -> float:
+def _explaining(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule]) -> float:
     # the strongest scores are those of long documents
-    lengths = sorted(map(len, asked.candidates.sample))[-max(1, len(asked.candidates.sample) // 10) :]
-    each = max(1, asked.shown // asked.queries)
-    plan = Plan({(each, round(sum(lengths) / len(lengths))): 1}, asked.queries, asked.shown, 0.0, ())
+    lengths = sorted(map(len, plan.candidates.sample))[-max(1, len(plan.candidates.sample) // 10) :]
+    each = max(1, plan.shown // plan.queries)
+    shown = Plan({(each, round(sum(lengths) / len(lengths))): 1}, plan.queries, plan.shown, 0.0, ())
     sides = [module.d_in if use.kind == "lookup" else module.d_out for module in tracked for use in module.uses]
     parts = Work(multiplied(tracked), 3 * sum(sides))
-    return speed.passes(plan, "candidates") + speed.over(plan, lambda B, T: parts * (B * T))
+    return speed.passes(shown, "candidates") + speed.over(shown, lambda B, T: parts * (B * T))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msif.attribution.estimate import Asked, describe_scoring
+from msif.attribution.estimate import ScoringPlan, describe_scoring
 from msif.candidates.selection import parse_candidates
 from msif.data.sample import foretell
 from msif.job import Job
@@ -15,19 +15,19 @@ def describe(job: Job) -> str:
     options, queries, rows = job.options, len(job.queries), len(job.corpus)
     spec = parse_candidates(options.candidates)
     candidates = rows if spec.all else min(rows, queries * sum(count for _, count in spec.parts))
-    plan = foretell(job.documents(range(rows)))
+    documents = foretell(job.documents(range(rows)))
     steps = (options.max_new_tokens if job.last.task == "lm" else 1) * sum(not query.answered for query in job.queries)
     tokenizer = job.asked.loaded.tokenizer
     tokens = [len(tokenizer(query.text, verbose=False)["input_ids"]) for query in job.queries[:SOME]]
-    asked = Asked(
+    plan = ScoringPlan(
         queries=queries,
         tokens=sum(tokens) / len(tokens) + steps / queries,
         steps=steps,
         shown=queries * min(2 * options.top_k, candidates),
-        candidates=plan.part(plan.documents * candidates / rows),
+        candidates=documents.part(documents.documents * candidates / rows),
         index=None if job.index is None else foretell(job.index),
         stages=[foretell(batches) for batches in job.solved],
         ihvp=options.ihvp,
         room=job.room,
     )
-    return describe_scoring(job.scorer, asked, [stage.factors for stage in job.stages])
+    return describe_scoring(job.scorer, plan, [stage.factors for stage in job.stages])

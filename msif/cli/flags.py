@@ -40,7 +40,8 @@ def stage_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def add_module_flags(p: argparse.ArgumentParser) -> Any:
     group = p.add_argument_group("modules")
     group.add_argument(
-        "--modules", help="layers, attention, mlp, everything, or a regular expression on names (default layers)"
+        "--modules",
+        help="maps (default, or what factors hold), layers, attention, mlp, everything, or a regular expression",
     )
     group.add_argument(
         "--split-heads",

@@ -170,6 +170,15 @@ def _by_names(corpus: Corpus) -> Format:
     return known[0]  # not there: the check of its field says what is
 
 
+# rows of a corpus that are looked at one by one in seconds
+CHECKED_ROWS = 1_000_000
+
+
+def soon_checked(corpus: Corpus) -> bool:
+    """Whether ``check_rows`` takes seconds at most, so that an estimate can wait for it."""
+    return corpus.size is None or corpus.size <= CHECKED_ROWS
+
+
 def check_rows(corpus: Corpus, format: Format) -> None:
     """Before expensive work: every row's fields are of their types, and its label is known.
 

@@ -24,15 +24,15 @@ _ADAPTERS = re.compile(r"(^|\.)(base_layer|lora_\w+|modules_to_save|token_adapte
 
 
 def track_modules(
-    model: nn.Module, modules: str = "layers", split_heads: bool = True, vocabulary_basis: str = "identity"
+    model: nn.Module, modules: str = "maps", split_heads: bool = True, vocabulary_basis: str = "identity"
 ) -> list[TrackedModule]:
     """The parameters to track, in the model's order, each with its blocks.
 
     Args:
         model: a transformers model, or any other module, all of whose linear maps count as its layers.
-        modules: "layers" (linear maps of the decoder layers; "all" means the same), "attention" (those inside attention
-            modules), "mlp" (those outside); "maps" (all linear maps, so also the unembedding and heads; tied to an
-            embedding it is both); "everything" (every parameter: norms, biases, positions, embeddings, tied
+        modules: "maps" (all linear maps, so also the unembedding and heads; tied to an embedding it is both); "layers"
+            (those of the decoder layers; "all" means the same), "attention" (of these, inside attention modules),
+            "mlp" (outside them); "everything" (every parameter: norms, biases, positions, embeddings, tied
             or not, and heads); or a regular expression, searched for in the names of all parameters and their modules.
         split_heads: one block per head of q, k and v, by the model's ``config``; else one block per parameter.
         vocabulary_basis: of an unembedding's rows, see ``vocabulary_blocks``.
@@ -190,8 +190,8 @@ def _compiled(modules: str) -> re.Pattern[str]:
         return re.compile(modules)
     except re.error as error:
         raise MsifError(
-            f"{modules!r} is not a regular expression ({error}): give --modules layers, attention, mlp, everything or "
-            "a valid one."
+            f"{modules!r} is not a regular expression ({error}): give --modules maps, layers, attention, mlp, "
+            "everything or a valid one."
         ) from error
 
 

@@ -20,7 +20,7 @@ QUERIES = documents([6, 4], seed=4, prompt=2)
 @pytest.fixture(scope="module")
 def side():
     model = tiny_lm()
-    return Side(model, track_modules(model), CausalLM())
+    return Side(model, track_modules(model, "layers"), CausalLM())
 
 
 def cka(X, Y):
@@ -111,7 +111,7 @@ def test_batches_padding_and_order_change_nothing(side, monkeypatch):
 
 def test_two_models_of_which_one_has_a_new_head(side):
     model = tiny_classifier(1)
-    query_side = Side(model, track_modules(model), SequenceClassification(pad_token_id=0))
+    query_side = Side(model, track_modules(model, "layers"), SequenceClassification(pad_token_id=0))
     texts = documents([5, 6], seed=2, labels=True)
     scores = CKAScorer(query_side, side).score([collate(texts)], alone(TEXTS)).values
     q, z = query_gradients(query_side, alone(texts)), query_gradients(side, alone(TEXTS))

@@ -35,7 +35,8 @@ def pair():
     torch.manual_seed(0)
     pretrained, finetuned = tiny_lm(0), tiny_classifier(1)
     lm, head = CausalLM(), SequenceClassification(pad_token_id=0)
-    sides = Side(finetuned, track_modules(finetuned), head), Side(pretrained, track_modules(pretrained), lm)
+    tracked = [track_modules(model, "layers") for model in (finetuned, pretrained)]
+    sides = Side(finetuned, tracked[0], head), Side(pretrained, tracked[1], lm)
     _, _, f_pt = fitted(pretrained, sides[1].tracked, lm, [collate(documents([6, 8, 4], seed=5))])
     _, _, f_ft = fitted(finetuned, sides[0].tracked, head, [collate(documents([6, 8, 4], seed=6, labels=True))])
     return sides, f_pt, f_ft

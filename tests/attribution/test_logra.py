@@ -24,7 +24,7 @@ SMALL = Projection(3, 4, seed=5)
 @pytest.fixture(scope="module")
 def side():
     model = tiny_lm()
-    return Side(model, track_modules(model), CausalLM())
+    return Side(model, track_modules(model, "layers"), CausalLM())
 
 
 def features(side, batches, targets=lambda outputs, batch: None):
@@ -114,7 +114,7 @@ def test_without_curvature_it_is_the_projected_gradient_dot_product(side):
 
 def test_a_replaced_head_is_no_obstacle(side):
     model = tiny_classifier(1)
-    query_side = Side(model, track_modules(model), SequenceClassification(pad_token_id=0))
+    query_side = Side(model, track_modules(model, "layers"), SequenceClassification(pad_token_id=0))
     query = [collate(documents([5, 6], seed=2, labels=True))]
     scores = LoGraScorer(query_side, side, SMALL).score(query, [collate(TEXTS)])
     phi_q, phi_z = features(query_side, alone(documents([5, 6], seed=2, labels=True))), features(side, alone(TEXTS))

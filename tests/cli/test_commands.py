@@ -67,7 +67,7 @@ def test_two_commands_as_a_user_types_them(world, tmp_path):
             "--diagnostics",
         )
         assert fitted.returncode == 0, fitted.stderr
-        assert "blocks of 8 modules" in fitted.stdout and "relative change per doubling" in fitted.stdout
+        assert "blocks of 9 modules" in fitted.stdout and "relative change per doubling" in fitted.stdout
         assert "Traceback" not in fitted.stderr
         assert FactorStore.open(tmp_path / model.name).manifest["provenance"]["versions"]["torch"] == torch.__version__
     factors = ["--pretrained-factors", tmp_path / "base", "--finetuned-factors", tmp_path / "tuned"]
@@ -153,7 +153,7 @@ def test_a_classifier_with_a_head_of_its_own(world, tmp_path, capfd):
     assert influence(*flags, "--query", "Rain fell", "--output", tmp_path / "own") == 0  # the predicted class
     assert isinstance(shown(tmp_path / "own")[0]["label"], int)
     left_out = json.loads((tmp_path / "own" / "manifest.json").read_text())["left_out"]
-    assert left_out == {}  # the heads are not tracked
+    assert left_out == {"score": "only in the first model", "lm_head": "only in the second model"}
     queries = write_rows(
         tmp_path / "q.jsonl", [{"id": "a", "text": "Rain fell", "label": "odd"}, {"id": "b", "text": "x"}]
     )
@@ -228,7 +228,7 @@ def test_dry_runs_do_nothing(world, tmp_path, capfd):
     told = capfd.readouterr().out
     store = FactorStore.open(world.base_factors)
     blocks = sum(len(module.blocks) for module in store.tracked)
-    assert f"{blocks} in 8 modules" in told
+    assert f"{blocks} in 9 modules" in told
     assert all(word in told for word in ("parameters", "on disk", "memory", "time"))
     assert influence(*world.pair, *world.factors, *QUERY, "--output", tmp_path / "out", "--dry-run") == 0
     told = capfd.readouterr().out

@@ -53,9 +53,9 @@ def dense(world, heads, kind, measure):
     head = AutoModelForSequenceClassification.from_pretrained(heads / kind).double().eval()
     lm = AutoModelForCausalLM.from_pretrained(world.base).double().eval()
     tokenizer = AutoTokenizer.from_pretrained(world.base)
-    tracked = track_modules(lm)
+    tracked = track_modules(lm, "layers")
     ids = torch.tensor([tokenizer("Rain fell")["input_ids"]])
-    query = dense_gradients(head, track_modules(head), measure(head(input_ids=ids).logits[0]))
+    query = dense_gradients(head, track_modules(head, "layers"), measure(head(input_ids=ids).logits[0]))
     found = {}
     for number, text in enumerate(FACTS):
         ids = torch.tensor([tokenizer(text)["input_ids"]])

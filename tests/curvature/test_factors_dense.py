@@ -321,7 +321,7 @@ def test_labels_do_not_depend_on_the_batch():
     for name, f in together.items():
         torch.testing.assert_close(f.S_A, apart[name].S_A)
         torch.testing.assert_close(f.S_G, apart[name].S_G)
-        V = torch.randn(1, f.blocks * f.Q_G.shape[1], f.Q_A.shape[0]).double()
+        V = torch.randn(1, *f.Lambda.flatten(0, 1).shape).double()
         one, other = (EKFAC(x).apply({name: V.clone()})[name] for x in (together, apart))
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
@@ -332,7 +332,7 @@ def test_damping_never_changes_lambda():
     tracked = track_modules(model)
     _, _, factors = fitted(model, tracked, objective, [collate(documents([5, 6]))])
     before = {name: f.Lambda.clone() for name, f in factors.items()}
-    V = {name: torch.randn(2, f.blocks * f.Q_G.shape[1], f.Q_A.shape[0]).double() for name, f in factors.items()}
+    V = {name: torch.randn(2, *f.Lambda.flatten(0, 1).shape).double() for name, f in factors.items()}
     first = EKFAC(factors, DampedInverse(damping=0.5)).apply({k: v.clone() for k, v in V.items()})
     EKFAC(factors, DampedInverse(damping=3.0)).apply({k: v.clone() for k, v in V.items()})
     again = EKFAC(factors, DampedInverse(damping=0.5)).apply({k: v.clone() for k, v in V.items()})

@@ -125,7 +125,7 @@ def test_eigenvectors_are_those_of_the_symmetric_part():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_covariances_of_a_16_bit_model_are_sums_in_float32_of_products_in_float32(dtype):
     model, objective = tiny_lm(dtype=dtype), CausalLM()
-    tracked, batch = track_modules(model), collate(documents([30, 40, 35]))
+    tracked, batch = track_modules(model, "layers"), collate(documents([30, 40, 35]))
     groups = find_input_groups(model, tracked, objective, batch)
     seen = {}
 

@@ -116,7 +116,7 @@ def test_a_merged_adapter_computes_what_it_computed_beside_its_base(bases: Path,
     loaded = load_model(tmp_path, device="cpu")
     torch.testing.assert_close(logits(loaded.model), expected, rtol=1e-4, atol=1e-4)
     assert loaded.adapter and not loaded.model.training
-    shared, left_out = match_modules(track_modules(loaded.model), track_modules(plain))
+    shared, left_out = match_modules(track_modules(loaded.model, "layers"), track_modules(plain, "layers"))
     assert shared and not left_out
     in_memory = merge_adapter(unmerged)
     torch.testing.assert_close(logits(in_memory), expected, rtol=1e-4, atol=1e-4)

@@ -48,7 +48,7 @@ def mixed_lm():
 
 def test_gradients_match_autograd_with_padding_and_frozen_parameters():
     model, objective = mixed_lm(), CausalLM()
-    tracked = track_modules(model)
+    tracked = track_modules(model, "layers")
     batch = collate(documents([4, 7], prompt=2))
     consumer = Collect()
     with Capture(model, tracked, consumer) as capture:
@@ -198,7 +198,7 @@ def test_hugging_face_gradient_checkpointing_is_inactive_in_evaluation_mode():
     consumer = Collect()
     with Capture(model, track_modules(model), consumer) as capture:
         capture.run(objective, collate(documents([5])), [objective.loss_gradient])
-    assert len(consumer.gradients) == 8
+    assert len(consumer.gradients) == 9
 
 
 def test_routed_rows_are_refused():
@@ -301,4 +301,4 @@ def test_inputs_that_a_consumer_does_not_keep_are_released():
         watch.register_forward_pre_hook(lambda _, args: inputs.append(weakref.ref(args[0])))
     with Capture(model, tracked, Drops()) as capture:
         capture.run(objective, collate(documents([5])), [objective.loss_gradient])
-    assert len(inputs) == 8 and max(alive) == 0
+    assert len(inputs) == 9 and max(alive) == 0

@@ -36,19 +36,20 @@ def names(tracked: list) -> list[str]:  # type: ignore[type-arg]
         ("llama", "layers", LLAMA_LAYER, 4),
     ],
 )
-def test_defaults(architecture: str, layers: str, layer: list[str], attention: int) -> None:
+def test_groups(architecture: str, layers: str, layer: list[str], attention: int) -> None:
     model = tiny_model(architecture)
     choices = {"layers": layer, "all": layer, "attention": layer[:attention], "mlp": layer[attention:]}
     for choice, expected in choices.items():
         tracked = track_modules(model, choice)
         assert names(tracked) == [f"{layers}.{i}.{name}" for i in range(2) for name in expected]
         assert [m.path for m in tracked] == [f"{model.base_model_prefix}.{m.name}" for m in tracked]
+    assert track_modules(model) == track_modules(model, "maps")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(architecture: str) -> None:
     model = tiny_model(architecture)
-    tracked = {m.name: m for m in track_modules(model)}
+    tracked = {m.name: m for m in track_modules(model, "layers")}
     attention, mlp = track_modules(model, "attention"), track_modules(model, "mlp") if has_linear_mlp(model) else []
     assert {*names(attention), *names(mlp)} == set(tracked) and not {*names(attention)} & {*names(mlp)}
     assert all(re.search(r"(layers|h|blocks)\.[01]\.", name) for name in tracked)
@@ -87,14 +88,14 @@ def test_regular_expression() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_maps_are_the_layers_and_the_unembedding_tied_or_not(tied: bool) -> None:
     model = tiny_model("llama", tie_word_embeddings=tied)
-    layers = track_modules(model)
-    maps = track_modules(model, "maps")
+    layers = track_modules(model, "layers")
+    maps = track_modules(model)
     assert [m for m in maps if m.name in {one.name for one in layers}] == layers  # with their heads' blocks
     (other,) = [m for m in maps if m not in layers]
     assert (other.name, other.mixed) == (("embed_tokens", True) if tied else ("lm_head", False))
     assert track_modules(model, "all") == layers and other.row_basis == "identity"
     classifier = AutoModelForSequenceClassification.from_config(tiny_config("llama", num_labels=3))
-    assert {m.name for m in track_modules(classifier, "maps")} - {m.name for m in layers} == {"score"}
+    assert {m.name for m in track_modules(classifier)} - {m.name for m in layers} == {"score"}
 
 
 def norms(*paths: str) -> list[str]:
@@ -227,7 +228,7 @@ def test_what_is_not_tracked_is_told_with_its_share() -> None:
     total = sum(p.numel() for p in model.parameters())
     whole = coverage(model, track_modules(model, "everything"))
     assert whole == f"{total:,} of {total:,} parameters are tracked (100.0%)"
-    tracked = track_modules(model)
+    tracked = track_modules(model, "layers")
     held = sum(m.d_out * m.shape[1] for m in tracked)
     assert held + 1600 + 1024 + 5 * 64 == total  # 50 · 32 of tokens, 32 · 32 of positions, and five norms of 64
     rest = [f"wte.weight {1600 / total:.1%}", f"wpe.weight {1024 / total:.1%}"]
@@ -274,16 +275,16 @@ def test_the_base_model_prefix_does_not_matter() -> None:
     lm = track_modules(tiny_model("gpt_neox"))
     classifier = track_modules(AutoModelForSequenceClassification.from_config(config))
     bare = track_modules(AutoModel.from_config(config))
-    for other in (classifier, bare):
-        shared, left_out = match_modules(lm, other)
-        assert shared == names(lm) and left_out == {}
+    heads = {"lm_head": "only in the first model", "score": "only in the second model"}
+    for other, left_out in ((classifier, heads), (bare, {"lm_head": heads["lm_head"]})):
+        assert match_modules(lm, other) == (names(lm)[:-1], left_out)
 
 
 def test_what_does_not_match_is_left_out_with_a_reason() -> None:
     first = track_modules(tiny_model("gpt_neox"))
     second = track_modules(tiny_model("gpt_neox", intermediate_size=64, num_hidden_layers=1))
     shared, left_out = match_modules(first, second)
-    assert shared == ["layers.0.attention.query_key_value", "layers.0.attention.dense"]
+    assert shared == ["layers.0.attention.query_key_value", "layers.0.attention.dense", "lm_head"]
     assert left_out["layers.0.mlp.dense_h_to_4h"] == "shape (48, 33) in the first model, (64, 33) in the second"
     assert left_out["layers.1.mlp.dense_h_to_4h"] == "only in the first model"
     assert match_modules(second, first)[1]["layers.1.mlp.dense_h_to_4h"] == "only in the second model"
@@ -327,7 +328,7 @@ def test_shared_parameters_are_one_of_several_uses() -> None:
     assert (both.shape, both.bias, both.uses) == ((4, 5), True, (Use("0"), Use("1")))
     assert torch.equal(matrix_of(model, both), torch.cat([model[0].weight, model[0].bias[:, None]], 1))
     tied = tiny_model("gpt2")  # the unembedding is the embedding, outside the layers
-    assert "wte" not in names(track_modules(tied))
+    assert "wte" not in names(track_modules(tied, "layers"))
 
 
 class Router(nn.Linear):
@@ -355,7 +356,7 @@ def test_linear_subclasses_are_tracked_only_if_they_are_linear_maps(caplog: pyte
     with pytest.raises(MsifError, match=r"c\.weight: Doubled is no linear map"):
         track_modules(model, "^c$")
     falcon = tiny_model("falcon (multi-head)")  # of FalconLinear
-    assert len(track_modules(falcon)) == len(track_modules(falcon.to("meta"))) == 8
+    assert len(track_modules(falcon)) == len(track_modules(falcon.to("meta"))) == 9
 
 
 def test_adapters_and_quantised_models_are_refused() -> None:
@@ -370,7 +371,7 @@ def test_adapters_and_quantised_models_are_refused() -> None:
 
 def test_experts_are_named_as_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        tracked = names(track_modules(tiny_model("mixtral")))
+        tracked = names(track_modules(tiny_model("mixtral"), "layers"))
     assert tracked == [f"layers.{i}.self_attn.{x}_proj" for i in range(2) for x in "qkvo"]
     assert "layers.0.mlp.experts.gate_up_proj (MixtralExperts is no linear map, lookup or norm)" in caplog.text
     for pattern in ("experts", "gate_up_proj"):

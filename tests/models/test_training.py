@@ -20,7 +20,7 @@ from msif.models.training import natural_tau, training_is_known
 @pytest.fixture
 def lm():
     model = tiny_lm()
-    return model, track_modules(model)
+    return model, track_modules(model, "layers")
 
 
 def values(tau):
