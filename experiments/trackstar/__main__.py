@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.running import add_data_flag, experiment_parser, quiet
+from experiments.trackstar.multi_stage import index_table
 from experiments.trackstar.report import class_table, method_table, plot_classes, right_table, top_table
 from experiments.trackstar.scoring import Run, Scores
 from experiments.trackstar.settings import STEPS, TRACKSTAR, Sizes, ablations
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Path(options.results or Path(options.output) / "report")
     tables = list(_main_tables(own, results))
     tables += [_ablations(own), _wordings(own), _wrong_answers(own)]
+    tables.append(index_table(Path(options.output) / "multi-stage", Path(options.pair), sizes.facts, sizes.blocks))
     if not options.no_models:
         tables.append(_models(own, options))
     configuration = {

@@ -9,7 +9,7 @@ import pytest
 from pairs import save_pair, write_rows
 
 from experiments.trackstar import __main__ as command
-from experiments.trackstar import scoring, training
+from experiments.trackstar import multi_stage, scoring, training
 from experiments.trackstar.report import class_table, measures, patch_mean
 from experiments.trackstar.scoring import Run, _first
 from experiments.trackstar.settings import STEPS, TRACKSTAR, Sizes, ablations
@@ -41,6 +41,7 @@ def test_the_experiment_ends_in_tables_and_goes_on(folders, tmp_path, monkeypatc
     monkeypatch.setattr(scoring, "embedding_scores", lambda queries, texts: np.eye(len(queries), len(texts)))
     few = [("λ of R", one) for _, one in [*ablations()][9:11]]
     monkeypatch.setattr(command, "ablations", lambda: few)
+    monkeypatch.setattr(multi_stage.index_table, "__defaults__", ((2,),))
     size = training.training.ModelSize(1, 16, 2, positions=64)
     monkeypatch.setattr(command, "SIZES", (("tiny", size, 1),))
     flags = [
@@ -63,6 +64,9 @@ def test_the_experiment_ends_in_tables_and_goes_on(folders, tmp_path, monkeypatc
     assert titles[0] == "Methods" and titles[-1] == "TrackStar by size and length of training"
     names = {row["method"] for row in report["tables"][0]["rows"]}
     assert {one.name for one in STEPS} <= names and {"BM25+", "gold sources", "TRAK", "random order"} <= names
+    by_index = {table["title"]: table for table in report["tables"]}[titles[-2]]
+    assert [row["features"] for row in by_index["rows"]] == [None, 8, 8]
+    assert by_index["rows"][0]["Spearman with exact"]["mean"] == 1
     gold = next(row for row in report["tables"][0]["rows"] if row["method"] == "gold sources")
     assert gold["MRR"]["mean"] == 1 and gold["recall@10"]["mean"] == 1
     assert (tmp_path / "out" / "report" / "proponents.png").stat().st_size > 1000
