@@ -139,6 +139,14 @@ def test_search_is_a_sort(random_index, monkeypatch, chunk, lowest):
     check(cosine, (scores / features.norm(dim=1))[:, [20, 3]], 1e-5)
 
 
+def test_a_ten_thousandth_of_the_mean_is_added():
+    """Of R = diag(2, 0, 0, 0) its mean eigenvalue is 1/2, so that the others are 5e-5."""
+    rows = torch.tensor([[2.0**0.5, 0, 0, 0]], dtype=torch.float64)
+    expected = torch.tensor([2.00005, 5e-5, 5e-5, 5e-5], dtype=torch.float64).rsqrt()
+    for root in (correction.FewRoot(rows), correction.CholeskyRoot(rows.T @ rows)):
+        check(root.apply(torch.eye(4, dtype=torch.float64)).diagonal(), expected, 1e-9)
+
+
 def test_what_cannot_be(random_index):
     index, _ = random_index(5)
     with pytest.raises(MsifError, match="0 documents are asked for"):
