@@ -126,6 +126,18 @@ def test_dot_products_and_contributions_are_those_of_all_parameters(name):
     assert isinstance(found[0], parts.Contributions)
 
 
+def test_contributions_of_a_tied_vocabularys_blocks_are_those_of_their_rows():
+    model = made("llama")
+    (module,) = tracked = track_modules(model, "^embed_tokens$", vocabulary_basis="blocks:5")
+    side = Side(model, tracked, CausalLM())
+    scorer = InfluenceScorer(side, side)
+    found = scorer.explain(scorer.query_vectors([collate(QUESTIONS)]), [collate(TEXTS)])
+    asked = [gradients(model, tracked, q)[module.name] for q in alone(QUESTIONS)]
+    for part, text in zip(sorted(found, key=lambda part: part.index), alone(TEXTS), strict=True):
+        own = gradients(model, tracked, text)[module.name]
+        check(part.blocks, torch.stack([(own * q).sum(1).unflatten(0, (5, -1)).sum(1) for q in asked]))
+
+
 class Sides(Consumer):
     """The right side of each parameter that has one use."""
 
