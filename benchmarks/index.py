@@ -12,13 +12,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.measure import environment, interleave, log
+from benchmarks.measure import environment, gradient_steps, interleave, log
 from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
 from msif.curvature.inputs import device_and_dtype
@@ -26,7 +27,8 @@ from msif.index.plan import Plan
 from msif.index.pools import indexed_modules
 from msif.index.search import search
 from msif.index.settings import IndexSettings
-from msif.index.storage import GradientIndex, ShardWriter, encoded, open_or_create
+from msif.index.storage import GradientIndex, encoded
+from msif.index.writing import ShardWriter, open_or_create
 from msif.models.training.moments import SecondMoments
 from msif.stage import Stage
 
@@ -41,13 +43,7 @@ def features(stage: Stage, repeats: int) -> dict[str, Any]:
     whole = {m.name: SecondMoments(torch.ones(m.d_out, m.d_in), _bias(m)) for m in side.tracked}
     device, _ = device_and_dtype(model)
 
-    def train() -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        for batch in batches:
-            model.zero_grad(set_to_none=True)
-            objective.losses(objective.outputs(model, batch), batch).sum().backward()
-        model.zero_grad(set_to_none=True)
+    train = partial(gradient_steps, model, objective, batches)
 
     def make(plan: Plan) -> None:
         with GradientProjector(plan.side, plan.features, [plan.cotangent]) as project:

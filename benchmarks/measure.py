@@ -41,6 +41,16 @@ def training_step(model: nn.Module, batches: Iterable[Tensor]) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def gradient_steps(model: nn.Module, objective: Any, batches: Iterable[Any]) -> None:
+    """The same of any objective of msif's, over its own batches."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    for batch in batches:
+        model.zero_grad(set_to_none=True)
+        objective.losses(objective.outputs(model, batch), batch).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
 @dataclass
 class Timing:
     """Seconds of a phase and of the training steps run in turn with it."""

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import Stopwatch, environment, interleave, log
+from benchmarks.measure import Stopwatch, environment, gradient_steps, interleave, log
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.fit import FitSettings
@@ -34,13 +35,7 @@ def phases(stage: Stage, repeats: int) -> dict[str, Any]:
     batches = list(stage.batches)
     device, dtype = device_and_dtype(model)
 
-    def train() -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        for batch in batches:
-            model.zero_grad(set_to_none=True)
-            objective.losses(objective.outputs(model, batch), batch).sum().backward()
-        model.zero_grad(set_to_none=True)
+    train = partial(gradient_steps, model, objective, batches)
 
     def both(modules: str) -> dict[str, float]:
         tracked = track_modules(model, modules)

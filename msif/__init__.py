@@ -41,7 +41,7 @@ _HOME = {
     "Stage": "msif.stage",
     "attribute": "msif.run",
     "Result": "msif.result",
-    "Options": "msif.job",
+    "Options": "msif.options",
     "FittedStage": "msif.attribution.stages",
     "Damping": "msif.attribution.stages",
     "build_scorer": "msif.attribution.stages",
@@ -83,7 +83,6 @@ if TYPE_CHECKING:
     from msif.index.settings import IndexSettings
     from msif.index.storage import GradientIndex
     from msif.indexing import make_index
-    from msif.job import Options
     from msif.models.layouts import register_layout
     from msif.models.loading import load_model
     from msif.models.merging import merge_adapter
@@ -97,6 +96,7 @@ if TYPE_CHECKING:
     )
     from msif.models.select import track_modules
     from msif.models.training import natural_tau
+    from msif.options import Options
 
 
 def __getattr__(name: str) -> Any:

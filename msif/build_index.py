@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, stage_arguments
+from msif.cli.flags import add_machine_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, share, write_configuration
 
@@ -20,19 +20,13 @@ EXAMPLE = """example:
 
 def parser() -> Parser:
     p = Parser(prog="python -m msif.build_index", description=__doc__, epilog=EXAMPLE)
-    p.add_argument("--model", metavar="M", help="folder or hub name of the model (required)")
-    p.add_argument("--data", metavar="D", help=f"the documents: {DATA_SOURCES} (required)")
+    add_stage_data_flags(p, "the documents")
     p.add_argument(
         "--output",
         metavar="DIR",
         help="folder for the index (required); an interrupted one goes on, new documents join",
     )
     p.need("--model", "--data", "--output")
-    data = p.add_argument_group("data")
-    tasks = ["lm", "classification"]
-    data.add_argument("--task", default="lm", choices=tasks, help="what is predicted: next tokens (default) or a class")
-    add_field_flags(data)
-    data.add_argument("--streaming", action="store_true", help="read on the fly, for a corpus larger than the disk")
     _add_feature_flags(p.add_argument_group("features"))
     curvature = p.add_argument_group("multi-stage influence")
     curvature.add_argument("--factors", metavar="DIR", help="of the model: the index is of H^(-1/2) times gradients")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, stage_arguments
+from msif.cli.flags import add_machine_flags, add_module_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
@@ -23,15 +23,9 @@ EXAMPLE = """example:
 
 def parser() -> Parser:
     p = Parser(prog="python -m msif.fit_factors", description=__doc__, epilog=EXAMPLE)
-    p.add_argument("--model", metavar="M", help="folder or hub name of the model (required)")
-    p.add_argument("--data", metavar="D", help=f"what it was trained on: {DATA_SOURCES} (required)")
+    add_stage_data_flags(p, "what it was trained on")
     p.add_argument("--output", metavar="DIR", help="folder for the factors (required); an interrupted fit resumes")
     p.need("--model", "--data", "--output")
-    data = p.add_argument_group("data")
-    tasks = ["lm", "classification"]
-    data.add_argument("--task", default="lm", choices=tasks, help="what is predicted: next tokens (default) or a class")
-    add_field_flags(data)
-    data.add_argument("--streaming", action="store_true", help="read on the fly, for a corpus larger than the disk")
     fit = p.add_argument_group("fit")
     fisher = ["sampled", "empirical"]
     fit.add_argument(

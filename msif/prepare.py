@@ -23,10 +23,11 @@ from msif.index.pools import indexed_modules
 from msif.index.scorer import IndexScorer
 from msif.index.storage import GradientIndex
 from msif.indexing import opened_plan
-from msif.job import Job, Options
+from msif.job import Job
 from msif.models.objectives import Objective, Regression
 from msif.models.roles import label_arguments, longest
 from msif.models.training import TrainingUnknown
+from msif.options import Options
 from msif.stage import Stage
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from msif.attribution.stages import Damping
 from msif.data.corpus import as_corpus
 from msif.data.queries import Query, as_queries
 from msif.errors import MsifError
-from msif.job import Options
+from msif.options import Options
 from msif.prepare import Asked, prepare
 from msif.result import Result, result_of
 from msif.stage import Stage

@@ -18,8 +18,8 @@ from msif.cli.flags import field_arguments, stage_arguments
 from msif.cli.parsing import configuration
 from msif.data.corpus import load_corpus
 from msif.data.queries import Query, load_queries
-from msif.job import Options
 from msif.models.devices import resolve_device
+from msif.options import Options
 from msif.prepare import Asked
 from msif.stage import Stage
 

@@ -24,6 +24,19 @@ def add_field_flags(group: Any) -> None:
     group.add_argument("--max-examples", type=positive_int, metavar="N", help="only the first N rows (default all)")
 
 
+def add_stage_data_flags(p: argparse.ArgumentParser, data: str) -> None:
+    """The model, its data and where results go, and how the data are read."""
+    p.add_argument("--model", metavar="M", help="folder or hub name of the model (required)")
+    p.add_argument("--data", metavar="D", help=f"{data}: {DATA_SOURCES} (required)")
+    group = p.add_argument_group("data")
+    tasks = ["lm", "classification"]
+    group.add_argument(
+        "--task", default="lm", choices=tasks, help="what is predicted: next tokens (default) or a class"
+    )
+    add_field_flags(group)
+    group.add_argument("--streaming", action="store_true", help="read on the fly, for a corpus larger than the disk")
+
+
 def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The field flags as arguments of ``choose_format``."""
     from msif.data.format import FIELDS

@@ -25,7 +25,8 @@ from msif.index.plan import Plan
 from msif.index.rounding import rounding_error
 from msif.index.scaling import ESTIMATED_FROM, estimate_moments
 from msif.index.settings import MOMENTS
-from msif.index.storage import MOMENTS_FILE, GradientIndex, ShardWriter, encoded, open_or_create, remove_if_nothing_done
+from msif.index.storage import MOMENTS_FILE, GradientIndex, encoded
+from msif.index.writing import ShardWriter, open_or_create, remove_if_nothing_done
 from msif.models.training.files import TrainingUnknown
 from msif.models.training.moments import SecondMoments, second_moments
 

@@ -12,7 +12,8 @@ from worlds import ALL, FACTS, QUERY, by_candidate, influence, save_lm, scores, 
 
 import msif
 from msif.errors import MsifError
-from msif.job import Job, Options
+from msif.job import Job
+from msif.options import Options
 
 ASKED = [("Where was Ada born?", " Linz")]
 

@@ -106,7 +106,7 @@ def test_an_interrupted_build_keeps_what_it_has(stage, tmp_path, monkeypatch):
 
 KILLED = """
 import sys, os, signal
-from msif.index.storage import ShardWriter
+from msif.index.writing import ShardWriter
 write = ShardWriter.write
 def killed(self, tensors, documents):
     if len(self.shards) == 2:

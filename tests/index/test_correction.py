@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from test_everything import check
 
 from msif.errors import MsifError
-from msif.index import correction
+from msif.index import correction, roots
 from msif.index.correction import (
-    FLOOR,
     Correction,
     RSettings,
     corrected_norms,
@@ -21,7 +20,8 @@ from msif.index.correction import (
 )
 from msif.index.search import scores_at, search
 from msif.index.settings import IndexSettings
-from msif.index.storage import GradientIndex, ShardWriter, encoded, open_or_create
+from msif.index.storage import GradientIndex, encoded
+from msif.index.writing import ShardWriter, open_or_create
 
 COLUMNS = [slice(0, 9), slice(9, 18)]
 
@@ -57,7 +57,7 @@ def whole(moment):
 
 def inverse(R):
     floor = torch.cat([R[one, one].diagonal().mean().expand(9) for one in COLUMNS])
-    return torch.linalg.inv(R + FLOOR * torch.diag(floor))
+    return torch.linalg.inv(R + roots.FLOOR * torch.diag(floor))
 
 
 @pytest.mark.parametrize("documents", [1, 5, 60])
@@ -143,7 +143,7 @@ def test_a_ten_thousandth_of_the_mean_is_added():
     """Of R = diag(2, 0, 0, 0) its mean eigenvalue is 1/2, so that the others are 5e-5."""
     rows = torch.tensor([[2.0**0.5, 0, 0, 0]], dtype=torch.float64)
     expected = torch.tensor([2.00005, 5e-5, 5e-5, 5e-5], dtype=torch.float64).rsqrt()
-    for root in (correction.FewRoot(rows), correction.CholeskyRoot(rows.T @ rows)):
+    for root in (roots.FewRoot(rows), roots.CholeskyRoot(rows.T @ rows)):
         check(root.apply(torch.eye(4, dtype=torch.float64)).diagonal(), expected, 1e-9)
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be(random_index):
     for text in ("mixed:1", "mixed:-0.1", "mixed:x", "train:0.5", "mixed:nan"):
         with pytest.raises(MsifError, match="LAMBDA"):
             RSettings.parse(text)
-    for root in (correction.CholeskyRoot, correction.FewRoot):
+    for root in (roots.CholeskyRoot, roots.FewRoot):
         for value in (0.0, torch.nan, torch.inf):
             with pytest.raises(MsifError, match="zero or not finite"):
                 root(torch.full((3, 3), value))

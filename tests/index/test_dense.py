@@ -14,8 +14,8 @@ import msif
 from msif.attribution.gradients import Side
 from msif.attribution.random_matrices import normal_matrix
 from msif.data.documents import collate
-from msif.index.correction import FLOOR
 from msif.index.pools import indexed_modules, pools_of
+from msif.index.roots import FLOOR
 from msif.index.scorer import IndexScorer
 from msif.index.settings import IndexSettings
 from msif.index.storage import MOMENTS_FILE

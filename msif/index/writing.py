@@ -1,0 +1,123 @@
+"""Writing an index: its folder, and the shards of one process, each whole or not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from msif.atomic import atomic_path, write_json
+from msif.curvature.store import differences, save_tensors
+from msif.errors import MsifError, one_line
+from msif.index.storage import MOMENTS_FILE, REBUILD, SCHEMA, read_manifest, read_parts
+
+
+def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a new index, or of the one that is there, with equal settings.
+
+    Raises:
+        MsifError: the folder holds something else, or an index of other settings: the first difference is named.
+    """
+    run = json.loads(json.dumps(run))
+    if path.is_file():
+        raise MsifError(f"{path} is a file: give a folder as --output.")
+    if path.is_dir() and any(not file.name.endswith(".part") for file in path.iterdir()):
+        manifest = read_manifest(path)
+        for key, here, there in differences(run, manifest["run"]):
+            raise MsifError(
+                f"{path} is an index of other settings ({key} is {_short(there)} there and {_short(here)} now): choose "
+                "another --output or remove that folder."
+            )
+        return manifest
+    manifest = {"kind": "index", "schema": SCHEMA, "run": run, **fresh}
+    write_json(path / "manifest.json", manifest)
+    return manifest
+
+
+def remove_if_nothing_done(path: Path) -> None:
+    """A build that failed before its first shard leaves no folder, which would refuse other settings."""
+    if not any(path.glob("*.parquet")):
+        for name in ("manifest.json", MOMENTS_FILE):
+            (path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other things
+            path.rmdir()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class ShardWriter:
+    """Writes the shards of one process; what was complete before is kept.
+
+    Attributes:
+        part, parts: number of this process, and of all.
+        skipped: content hashes of documents that have nothing to be indexed.
+        rounding: what storing in fewer bits does, see ``rounding_error``.
+        known: content hashes of all documents that are there, or skipped, whoever wrote them.
+    """
+
+    def __init__(self, path: Path, part: int = 0, parts: int = 1) -> None:
+        self.path, self.part, self.parts = path, part, parts
+        own = read_parts(path)
+        mine = own.get((part, parts), {})
+        self.shards: list[dict[str, Any]] = mine.get("shards", [])
+        self.skipped = {bytes.fromhex(value) for value in mine.get("skipped", [])}
+        self.rounding: dict[str, Any] | None = mine.get("rounding")
+        self.known = {bytes.fromhex(value) for written in own.values() for value in written["skipped"]}
+        for written in own.values():
+            for entry in written["shards"]:
+                self.known.update(self._hashes(entry["name"]))
+        for leftover in path.glob(f".{self._prefix}*.part"):
+            leftover.unlink(missing_ok=True)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.part}-of-{self.parts}"
+
+    def _hashes(self, name: str) -> list[bytes]:
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(self.path / f"{name}.parquet", columns=["hash"])["hash"].to_pylist()
+        except Exception as error:
+            raise MsifError(f"{self.path / name}.parquet cannot be read ({one_line(error)}): {REBUILD}.") from error
+
+    def write(self, tensors: Mapping[str, Tensor], documents: Mapping[str, Sequence[Any]]) -> None:
+        """One shard, whole or not at all.
+
+        Raises:
+            MsifError: the disk is full, or the folder cannot be written to; shards before it are kept.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        name = f"{self._prefix}.{len(self.shards):05d}"
+        table = pa.table(
+            {
+                "hash": pa.array(documents["hash"], pa.binary(16)),
+                **{key: pa.array(values) for key, values in documents.items() if key != "hash"},
+            }
+        )
+        with atomic_path(self.path / f"{name}.parquet") as part:
+            pq.write_table(table, part)
+        save_tensors(self.path / f"{name}.safetensors", tensors)
+        self.shards.append({"name": name, "rows": len(documents["hash"])})
+        self.known.update(documents["hash"])
+        self.save(complete=False)
+
+    def save(self, complete: bool) -> None:
+        value = {
+            "part": self.part,
+            "of": self.parts,
+            "complete": complete,
+            "rounding": self.rounding,
+            "shards": self.shards,
+            "skipped": sorted(value.hex() for value in self.skipped),
+        }
+        write_json(self.path / f"shards.{self._prefix}.json", value)

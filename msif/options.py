@@ -1,0 +1,58 @@
+"""How queries are explained: what ``msif.attribute`` and the influence command are told beside stages and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msif.attribution.inverses import IHVP
+from msif.attribution.methods import INDEXED
+from msif.attribution.stages import Damping
+from msif.candidates.selection import parse_candidates
+
+
+@dataclass(frozen=True)
+class Options:
+    """How queries are explained.
+
+    Attributes:
+        method: multi-stage, single-stage, gdp, cosine, cka, trak or logra, see ``msif.build_scorer``; or trackstar.
+        index: folder of documents' gradients (``msif.make_index``): for trackstar, for multi-stage influence by its
+            features, or for candidates "index:N".
+        damping, ihvp: of the stages' inverses.
+        examples: sequences of a stage's own data that a solver or a projected method takes; None is all.
+        candidates: "knn:1000", "bm25:100", "index:1000", "knn:100+bm25:100", or "all".
+        embedding_model: of sentence-transformers, for knn.
+        measurement: what is explained of an answer: "loss", "margin" or "logit"; None is the method's own.
+        scorer: options of the method's scorer, such as ``normalize`` or ``query_rank``.
+        max_new_tokens: longest answer of the model, where none is given.
+        top_k: proponents and opponents of a query that are shown.
+        max_length: tokens kept of a document or query; None is 512, or what the models have.
+        batch_tokens: of a padded batch.
+        memory: bytes of the device that may be taken, with the models; None is most of what is free.
+        progress: whether preselection shows its bars.
+    """
+
+    method: str = "multi-stage"
+    index: str | Path | None = None
+    damping: Damping = field(default_factory=Damping)
+    ihvp: IHVP = field(default_factory=IHVP)
+    examples: int | None = None
+    candidates: str = "knn:1000"
+    embedding_model: str | None = None
+    measurement: str | None = None
+    scorer: Mapping[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = 32
+    top_k: int = 10
+    max_length: int | None = None
+    batch_tokens: int = 8192
+    memory: int | None = None
+    progress: bool = True
+
+    @property
+    def scores_by_index(self) -> bool:
+        """Whether documents' features are read from the index, and not only candidates chosen by it."""
+        chooses = parse_candidates(self.candidates).of_index is not None
+        return self.method in INDEXED or (self.method == "multi-stage" and self.index is not None and not chooses)
