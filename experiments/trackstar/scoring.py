@@ -101,24 +101,34 @@ class Run:
         """
         most = max(self.sizes.top)
         lists = {name: [_first(row, most) for row in scores] for name, scores in chosen.items()}
-        union = [sorted({int(r) for rows in lists.values() for r in rows[q]}) for q in range(len(queries))]
-        identity = {"rows": union, "rate": self.sizes.learning_rate}
-        asked = [(query.id, query.prompt, query.completion) for query in queries]
-        found = self.cache.arrays(f"tail-patch.{hashed([identity, asked])}", lambda: self._steps(queries, union))
-        changes = np.split(found["changes"], np.cumsum([len(rows) for rows in union])[:-1])
-        by_row = [dict(zip(rows, own, strict=True)) for rows, own in zip(union, changes, strict=True)]
-        return {
-            name: [np.array([by_row[q][int(r)] for r in rows]) for q, rows in enumerate(own)]
-            for name, own in lists.items()
-        }
+        wanted = np.zeros((len(queries), len(self.world.texts)), dtype=bool)
+        for rows in lists.values():
+            for query, own in enumerate(rows):
+                wanted[query, own] = True
+        changes = self._changes(queries, wanted)
+        return {name: [changes[q, own] for q, own in enumerate(rows)] for name, rows in lists.items()}
 
-    def _steps(self, queries: Sequence[Query], union: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    def _changes(self, queries: Sequence[Query], wanted: np.ndarray) -> np.ndarray:
+        """(Q, N) where wanted, else perhaps NaN; a step that an earlier call made is not made again."""
+        asked = [(query.id, query.prompt, query.completion) for query in queries]
+        name = f"tail-patch.{hashed([asked, self.sizes.learning_rate])}"
+        found = self.cache.load(name)["changes"] if self.cache.has(name) else np.full(wanted.shape, np.nan)
+        missing = [np.flatnonzero(row) for row in wanted & np.isnan(found)]
+        places = [query for query, rows in enumerate(missing) if len(rows)]
+        if places:
+            made = self._steps([queries[q] for q in places], [missing[q].tolist() for q in places])
+            for query, changes in zip(places, made, strict=True):
+                found[query, missing[query]] = changes
+            self.cache.save(name, {"changes": found})
+        return found
+
+    def _steps(self, queries: Sequence[Query], rows: Sequence[Sequence[int]]) -> Sequence[np.ndarray]:
         stage = self.world.stage
         model = stage.loaded.model
         step = saved_optimizer(stage.loaded.name, model, self.sizes.learning_rate)
-        documents = self.world.sentences([row for rows in union for row in rows])
-        patches = tail_patch(model, stage.objective, step, self.world.batches(queries, alone=True), documents, union)
-        return {"changes": np.concatenate(patches.changes)}
+        documents = self.world.sentences([row for own in rows for row in own])
+        asked = self.world.batches(queries, alone=True)
+        return tail_patch(model, stage.objective, step, asked, documents, rows).changes
 
 
 def _first(scores: np.ndarray, most: int) -> np.ndarray:
