@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import environment, gradient_steps, interleave, log
+from benchmarks.real_model import timed
 from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
 from msif.curvature.inputs import device_and_dtype
@@ -54,6 +56,21 @@ def features(stage: Stage, repeats: int) -> dict[str, Any]:
     plans |= {"factored": Plan(side, IndexSettings(), factored), "whole": Plan(side, IndexSettings(), whole)}
     work = {name: (lambda plan=plan: make(plan)) for name, plan in plans.items()}
     return {name: timing.to_json() for name, timing in interleave(train, work, repeats, device.type).items()}
+
+
+def commands(args: argparse.Namespace) -> dict[str, Any]:
+    """Wall seconds and peak memory of a build, and seconds of Bergson's on the same texts, each in its own process."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = ["msif.build_index", "--model", args.model, "--data", args.data, "--output", f"{folder}/index"]
+        found = {"msif": timed([*own, "--dtype", "float32", "--batch-tokens", "2048", "--quiet"])}
+        if args.bergson:
+            command = [args.bergson, "build", f"{folder}/bergson", "--model", args.model, "--precision", "fp32"]
+            command += ["--dataset", args.data, "--prompt_column", "text", "--token_batch_size", "2048"]
+            start = time.perf_counter()
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            found["bergson"] = {"seconds": time.perf_counter() - start}
+            log(f"bergson: {found['bergson']['seconds']:.1f} s")
+    return found
 
 
 def _bias(module: Any) -> torch.Tensor | None:
@@ -126,9 +143,11 @@ def main() -> None:
     p.add_argument("--queries", type=int, default=100)
     p.add_argument("--top-k", type=int, default=10)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--bergson", help="its executable, to be timed beside the command")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     named = {name: Path(value).name for name in ("model", "data") if (value := getattr(args, name))}
+    named |= {"bergson": args.bergson and "2.5.1"}
     report: dict[str, Any] = {
         "settings": {**vars(args), **named},
         "environment": environment(["torch", "transformers"]),
@@ -138,6 +157,7 @@ def main() -> None:
     if args.model:
         stage = Stage(args.model, args.data, dtype="float32", max_examples=args.sequences, batch_tokens=1024)
         report["features"] = features(stage, args.repeats)
+        report["commands"] = commands(args)
     print(json.dumps(report, indent=1))
 
 
