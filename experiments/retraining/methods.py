@@ -12,6 +12,7 @@ import numpy as np
 from experiments.common.methods import Method
 from experiments.common.search import bm25_scores, embedding_scores
 from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
+from experiments.retraining.trackstar import SETTINGS as PROJECTED_GRADIENTS
 from experiments.retraining.trackstar import TrackStarScorer
 from experiments.retraining.two_stage import Asked, TwoStage
 from msif.attribution.inverses import IHVP
@@ -55,9 +56,7 @@ def all_methods(one_objective: bool) -> list[Method]:
         Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
         Method("TRAK", "0.1 mean", scorer=_trak),
         Method("LoGra", "0.1 mean", scorer=_logra),
-        Method("TrackStar", scorer=TrackStarScorer),
-        Method("TrackStar, R of documents", scorer=partial(TrackStarScorer, r="train"), main=False),
-        Method("TrackStar, without R", scorer=partial(TrackStarScorer, r="none"), main=False),
+        *_trackstar(),
         Method("representation similarity", scorer=_staged("representation")),
         Method("BM25+", search=bm25_scores),
         Method("sentence embeddings", search=embedding_scores),
@@ -128,6 +127,13 @@ def _trak(m: Member) -> Scorer:
 def _logra(m: Member) -> Scorer:
     projection = replace(LOGRA_PROJECTION, seed=m.number)
     return build_scorer("logra", m.pretrained.stage, m.finetuned.stage, projection=projection)
+
+
+def _trackstar() -> Iterator[Method]:
+    settings = PROJECTED_GRADIENTS.to_json()
+    yield Method("TrackStar", scorer=TrackStarScorer, settings=settings)
+    for name, r in (("R of documents", "train"), ("without R", "none")):
+        yield Method(f"TrackStar, {name}", scorer=partial(TrackStarScorer, r=r), main=False, settings=settings)
 
 
 def _random(m: Member) -> Scorer:

@@ -20,8 +20,8 @@ from msif.index.settings import IndexSettings
 from msif.models.select import match_modules
 from msif.models.training.moments import second_moments
 
-SETTINGS = IndexSettings(blocks=1, projection=16, dtype="float32")
-"""One layer: two blocks of 256 features, about as many as there are documents."""
+SETTINGS = IndexSettings(blocks=1, projection=64, dtype="float32")
+"""One layer: two blocks of the published 64 × 64 features."""
 
 
 class TrackStarScorer:
