@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter, methodcaller
+from typing import Any
 
 import numpy as np
 
@@ -132,8 +133,14 @@ def _logra(m: Member) -> Scorer:
 def _trackstar() -> Iterator[Method]:
     settings = PROJECTED_GRADIENTS.to_json()
     yield Method("TrackStar", scorer=TrackStarScorer, settings=settings)
-    for name, r in (("R of documents", "train"), ("without R", "none")):
-        yield Method(f"TrackStar, {name}", scorer=partial(TrackStarScorer, r=r), main=False, settings=settings)
+    variants: dict[str, dict[str, Any]] = {
+        "R of documents": {"r": "train"},
+        "without R": {"r": "none"},
+        "without R and V": {"r": "none", "moments": False},
+        "16 × 16 features": {"settings": replace(PROJECTED_GRADIENTS, projection=16)},
+    }
+    for name, changes in variants.items():
+        yield Method(f"TrackStar, {name}", scorer=partial(TrackStarScorer, **changes), main=False, settings=settings)
 
 
 def _random(m: Member) -> Scorer:

@@ -27,7 +27,9 @@ SETTINGS = IndexSettings(blocks=1, projection=64, dtype="float32")
 class TrackStarScorer:
     """Documents' gradients on the pre-trained model over its optimizer's moments, queries' on the fine-tuned one."""
 
-    def __init__(self, member: Member, r: str = "mixed") -> None:
+    def __init__(
+        self, member: Member, r: str = "mixed", moments: bool = True, settings: IndexSettings = SETTINGS
+    ) -> None:
         first, last = member.pretrained, member.finetuned
         sides = [
             Side(one.model, indexed_modules(one.model, "everything", tied=False), one.objective)
@@ -35,7 +37,8 @@ class TrackStarScorer:
         ]
         shared, _ = match_modules(sides[0].tracked, sides[1].tracked)
         side, self.query_side = (one.restricted(shared) for one in sides)
-        self.plan = Plan(side, SETTINGS, second_moments(first.folder, first.model, side.tracked))
+        V = second_moments(first.folder, first.model, side.tracked) if moments else None
+        self.plan = Plan(side, settings, V)
         self.r = RSettings.parse(r)
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
