@@ -85,6 +85,8 @@ def estimate_moments(side: Side, batches: Iterable[Any]) -> dict[str, SecondMome
     with Capture(side.model, side.tracked, consumer) as capture:
         for batch in tqdm(batches, desc="second moments", unit="batch", disable=None):
             capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
+            if consumer.counts["sequences"] >= ESTIMATED_FROM:  # of a stream, whose length is not known
+                break
     return {module.name: _rank_one(module, consumer.Lambda(module.name)) for module in side.tracked}
 
 

@@ -135,6 +135,22 @@ def test_what_is_wrong_is_said_before_the_work(ask, explain, indexes, world, tmp
         msif.GradientIndex.open(world.base_factors)
 
 
+def test_a_stream_is_indexed_too_and_its_moments_are_of_its_first_documents(world, indexes, tmp_path, monkeypatch):
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", *FLAGS]
+    assert build(*model, "--output", tmp_path / "stream", "--streaming", "--second-moments", "none") == 0
+    assert build(*model, "--output", tmp_path / "whole", "--second-moments", "none") == 0
+    one, two = (msif.GradientIndex.open(tmp_path / name) for name in ("stream", "whole"))
+    assert one.places.keys() == two.places.keys()
+    for digest, place in one.places.items():
+        np.testing.assert_allclose(one.rows([place]), two.rows([two.places[digest]]), rtol=1e-2, atol=1e-4)
+    monkeypatch.setattr("msif.index.scaling.ESTIMATED_FROM", 2)
+    assert build(*model, "--output", tmp_path / "few", "--streaming") == 0
+    manifest = json.loads((tmp_path / "few" / "manifest.json").read_text())
+    all_of_them = json.loads((indexes / "trackstar" / "manifest.json").read_text())
+    assert manifest["provenance"]["moments"] == "estimate" != manifest["run"]["moments"]
+    assert manifest["run"]["moments"] != all_of_them["run"]["moments"]
+
+
 def test_a_dry_run_tells_sizes(world, tmp_path, capfd):
     model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", "--output", tmp_path / "index"]
     assert build(*model, "--dry-run", *FLAGS) == 0
