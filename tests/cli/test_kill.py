@@ -11,7 +11,7 @@ import pytest
 import torch
 from worlds import FACTS, fit_factors, save_lm, write_rows
 
-ATTEMPTS = 3
+ATTEMPTS = 6
 
 
 def header(file):
@@ -48,7 +48,9 @@ def killed_in(phase, command, folder):
     try:
         deadline = time.monotonic() + 120
         while state(folder)[0] != phase or state(folder)[1] < 2:
-            assert process.poll() is None, f"ended before the {phase} pass: {process.stderr.read().decode()}"
+            if process.poll() is not None:
+                assert process.returncode == 0, process.stderr.read().decode()
+                return False  # the pass went by between two looks, on a busy machine
             assert time.monotonic() < deadline, f"no {phase} pass after two minutes: {state(folder)}"
             time.sleep(0.001)
     finally:
@@ -62,7 +64,7 @@ def killed_in(phase, command, folder):
 def problem(tmp_path_factory):
     """Wide enough that each of the 20 eigendecompositions and 40 batches takes a while."""
     folder = tmp_path_factory.mktemp("kill")
-    save_lm(folder / "model", num_hidden_layers=5, intermediate_size=300)
+    save_lm(folder / "model", num_hidden_layers=5, intermediate_size=500)
     write_rows(folder / "data.jsonl", [{"text": f"{number} {text}"} for number in range(5) for text in FACTS])
     return folder
 
