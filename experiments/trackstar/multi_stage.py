@@ -29,7 +29,7 @@ from msif.indexing import make_index, opened_plan
 from msif.reporting.tables import Table
 from msif.stage import Stage
 
-PROJECTIONS = (4, 16)
+PROJECTIONS = (4, 8)
 EXACT = "exact multi-stage influence"
 
 
