@@ -65,6 +65,7 @@ RESULTS = {
     "replaced-head": "replaced_head",
     "fact-tracing": "fact_tracing",
     "proximity": "proximity",
+    "trackstar": "trackstar",
 }
 
 
