@@ -28,7 +28,7 @@ SCHEMA = 1
 MOMENTS_FILE = "moments.safetensors"
 REBUILD = "build it again with python -m msif.build_index"
 # rows that are read from a shard at a time
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**23
 
 
 @dataclass(frozen=True)
