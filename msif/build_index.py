@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msif.cli.flags import add_machine_flags, add_stage_data_flags, stage_arguments
-from msif.cli.memory import memory_advice, of_fit
+from msif.cli.memory import memory_advice, of_index
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, share, write_configuration
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _add_feature_flags(group: argparse._ArgumentGroup) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse(arguments)
     set_up_logging(args.quiet)
-    with memory_advice(of_fit, args):
+    with memory_advice(of_index, args):
         _build(args)
 
 
@@ -120,13 +120,12 @@ def _build(args: argparse.Namespace) -> None:
     stage = Stage(
         args.model, args.data, task=args.task, **stage_arguments(args), streaming=args.streaming, memory=args.memory
     ).checked()
-    options = {name: getattr(args, name) for name in ("second_moments", "factors", "damping", "damping_scale")}
+    options = {name: getattr(args, name) for name in ("second_moments", "factors")}
     if args.dry_run:
         print(describe_index(stage, settings, **options))
         return
-    index = make_index(
-        stage, args.output, settings, **options, share=args.shard, checkpoint_every=args.checkpoint_every
-    )
+    options |= {name: getattr(args, name) for name in ("damping", "damping_scale", "checkpoint_every")}
+    index = make_index(stage, args.output, settings, **options, share=args.shard)
     write_configuration(Path(args.output) / "config.yaml", args)
     print(summary(index) if index is not None else f"this share is done; others of {args.output} are not")
 

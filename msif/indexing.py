@@ -99,8 +99,6 @@ def describe_index(
     *,
     second_moments: str = "auto",
     factors: str | Path | None = None,
-    damping: float | None = None,
-    damping_scale: float = 0.1,
 ) -> str:
     """Sizes and time of a build, from a sample of its documents and one small batch of them."""
     loaded, batches = stage.loaded, stage.batches

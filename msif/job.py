@@ -31,7 +31,6 @@ from msif.data.queries import Query, ask, encode_queries
 from msif.errors import MsifError, UnusableError
 from msif.explained import Explained, Parts
 from msif.index.scorer import IndexScorer
-from msif.index.storage import GradientIndex
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.objectives import DocumentHead
 from msif.models.roles import check_vocabulary, label_arguments, positions
@@ -66,7 +65,7 @@ class Job:
         first, last: the stage whose gradients the candidates give, and the one that answers.
         asked: the one on which queries are measured.
         length: tokens kept of a document or query.
-        chooser: finds candidates "index:N".
+        chooser: of the index, where there is one; finds candidates "index:N".
         index: what the method's own curvature is taken from, if it has one.
         solved: the stages' own data, where their inverses are solved for on it.
         settings: all that tells this run from another, as JSON.
@@ -278,19 +277,13 @@ class Job:
             "config": {key: value for key, value in self.settings.items() if key not in NOT_RESULTS},
             "weights": self.weights,
             "tokenizers": [fingerprint_tokenizer(stage.loaded.tokenizer) for stage in (self.first, self.asked)],
-            "gradients": None if self.options.index is None else _indexed(self.options.index),
+            "gradients": None if self.chooser is None else self.chooser.index.identity,
             "factors": [read_manifest(Path(folder))["run"] for folder in folders if folder],
             "corpus": self.corpus.fingerprint_of(rows, self.format.columns),
             "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
             "rows": [int(row) for row in rows],
         }
-
-
-def _indexed(path: str | Path) -> dict[str, Any]:
-    """What of an index scores depend on."""
-    index = GradientIndex.open(path)
-    return {"run": index.manifest["run"], "documents": len(index)}
 
 
 def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str | None = None) -> list[Query]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.attribution.inverses import IHVP
-from msif.attribution.methods import INDEXED
+from msif.attribution.methods import INDEXED, check_index
 from msif.attribution.stages import Damping
 from msif.candidates.selection import parse_candidates
 
@@ -33,6 +33,9 @@ class Options:
         batch_tokens: of a padded batch.
         memory: bytes of the device that may be taken, with the models; None is most of what is free.
         progress: whether preselection shows its bars.
+
+    Raises:
+        MsifError: an index is missing, or would not be read.
     """
 
     method: str = "multi-stage"
@@ -51,8 +54,14 @@ class Options:
     memory: int | None = None
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        check_index(self.method, self._preselects, self.index)
+
+    @property
+    def _preselects(self) -> bool:
+        return parse_candidates(self.candidates).of_index is not None
+
     @property
     def scores_by_index(self) -> bool:
         """Whether documents' features are read from the index, and not only candidates chosen by it."""
-        chooses = parse_candidates(self.candidates).of_index is not None
-        return self.method in INDEXED or (self.method == "multi-stage" and self.index is not None and not chooses)
+        return self.method in INDEXED or (self.index is not None and not self._preselects)

@@ -187,9 +187,10 @@ def scorer_by_index(asked: Asked, options: Options, fitted: FittedStage | None) 
     if options.scores_by_index and curved != (options.method == "multi-stage"):
         made, other = ("with", "multi-stage") if curved else ("without", "trackstar")
         raise MsifError(f"the index in {index.path} was made {made} factors: use it with --method {other}.")
-    own: dict[str, Any] = {name: options.scorer[name] for name in ("r", "normalize") if name in options.scorer}
-    if not options.scores_by_index:
-        own = {}  # these are of the method that scores the candidates
+    # of a preselection, options are those of the method that scores what it finds
+    own: dict[str, Any] = dict(options.scorer) if options.scores_by_index else {}
+    for option in sorted(own.keys() - {"r", "normalize"}):
+        raise MsifError(f"scores by an index have no option '{option}': they have normalize, r.")
     own |= {} if options.measurement is None else {"measurement": options.measurement}
     plan = opened_plan(index, first, first.factors if curved else None)
     if not curved:

@@ -23,7 +23,7 @@ from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer, Cotangent, FiniteGuard
 from msif.models.objectives import Measurement, Objective
-from msif.models.outer import Outer, sequence_gradients
+from msif.models.outer import CHUNK_ELEMENTS, Outer, sequence_gradients
 
 
 class FeatureMap(ABC):
@@ -135,12 +135,10 @@ class GradientMap(FeatureMap):
         if weights is not None:
             uses = [Outer(use.left, use.right * weights.unsqueeze(2), use.bias) for use in uses]
         uses = [Outer(use.left, use.right, self.module.bias).to(self.scale.dtype) for use in uses]
-        B = len(uses[0].right)
-        parts = [
-            self.of_matrices(sequence_gradients([use.of(slice(i, i + 1)) for use in uses], self.module.d_out))
-            for i in range(B)
-        ]
-        return torch.cat(parts)
+        step = max(1, CHUNK_ELEMENTS // self.scale.numel())
+        starts = range(0, len(uses[0].right), step)
+        chunks = ([use.of(slice(start, start + step)) for use in uses] for start in starts)
+        return torch.cat([self.of_matrices(sequence_gradients(chunk, self.module.d_out)) for chunk in chunks])
 
     def of_matrices(self, V: Tensor) -> Tensor:
         if self.factors is not None:

@@ -1,5 +1,7 @@
 """Names that choose how candidates are scored; light, for the command line's help and early checks."""
 
+from msif.errors import MsifError
+
 # ⟨v, ∇L(z)⟩, with inverses of the stages in v, or without
 DAMPED = ("multi-stage", "single-stage")
 STAGED = (*DAMPED, "source")
@@ -42,6 +44,22 @@ READ_BY = {
 def usual_candidates(method: str, index: object) -> str:
     """Where nothing is said: those that search finds, or all where their gradients are in an index."""
     return "all" if index is not None and method in READ_BY["r"] else "knn:1000"
+
+
+def check_index(method: str, preselects: bool, index: object) -> None:
+    """Whether an index is there for what reads it, and read where it is given.
+
+    Args:
+        preselects: whether candidates are "index:N".
+
+    Raises:
+        MsifError: it is not.
+    """
+    for what, needs in ((f"--method {method}", method in INDEXED), ("--candidates index", preselects)):
+        if needs and not index:
+            raise MsifError(f"{what} needs --index: make one with python -m msif.build_index.")
+    if index and not preselects and method not in READ_BY["r"]:
+        raise MsifError(f"--method {method} reads an index only for --candidates index:N: give it, or no --index.")
 
 
 # settings of how a run is carried out and where its results go: other values of these make no other run

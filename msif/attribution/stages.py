@@ -13,7 +13,7 @@ from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
-from msif.attribution.methods import METHODS, PROJECTED
+from msif.attribution.methods import INDEXED, METHODS, PROJECTED
 from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer
@@ -120,6 +120,8 @@ def build_scorer(
     damping, ihvp = damping or Damping(), ihvp or IHVP()
     if method not in METHODS:
         raise MsifError(f"there is no method '{method}': choose one of {', '.join(METHODS)}.")
+    if method in INDEXED:
+        raise MsifError(f"method '{method}' scores by an index: give it to msif.attribute, or use its IndexScorer.")
     for option in sorted(options.keys() - _options_of(method)):
         known = ", ".join(sorted(_options_of(method)))
         raise MsifError(f"method '{method}' has no option '{option}': it has {known}.")

@@ -106,9 +106,8 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
             query_side, candidate_side, projection or DEFAULT_PROJECTION, options.output, *shift, kernel_data
         )
         self.weighting = options.weighting
-        objective = candidate_side.objective
-        if self.weighting == "example" and not isinstance(objective, Categorical):
-            raise MsifError(f"{type(objective).__name__} has no probability of a label: choose the weighting 'token'.")
+        if self.weighting == "example":
+            with_classes(candidate_side.objective)
 
     def score_vectors(self, vectors: Tensor, candidates: Iterable[Any], partial: PartialScores | None = None) -> Scores:
         products, doubts = self.score_parts(vectors, candidates, partial)
@@ -229,9 +228,19 @@ def doubts(objective: Objective, outputs: Tensor, batch: Any) -> Tensor:
     Raises:
         MsifError: the objective has no classes.
     """
-    if not isinstance(objective, Categorical):
-        raise MsifError(f"{type(objective).__name__} has no probability of a label: choose the weighting 'token'.")
+    objective = with_classes(objective)
     logits = outputs.to(torch.float64 if outputs.dtype == torch.float64 else torch.float32)
     targets, mask = objective.targets(batch).unsqueeze(-1), objective.predicting(batch)
     others = logits.scatter(-1, targets, float("-inf")).logsumexp(-1)
     return torch.sigmoid(others - logits.gather(-1, targets).squeeze(-1)).masked_fill(~mask, 0.0)
+
+
+def with_classes(objective: Objective) -> Categorical:
+    """The objective, whose labels have probabilities.
+
+    Raises:
+        MsifError: they have none.
+    """
+    if not isinstance(objective, Categorical):
+        raise MsifError(f"{type(objective).__name__} has no probability of a label: choose the weighting 'token'.")
+    return objective

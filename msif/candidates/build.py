@@ -7,6 +7,7 @@ from pathlib import Path
 from msif.candidates.bm25 import BM25Selector
 from msif.candidates.embedding import EmbeddingSelector
 from msif.candidates.selection import AllSelector, CandidateSpec, Selector, UnionSelector, parse_candidates
+from msif.errors import MsifError
 
 
 def build_selector(
@@ -23,9 +24,14 @@ def build_selector(
         embedding_model: folder or hub name of a sentence-transformers model, for `knn`; None is all-MiniLM-L6-v2.
         cache_dir: where embeddings are kept; None is `$MSIF_CACHE`, or else `~/.cache/msif`.
         progress: whether to show progress bars.
+
+    Raises:
+        MsifError: a specification that cannot be read, or that names an index.
     """
     if isinstance(spec, str):
         spec = parse_candidates(spec)
+    if spec.of_index is not None:
+        raise MsifError("candidates of an index are found by their gradients, not by their texts: use its IndexScorer.")
     selectors: list[Selector] = [
         EmbeddingSelector(count, model=embedding_model, cache_dir=cache_dir, progress=progress)
         if kind == "knn"

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from msif.attribution.methods import INDEXED, METHODS, NOT_RESULTS, PROJECTED, READ_BY
+from msif.attribution.methods import METHODS, NOT_RESULTS, PROJECTED, READ_BY, check_index
 from msif.cli.parsing import configuration
 from msif.errors import MsifError
 
@@ -22,11 +22,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     spec = parse_candidates(args.candidates)
     if args.method not in METHODS:
         raise MsifError(f"there is no method '{args.method}': choose one of {', '.join(METHODS)}.")
-    for flag, needs in ((f"--method {args.method}", args.method in INDEXED), ("--candidates index", spec.of_index)):
-        if needs and not args.index:
-            raise MsifError(f"{flag} needs --index: make one with python -m msif.build_index.")
-    if args.index and not spec.of_index and args.method not in READ_BY["r"]:
-        raise MsifError(f"--method {args.method} reads an index only for --candidates index:N: give it, or no --index.")
+    check_index(args.method, spec.of_index is not None, args.index)
     if not args.pretrained and not args.finetuned:
         raise MsifError(
             "there is no model: give --pretrained and --finetuned, or one of them with --method single-stage."

@@ -36,6 +36,14 @@ def of_fit(args: argparse.Namespace) -> str:
     return f"{less}, with another --output; {args.output} keeps what is done, and the same command goes on from it"
 
 
+def of_index(args: argparse.Namespace) -> str:
+    """What is indexed is kept whatever the size of batches."""
+    less = f"give a smaller --batch-tokens (now {args.batch_tokens})"
+    if not (Path(args.output) / "manifest.json").is_file():
+        return f"{less}, or a smaller --projection"
+    return f"{less}; {args.output} keeps what is done, and the same command goes on from it with any --batch-tokens"
+
+
 def of_influence(args: argparse.Namespace) -> str:
     """Scores are kept whatever the size of batches."""
     from msif.attribution.partial import PARTIAL

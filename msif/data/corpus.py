@@ -158,10 +158,10 @@ class Corpus:
             self._fingerprints[used] = self.fingerprint_of(None, used)
         return self._fingerprints[used]
 
-    def hashes(self, columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-        """(row number, hash of 16 bytes) of every row's content in these fields: of equal rows equal, in any file."""
+    def hashes(self, columns: Sequence[str], indices: Iterable[int] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(row number, hash of 16 bytes) of rows' content in these fields: of equal rows equal, in any file."""
         used = tuple(sorted(columns))
-        for number, row in self.rows(columns=used):
+        for number, row in self.rows(indices, columns=used):
             values = _encode([row[column] for column in used])
             yield number, blake2b(values.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

@@ -95,7 +95,6 @@ def _stepped(
 ) -> Iterator[None]:
     """The model after one step on a document inside; the very same numbers as before after."""
     kept = {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     try:
         with frozen(model):
@@ -113,7 +112,6 @@ def _stepped(
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 tensor.copy_(kept[name])
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
             parameter.grad = grads[name]
 
 
@@ -148,29 +146,20 @@ def saved_optimizer(folder: str | Path, model: nn.Module, learning_rate: float |
     saved = SavedOptimizer(folder, state, model)
     places = saved.matched(list(saved.names.values()))
     by_number = {place.number: name for name, place in places.items() if place is not None}
-    groups = [
-        {
-            **group,
-            "lr": _rate(group, learning_rate),
-            "weight_decay": 0.0,
-            "names": [by_number[n] for n in group["params"]],
-        }
-        for group in state["param_groups"]
-    ]
+    groups, names, order = [], [], list[Any]()
+    for group in state["param_groups"]:
+        first, stop = len(order), len(order) + len(group["params"])
+        order += group["params"]
+        names.append([by_number[number] for number in group["params"]])
+        changes = {"lr": _rate(group, learning_rate), "weight_decay": 0.0, "params": list(range(first, stop))}
+        groups.append({**group, **changes})
     kind = _kind(groups[0], list(saved.entries.values()))
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
         parameters = dict(model.named_parameters())
-        own = [{"params": [parameters[name] for name in group["names"]]} for group in groups]
-        optimizer = kind(own)
-        numbers = iter(range(10**9))
-        loaded = [
-            {**{k: v for k, v in group.items() if k != "names"}, "params": [next(numbers) for _ in group["names"]]}
-            for group in groups
-        ]
-        order = [n for group in state["param_groups"] for n in group["params"]]
+        optimizer = kind([{"params": [parameters[name] for name in own]} for own in names])
         entries = {place: _copied(state["state"][n]) for place, n in enumerate(order) if n in state["state"]}
-        optimizer.load_state_dict({"state": entries, "param_groups": loaded})
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
         return optimizer
 
     return make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from msif.data.batching import TokenBatches, spread
 from msif.data.ids import written_ids
 from msif.errors import MsifError
 from msif.index.plan import Plan
-from msif.index.rounding import rounding_error
+from msif.index.rounding import SAMPLE, rounding_error
 from msif.index.scaling import ESTIMATED_FROM, estimate_moments
 from msif.index.settings import MOMENTS
 from msif.index.storage import MOMENTS_FILE, GradientIndex, encoded
@@ -75,15 +74,14 @@ def build_index(
         MsifError: the folder holds an index of other settings or something else, or cannot be written to.
     """
     path, share = Path(path), share or Share()
-    moments = plan.moment_tensors()
     fresh = {
         "provenance": {**(provenance or {}), "shares": share.of},
         "columns": [[one.start, one.stop] for one in plan.columns],
         "blocks": list(plan.pools.names),
     }
-    open_or_create(path, {**plan.identity(), **identity}, fresh)
-    if moments and not (path / MOMENTS_FILE).is_file():
-        save_tensors(path / MOMENTS_FILE, moments)
+    open_or_create(path, {**plan.identity, **identity}, fresh)
+    if plan.moments is not None and not (path / MOMENTS_FILE).is_file():
+        save_tensors(path / MOMENTS_FILE, plan.moment_tensors())
     writer = ShardWriter(path, share.number, share.of)
     try:
         _Builder(plan, batches, writer, share, checkpoint_every, shard_bytes).run()
@@ -108,6 +106,7 @@ class _Builder:
     shard_bytes: int
     held: list[dict[str, Tensor]] = field(default_factory=list)
     documents: dict[str, list[Any]] = field(default_factory=dict)
+    sample: list[Tensor] = field(default_factory=list)
 
     def run(self) -> None:
         rows, hashes = self._new()
@@ -115,6 +114,7 @@ class _Builder:
         log.info("%d documents to index%s", len(rows), said)
         todo = replace(self.batches, indices=rows)
         self.hashes, self.done = hashes, set[int]()
+        self.ids = dict(zip(rows, written_ids(self.batches.corpus.ids(rows)), strict=True))
         if rows:
             try:
                 self._pass(todo)
@@ -153,15 +153,14 @@ class _Builder:
 
     def _take(self, batch: Any, features: Tensor) -> None:
         stored = encoded(features, self.plan.columns, self.plan.settings.dtype)
-        if self.writer.rounding is None and self.plan.settings.dtype != "float32":
-            self.writer.rounding = rounding_error(features, stored, self.plan.columns)
+        if self.writer.rounding is None and sum(map(len, self.sample)) < SAMPLE:
+            self.sample.append(features)
         rows = batch.indices.tolist()
-        corpus = self.batches.corpus
         taken = {
             "hash": [self.hashes[row] for row in rows],
             "row": rows,
-            "id": [json.dumps(one) for one in written_ids(corpus.ids(rows))],
-            "source": [corpus.name] * len(rows),
+            "id": [json.dumps(self.ids[row]) for row in rows],
+            "source": [self.batches.corpus.name] * len(rows),
             "tokens": self.plan.side.objective.supervised_counts(batch).tolist(),
         }
         self.held.append(stored)
@@ -174,13 +173,17 @@ class _Builder:
             return
         held, documents = self.held, self.documents
         self.held, self.documents = [], {}
+        if self.sample and self.plan.settings.dtype != "float32":
+            sample, self.sample = torch.cat(self.sample), []
+            stored = encoded(sample, self.plan.columns, self.plan.settings.dtype)
+            self.writer.rounding = rounding_error(sample, stored, self.plan.columns)
         tensors = {name: torch.cat([part[name] for part in held]) for name in held[0]}
         self.writer.write(tensors, documents)
         self.done.update(documents["row"])
 
 
 def moments_for(
-    kind: str, side: Side, folder: str | Path | None, batches: TokenBatches, index: Path
+    kind: str, side: Side, folder: str | Path, batches: TokenBatches, index: Path
 ) -> tuple[dict[str, SecondMoments] | None, str]:
     """V of a new index, or of one that is there; and where it is from.
 
@@ -200,8 +203,6 @@ def moments_for(
         return second_moments(kind, side.model, side.tracked), kind
     if kind != "estimate":
         try:
-            if folder is None:
-                raise TrainingUnknown("a model that is an object has no folder", "give --second-moments estimate")
             return _of_kind(kind, second_moments(folder, side.model, side.tracked)), str(folder)
         except TrainingUnknown as error:
             if kind != "auto":
@@ -215,9 +216,3 @@ def _of_kind(kind: str, found: dict[str, SecondMoments]) -> dict[str, SecondMome
     if kind in ("adam", "adafactor") and is_factored != (kind == "adafactor"):
         raise MsifError(f"the optimizer's state is not of {kind}: give --second-moments optimizer.")
     return found
-
-
-def describe(index: GradientIndex) -> str:
-    """What an index is, in a line."""
-    blocks: Sequence[str] = index.manifest["blocks"]
-    return f"{len(index)} documents, {index.width} features of {len(blocks)} blocks, {index.settings.dtype}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msif.attribution.features import FeatureMap, GradientMap, TwoSidedMap, add_features
 from msif.attribution.random_matrices import normal_matrix
-from msif.curvature.factors import Factors
+from msif.curvature.factors import Factors, ModuleFactors
 from msif.curvature.filters import Filter
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
@@ -95,21 +95,24 @@ class IndexFeatures:
     def _in_eigenbasis(
         self, module: TrackedModule, tracked: Sequence[TrackedModule], device: torch.device, dtype: torch.dtype
     ) -> FeatureMap:
-        assert self.factors is not None
-        scale = self._root(module).to(device, dtype)
-        factors = self.factors[module.name].to(device, dtype)
+        factors = self._factors_of(module)
+        scale = self._root(module, factors).to(device, dtype)
+        factors = factors.to(device, dtype)
         if self.leading is not None:
             return GradientMap(module, scale, factors, entries=self._entries(tracked)[module.name].to(device))
         return GradientMap(module, scale, factors, *self.matrices(module, device, dtype))
 
-    def _root(self, module: TrackedModule) -> Tensor:
-        """f(Λ)^(1/2), (d_out, d)."""
-        assert self.factors is not None and self.filter is not None
+    def _factors_of(self, module: TrackedModule) -> ModuleFactors:
+        """From disk, as a rule."""
+        assert self.factors is not None
         if module.name not in self.factors:
             raise MsifError(f"there are no factors for module '{module.name}': fit them with the same --modules.")
-        Lambda = self.factors[module.name].Lambda
-        assert Lambda is not None
-        return self.filter(Lambda, module.name).sqrt().flatten(0, 1)
+        return self.factors[module.name]
+
+    def _root(self, module: TrackedModule, factors: ModuleFactors) -> Tensor:
+        """f(Λ)^(1/2), (d_out, d)."""
+        assert self.filter is not None and factors.Lambda is not None
+        return self.filter(factors.Lambda, module.name).sqrt().flatten(0, 1)
 
     @cached_property
     def _held(self) -> dict[tuple[str, ...], dict[str, Tensor]]:
@@ -122,12 +125,12 @@ class IndexFeatures:
         """
         key = tuple(module.name for module in tracked)
         if key not in self._held:
-            assert self.factors is not None and self.leading is not None
+            assert self.leading is not None
             worth = []
             for module in tracked:
-                Lambda = self.factors[module.name].Lambda
-                assert Lambda is not None
-                worth.append((Lambda.flatten() * self._root(module).flatten().square()).cpu())
+                factors = self._factors_of(module)
+                assert factors.Lambda is not None
+                worth.append((factors.Lambda.flatten() * self._root(module, factors).flatten().square()).cpu())
             sizes = [len(one) for one in worth]
             best = torch.cat(worth).topk(min(self.leading, sum(sizes))).indices.sort().values
             found, start = {}, 0

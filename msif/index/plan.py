@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msif.attribution.features import measurement_cotangent
 from msif.attribution.gradients import Side
-from msif.attribution.trak import doubts, mean_doubt
+from msif.attribution.trak import doubts, mean_doubt, with_classes
 from msif.curvature.filters import DampedInverse
 from msif.curvature.store import FactorStore, differences, module_to_json
 from msif.errors import MsifError
@@ -44,8 +44,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.settings.basis == "leading" and self.store is None:
             raise MsifError("leading entries are those of EK-FAC's eigenbasis: give --factors, or a random basis.")
-        if self.settings.weighting == "example" or self.settings.measurement != "loss":
-            self.side.objective.measurement(self.settings.measurement)
+        _ = self.cotangent  # says what the objective has not
 
     @cached_property
     def pools(self) -> Pools:
@@ -78,6 +77,7 @@ class Plan:
         """V as a file of it holds it; empty where there is none."""
         return {} if self.moments is None else to_tensors(self.side.model, self.side.tracked, self.moments)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What must be equal for two plans to give the same features, beside model and data."""
         curvature = None
@@ -121,7 +121,7 @@ def plan_of(index: GradientIndex, side: Side, store: FactorStore | None = None) 
             f"the index in {index.path} was made without factors: build one with --factors for multi-stage influence."
         )
     plan = Plan(side, index.settings, moments, store, damping)
-    for key, here, there in differences(plan.identity(), {name: run[name] for name in plan.identity()}):
+    for key, here, there in differences(plan.identity, {name: run[name] for name in plan.identity}):
         raise MsifError(
             f"the index in {index.path} was made for another model or other factors ({key} is {there!s:.60} there and "
             f"{here!s:.60} now): give those, or build it again."
@@ -138,11 +138,12 @@ def document_cotangent(objective: Objective, measurement: str, weighting: str) -
     Raises:
         MsifError: the objective does not know the measurement, or has no probability of a label.
     """
+    gradient = measurement_cotangent(objective, measurement)
     if measurement == "loss" or (measurement == "margin" and weighting == "token"):
         return objective.loss_gradient
-    gradient = measurement_cotangent(objective, measurement)
     if weighting == "none":
         return gradient
+    with_classes(objective)
 
     def weighted(outputs: Tensor, batch: Any) -> Tensor:
         if weighting == "token":

@@ -151,12 +151,9 @@ class IndexScorer:
         Raises:
             MsifError: the index lacks a document, or it read documents otherwise.
         """
-        wanted = None if candidates.indices is None else set(candidates.indices)
         found: list[tuple[int, int]] = []
         missing: list[int] = []
-        for row, digest in candidates.corpus.hashes(candidates.format.columns):
-            if wanted is not None and row not in wanted:
-                continue
+        for row, digest in candidates.corpus.hashes(candidates.format.columns, candidates.indices):
             place = self.index.places.get(digest)
             if place is not None:
                 found.append((row, place))

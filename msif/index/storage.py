@@ -90,6 +90,11 @@ class GradientIndex:
         return self.shards[-1].start + self.shards[-1].rows if self.shards else 0
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What scores depend on, as JSON."""
+        return {"run": self.manifest["run"], "documents": len(self)}
+
+    @cached_property
     def settings(self) -> IndexSettings:
         return IndexSettings.from_json(self.manifest["run"]["settings"])
 
@@ -98,7 +103,7 @@ class GradientIndex:
         """D, features of a document."""
         return self.columns[-1].stop
 
-    @property
+    @cached_property
     def columns(self) -> list[slice]:
         """The features of each block."""
         return [slice(*bounds) for bounds in self.manifest["columns"]]
@@ -132,6 +137,7 @@ class GradientIndex:
         """(places (n,), features (n, D), float32) of all documents in order, or of the named places, some at a time."""
         step = max(1, CHUNK_BYTES // (self.width * DTYPES[self.settings.dtype].itemsize))
         wanted = None if places is None else np.unique(places)
+        names = ("gradients", "scales") if self.settings.dtype == "int8" else ("gradients",)
         for shard in self.shards:
             with self._opened(shard) as handle:
                 for start in range(0, shard.rows, step):
@@ -141,7 +147,6 @@ class GradientIndex:
                         own = wanted[(wanted >= own[0]) & (wanted <= own[-1])]
                         if not len(own):
                             continue
-                    names = ("gradients", "scales") if self.settings.dtype == "int8" else ("gradients",)
                     stored = {name: handle.get_slice(name)[rows] for name in names}
                     if len(own) < rows.stop - rows.start:
                         chosen = torch.from_numpy(own - shard.start - rows.start)

@@ -99,6 +99,24 @@ def test_the_library_asks_it_too(indexes, world):
     assert len(index) == 8 and index.documents["id"].to_pylist()[0].startswith('"doc-')
 
 
+def test_the_library_needs_an_index_where_the_command_does(indexes, world):
+    """And never takes another method in its place."""
+    stage = msif.Stage(world.base, data=world.folder / "corpus.jsonl")
+    queries = [("Where was Ada born?", " Linz")]
+    for options, said in (
+        ({"method": "trackstar"}, "trackstar needs --index"),
+        ({"method": "gdp", "candidates": "index:3"}, "--candidates index needs --index"),
+        ({"method": "gdp", "candidates": "all", "index": indexes / "trackstar"}, "only for --candidates index:N"),
+        ({"method": "trackstar", "index": indexes / "trackstar", "query_rank": 4}, "no option 'query_rank'"),
+    ):
+        with pytest.raises(MsifError, match=said):
+            msif.attribute(stage, queries, **options)
+    with pytest.raises(MsifError, match="scores by an index"):
+        msif.build_scorer("trackstar", msif.FittedStage(stage.side), None)
+    with pytest.raises(MsifError, match="found by their gradients"):
+        msif.build_selector("index:5")
+
+
 def test_what_is_wrong_is_said_before_the_work(ask, explain, indexes, world, tmp_path, fit, refused):
     trackstar = {"method": "trackstar", "index": indexes / "trackstar", "candidates": None}
     none = {"pretrained_factors": None, "finetuned_factors": None}
