@@ -5,7 +5,7 @@ The fine-tuned model of the pair is asked the questions that it was not fine-tun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.common.cache import Cache, hashed
 from experiments.facts.reading import Pair, read_pair
+from msif.attribution.scorers import Scorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.curvature.preconditioners import EKFAC
 from msif.data.batching import batches_of
@@ -97,9 +98,9 @@ class TwoStages:
         inverse = EKFAC(last.factors, self.damping.later(last))
         return IndexScorer(opened_plan(index, self.first, factors), index, last.side, [inverse])
 
-    def _kept(self, name: str, settings: object, scorer: object) -> np.ndarray:
+    def _kept(self, name: str, settings: object, scorer: Callable[[], Scorer]) -> np.ndarray:
         def compute() -> dict[str, np.ndarray]:
-            return {"scores": scorer().score(self.queries, self.first.batches).values}  # type: ignore[operator]
+            return {"scores": scorer().score(self.queries, self.first.batches).values}
 
         return self.cache.arrays(f"{name}-{hashed([settings, self.facts])}", compute)["scores"]
 

@@ -15,8 +15,7 @@ from experiments.common.search import bm25_scores, embedding_scores
 from experiments.trackstar.settings import Configuration, Sizes
 from experiments.trackstar.world import Known, World
 from msif.attribution.scorers import Scorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer
-from msif.attribution.trak import TRAKOptions
+from msif.attribution.stages import FittedStage, build_scorer
 from msif.data.queries import Query
 from msif.evaluation.tail_patch import saved_optimizer, tail_patch
 from msif.index.scorer import IndexScorer
@@ -80,13 +79,12 @@ class Run:
         stage = self.world.maps
         scorer: Scorer
         if name == "TRAK":
-            options = {field: getattr(TRAKOptions(), field) for field in ("output", "weighting")}
-            scorer = build_scorer("trak", FittedStage(stage.side, batches=stage.batches), None, Damping(), **options)
+            scorer = build_scorer("trak", FittedStage(stage.side, batches=stage.batches), None)
         else:
             stage.factors = self.cache.folder / "factors"
             fitted = FittedStage(stage.side, stage.store)
             normalize = "unit" if name.endswith("unit norm") else "none"
-            scorer = build_scorer("single-stage", fitted, None, Damping(), normalize=normalize)
+            scorer = build_scorer("single-stage", fitted, None, normalize=normalize)
         return scorer.score(self.world.batches(queries), stage.batches).values
 
     def gold(self) -> Scores:
