@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 
 from msif.errors import MsifError
 from msif.json_text import to_json
+
+# two machines may write into one folder by the same process number
+HOST = re.sub(r"\W", "-", platform.node())[:32] or "host"
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def atomic_path(path: Path, remedy: str | None = None) -> Iterator[Path]:
     Raises:
         MsifError: the disk is full, or the path cannot be written to.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.part")
     is_new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

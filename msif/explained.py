@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from msif.attribution.contributions import Contributions
 from msif.attribution.results import Ranking
 from msif.attribution.scorers import Explainer
+from msif.progress import progress
 
 Parts = Callable[[int, Sequence[int]], dict[int, Contributions]]
 """(a query's number, rows) -> row number -> parts of its score; empty where scores have none."""
@@ -45,7 +44,7 @@ class Explained:
         if self.parts is None:
             parts: dict[int, dict[int, Contributions]] = {}
             batches = self.documents(sorted(self.wanted))
-            for batch in tqdm(batches, desc="explaining", unit="batch", disable=None):
+            for batch in progress(batches, desc="explaining", unit="batch"):
                 queries = sorted({query for row in batch.indices.tolist() for query in self.wanted[row]})
                 for found in self.explainer.explain(self.vectors, [batch], queries):
                     for query in self.wanted[found.index]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from msif.attribution.chunks import capacities, chunks_of
 from msif.attribution.methods import NOT_RESULTS
@@ -36,6 +35,7 @@ from msif.models.objectives import DocumentHead
 from msif.models.roles import check_vocabulary, label_arguments, positions
 from msif.models.vocabulary import embedding_rows, refuse_unknown
 from msif.options import Options
+from msif.progress import progress
 from msif.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ def _usable(queries: Sequence[Query], take: Callable[[Query], Query], desc: str 
     """What becomes of the queries, without those that cannot be explained; these are named, if any other is left."""
     kept: list[Query] = []
     reasons: list[tuple[str, UnusableError]] = []
-    for query in tqdm(queries, desc=desc, disable=None if desc else True):
+    for query in progress(queries, hidden=desc is None, desc=desc):
         try:
             kept.append(take(query))
         except UnusableError as reason:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
@@ -26,6 +25,7 @@ from msif.attribution.projection import Projection, add_gram, solve_damped
 from msif.errors import MsifError
 from msif.models.capture import Cotangent
 from msif.models.objectives import Measurement, generators_for
+from msif.progress import progress
 
 LABEL_STREAM = 6
 """Of the generator of labels: other than those of the passes that fit factors, and of the projection's bits."""
@@ -102,7 +102,7 @@ class LoGraScorer(ProjectedScorer[Curvature]):
         side = self.candidate_side
         curvature = Curvature(side, self.projection)
         with GradientProjector(side, self.projection, [self._index_cotangent()]) as project:
-            for batch in tqdm(data, desc="curvature", unit="batch", disable=None):
+            for batch in progress(data, desc="curvature", unit="batch"):
                 curvature.add(project(batch)[0], batch)
         if not curvature.tokens:
             raise MsifError("LoGra's curvature has no supervised token: give candidates, or curvature data.")

@@ -34,7 +34,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msif.attribution.features import GradientProjector, measurement_cotangent
 from msif.attribution.gradients import Side
@@ -46,6 +45,7 @@ from msif.curvature.filters import DampedInverse
 from msif.errors import MsifError
 from msif.models.capture import Cotangent
 from msif.models.objectives import Categorical, Measurement, Objective
+from msif.progress import progress
 
 # as in the published comparison; two-sided features are summed into these many
 DEFAULT_PROJECTION = Projection(p_out=64, p_in=64, dimension=4096)
@@ -126,7 +126,7 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
         """ΦᵀΦ, float64, (D, D)."""
         total = None
         with GradientProjector(self.candidate_side, self.projection, [self._index_cotangent()]) as project:
-            for batch in tqdm(data, desc="kernel", unit="batch", disable=None):
+            for batch in progress(data, desc="kernel", unit="batch"):
                 features = project(batch)[0]
                 if total is None:
                     total = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)

@@ -9,6 +9,7 @@ import numpy as np
 
 from msif.candidates.selection import at_most
 from msif.candidates.words import neighbours, unpointed, words
+from msif.progress import progress
 
 # A pair of characters is no more common than each of them, but they may come many times apart. At three times the
 # weight, a text that has the pair goes before one that has not, however often that one has the two.
@@ -29,16 +30,15 @@ class BM25Selector:
 
     def select(self, queries: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
         from rank_bm25 import BM25Plus
-        from tqdm import tqdm
 
         count = at_most(self.count, texts)
         # A list of terms for each text: given plain strings, the index would be one of characters.
-        bars = {"disable": None if self.progress else True, "unit": "doc", "desc": "BM25 index"}
-        index = BM25Plus([terms(text) for text in tqdm(texts, **bars)])
+        hidden = not self.progress
+        index = BM25Plus([terms(text) for text in progress(texts, hidden=hidden, unit="doc", desc="BM25 index")])
         if index.avgdl == 0:  # no text has a word: nothing to rank by
             return [np.arange(count, dtype=np.int64) for _ in queries]
-        bars = {"disable": None if self.progress else True, "unit": "query", "desc": "BM25"}
-        return [top_rows(_scores(index, query), count) for query in tqdm(queries, **bars)]
+        bar = progress(queries, hidden=hidden, unit="query", desc="BM25")
+        return [top_rows(_scores(index, query), count) for query in bar]
 
 
 def _scores(index: Any, query: str) -> np.ndarray:

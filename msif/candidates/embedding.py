@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from msif.atomic import HOST
 from msif.candidates.selection import at_most
 from msif.errors import MsifError, one_line
+from msif.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +91,11 @@ class EmbeddingSelector:
 
     def _fill(self, path: Path, model: Any, texts: Sequence[str]) -> np.ndarray:
         """Embed the corpus piece by piece into a file of another name, which gets its own when complete."""
-        from tqdm import tqdm
-
-        part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+        part = path.with_name(f"{path.stem}.{HOST}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                bar = tqdm(total=len(texts), unit="doc", desc="Embedding", disable=None if self.progress else True)
+                bar = progress(hidden=not self.progress, total=len(texts), unit="doc", desc="Embedding")
                 digest = blake2b(digest_size=DIGEST)
                 with open(part, "wb") as file, bar:
                     for start in range(0, len(texts), CHUNK):

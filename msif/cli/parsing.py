@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         return {key: _converted(actions[key], value, path) for key, value in given.items()}
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"error: {message} (see --help)\n")
+        _Voice.say(f"error: {message} (see --help)\n")
         raise SystemExit(2)
 
 
@@ -127,27 +127,51 @@ def write_configuration(path: Path, values: argparse.Namespace) -> None:
 
 
 def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Calls a command and exits: status 2 and one sentence for a mistake that the user can mend."""
+    """Calls a command and exits: status 2 and one sentence for a mistake that the user can mend.
+
+    Under ``torchrun`` the processes join first, and of several that fail the first speaks for all.
+    """
     try:
+        if _launched():
+            from msif import distributed
+
+            _Voice.store = distributed.start()
         main(arguments)
     except MsifError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        _Voice.say(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
     except OSError as error:
         # what could be foreseen is said where it happens; this is the file system's own no
-        sys.stderr.write(
-            f"error: {error.strerror or error}: {error.filename or 'a file'}; check the path and its rights\n"
-        )
+        _Voice.say(f"error: {error.strerror or error}: {error.filename or 'a file'}; check the path and its rights\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to go on\n")
+        _Voice.say("interrupted; run the same command again to go on\n")
         raise SystemExit(130) from None
     raise SystemExit(0)
 
 
+def _launched() -> bool:
+    """Whether this is one of several processes, by what ``torchrun`` leaves in their environment."""
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+    return all(name in os.environ for name in needed) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+class _Voice:
+    """What a command's processes say of an end that all of them come to: once."""
+
+    store: Any = None
+
+    @classmethod
+    def say(cls, text: str) -> None:
+        if cls.store is None or cls.store.add("spoken", 1) == 1:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
 def set_up_logging(quiet: bool) -> None:
     """msif's own messages to stderr; other libraries' warnings only where they matter."""
-    level = logging.WARNING if quiet else logging.INFO
+    follows = _launched() and os.environ["RANK"] != "0"
+    level = logging.ERROR if follows else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("msif").setLevel(level)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
@@ -156,7 +180,7 @@ def set_up_logging(quiet: bool) -> None:
     # these are read when tqdm and datasets are imported, which is later
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty() or follows:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from msif import distributed
+from msif.curvature.sums import Estimate, mean
+
 PROBES = 32
 WARN_ABOVE = 0.10
 
@@ -16,37 +19,48 @@ class Convergence:
     """Estimates the relative change per doubling of the data, ‖M_N − M_{N/2}‖ / ‖M_N‖ in Frobenius norm.
 
     A matrix (…, d) is seen through M R with R (d, PROBES) Gaussian: ‖M R‖² is PROBES·‖M‖² in expectation, so a
-    snapshot costs 32 columns and not a copy. Snapshots are taken as the sequences double.
+    snapshot costs 32 columns and not a copy. Snapshots are taken before batches number 1, 2, 4, 8, … of all processes'
+    batches; of sums, which processes add up.
     """
 
     def __init__(self) -> None:
         self.snapshots: list[tuple[int, dict[str, Tensor]]] = []
 
-    def observe(self, count: int, estimates: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
-        """Takes a snapshot when ``count`` sequences are twice those of the last one, or more."""
-        if not self.snapshots or count >= 2 * self.snapshots[-1][0]:
-            self.snapshots.append((count, _sketches(estimates())))
+    def observe(self, number: int, count: int, estimates: Callable[[], Iterable[Estimate]]) -> None:
+        """To be called before a batch: ``count`` of its own sequences are in the sums."""
+        if number >= 2 ** len(self.snapshots):
+            taken = count, _sketches(estimates())
+            while number >= 2 ** len(self.snapshots):
+                self.snapshots.append(taken)
 
-    def changes(self, count: int, estimates: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
-        """Name -> relative change per doubling at ``count`` sequences; empty with fewer than two snapshots.
+    def changes(self, count: int, estimates: Iterable[Estimate]) -> dict[str, float]:
+        """Name -> relative change per doubling at the end of the data, for the first process; empty of one batch.
 
         Compared with the snapshot nearest to half of the data; a mean over N' < N sequences differs from that over N
         by a variance ∝ 1/N' − 1/N, by which the change is scaled to N' = N/2.
         """
-        earlier = [snapshot for snapshot in self.snapshots if snapshot[0] <= 0.75 * count]
+        last = count, _sketches(estimates)
+        most = max(distributed.gathered(len(self.snapshots)))
+        # who has no more batches has no more to add
+        own = [*self.snapshots, *[last] * (most - len(self.snapshots)), last]
+        *counts, N = distributed.total([taken for taken, _ in own])
+        earlier = [place for place, taken in enumerate(counts) if 0 < taken <= 0.75 * N]
         if not earlier:
             return {}
-        then, old = min(earlier, key=lambda snapshot: abs(snapshot[0] - count / 2))
-        scale = (count / then - 1) ** -0.5
+        place = min(earlier, key=lambda place: abs(counts[place] - N / 2))
+        old, new = (_means(sketches) for _, sketches in (own[place], last))
+        scale = (N / counts[place] - 1) ** -0.5
         return {
-            name: float((new - old[name]).norm() / new.norm().clamp(min=torch.finfo(new.dtype).tiny)) * scale
-            for name, new in _sketches(estimates).items()
+            name: float((now - old[name]).norm() / now.norm().clamp(min=torch.finfo(now.dtype).tiny)) * scale
+            for name, now in new.items()
         }
 
     def state(self) -> tuple[dict[str, Tensor], str]:
         """(tensors, JSON) for a checkpoint."""
         tensors = {
-            f"snapshot.{i}.{name}": t for i, (_, sketch) in enumerate(self.snapshots) for name, t in sketch.items()
+            f"snapshot.{i}.{name}": tensor.clone()  # some are the same
+            for i, (_, sketch) in enumerate(self.snapshots)
+            for name, tensor in sketch.items()
         }
         return tensors, json.dumps([count for count, _ in self.snapshots])
 
@@ -60,8 +74,23 @@ def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _sketches(estimates: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: (matrix @ _probes(matrix)).cpu() for name, matrix in estimates}
+def _sketches(estimates: Iterable[Estimate]) -> dict[str, Tensor]:
+    """Of each sum S R, flat, with its divisor at the end."""
+    found = {}
+    for name, total, divisor in estimates:
+        sketch = (total @ _probes(total)).flatten()
+        found[name] = torch.cat([sketch, sketch.new_tensor([divisor])]).cpu()
+    return found
+
+
+def _means(sketches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Over the data of all processes, for the first of them."""
+    found = {}
+    for name, own in sketches.items():
+        whole = own.clone()
+        distributed.add_up(whole, 0)
+        found[name] = mean(whole[:-1], float(whole[-1]))
+    return found
 
 
 def _probes(matrix: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from msif.curvature.factors import ModuleFactors, eigendecompose
 from msif.curvature.gram import accumulate_block_grams, accumulate_gram
 from msif.curvature.inputs import SharedInputs
-from msif.curvature.sums import RunningSums
+from msif.curvature.sums import Estimate, RunningSums, mean
 from msif.models.blocks import Basis, TrackedModule
 from msif.models.objectives import Objective
 from msif.models.outer import Outer
@@ -103,32 +103,42 @@ class CovariancePass(RunningSums):
 
     def A(self, leader: str) -> Tensor:
         """(d, d) with the bias column last, d = d_in + bias; or a diagonal, (d,)."""
-        module, weight = self.modules[leader], self._sums[f"A.{leader}"]
-        count = self._positions() if module.mixed else max(float(self._sums[f"n.{leader}"]), 1.0)
-        if not module.bias:
-            return weight / count
-        ones = self._sums[f"a.{leader}"]
-        if weight.ndim == 1:
-            return torch.cat([weight, weight.new_full((1,), count)]) / count
-        corner = ones.new_full((1, 1), count)
-        return torch.cat([torch.cat([weight, ones[:, None]], 1), torch.cat([ones[None], corner], 1)], 0) / count
+        total, count = self._right_sum(leader)
+        return mean(total, count)
 
     def G(self, name: str) -> Tensor:
         """(nb, r, r), or a diagonal, (nb, r)."""
+        total, count = self._left_sum(name)
+        return mean(total, count)
+
+    def _right_sum(self, leader: str) -> tuple[Tensor, float]:
+        """A's sum, with the bias column, and the positions that it is a mean over."""
+        module, weight = self.modules[leader], self._sums[f"A.{leader}"]
+        count = float(self._positions() if module.mixed else self._sums[f"n.{leader}"])
+        if not module.bias:
+            return weight, count
+        ones = self._sums[f"a.{leader}"]
+        if weight.ndim == 1:
+            return torch.cat([weight, weight.new_full((1,), count)]), count
+        corner = ones.new_full((1, 1), count)
+        whole = torch.cat([torch.cat([weight, ones[:, None]], 1), torch.cat([ones[None], corner], 1)], 0)
+        return whole, count
+
+    def _left_sum(self, name: str) -> tuple[Tensor, float]:
         total = self._sums[f"G.{name}"]
         if self.modules[name].mixed:
-            return total / _trace(total).clamp(min=torch.finfo(total.dtype).tiny)
-        return total / self._positions()
+            return total, float(_trace(total))
+        return total, float(self._positions())
 
     def _positions(self) -> int:
-        return max(self.counts["positions"] * self._label_samples, 1)
+        return self.counts["positions"] * self._label_samples
 
-    def estimates(self) -> Iterator[tuple[str, Tensor]]:
+    def estimates(self) -> Iterator[Estimate]:
         """Every A and G as it stands, one after the other."""
         for name in dict.fromkeys(self.groups.values()):
-            yield f"{name}:A", self.A(name)
+            yield f"{name}:A", *self._right_sum(name)
         for name in self.modules:
-            yield f"{name}:G", self.G(name)
+            yield f"{name}:G", *self._left_sum(name)
 
     def decompose(self, names: Sequence[str]) -> dict[str, ModuleFactors]:
         """Eigenvectors of the named modules, each A once for the modules that share it; Λ is not there yet."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from msif.curvature.factors import Factors
 from msif.curvature.inputs import SharedInputs
-from msif.curvature.sums import RunningSums
+from msif.curvature.sums import Estimate, RunningSums, mean
 from msif.models.blocks import TrackedModule
 from msif.models.objectives import Objective
 from msif.models.outer import Outer, sequence_gradients, summed_rows
@@ -125,12 +125,15 @@ class LambdaPass(RunningSums):
 
     def Lambda(self, name: str) -> Tensor:
         """(nb, r, d) of one module."""
-        return self._sums[f"Lambda.{name}"] / max(self.counts["supervised"] * self._label_samples, 1)
+        return mean(self._sums[f"Lambda.{name}"], self._tokens())
 
-    def estimates(self) -> Iterator[tuple[str, Tensor]]:
+    def _tokens(self) -> int:
+        return self.counts["supervised"] * self._label_samples
+
+    def estimates(self) -> Iterator[Estimate]:
         """Every Λ as it stands, one after the other."""
         for name in self.modules:
-            yield f"{name}:Lambda", self.Lambda(name)
+            yield f"{name}:Lambda", self._sums[f"Lambda.{name}"], float(self._tokens())
 
 
 def _rotate_right(x: Tensor, Q_A: Tensor, bias: bool) -> Tensor:

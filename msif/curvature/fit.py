@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from msif import distributed
 from msif.curvature.convergence import Convergence
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
@@ -20,8 +20,8 @@ from msif.curvature.factors import held
 from msif.curvature.inputs import check_all_run, device_and_dtype, probe_inputs
 from msif.curvature.residency import Residency, room_beside
 from msif.curvature.store import (
-    CHECKPOINT,
     FactorStore,
+    checkpoint_file,
     files_of,
     load_metadata,
     load_tensors,
@@ -30,12 +30,13 @@ from msif.curvature.store import (
     save_tensors,
 )
 from msif.curvature.sums import RunningSums
-from msif.data.documents import batches_after, batches_identity
+from msif.data.documents import batches_identity
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Cotangent
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.objectives import Objective, generators_for
+from msif.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,10 @@ def fit(
     if "model" not in run:
         run["model"] = {"config": fingerprint_config(model), "weights": fingerprint_weights(model)}
     if "data" not in run:
-        run["data"] = batches_identity(batches)
-    store = open_or_create(path, run, tracked, groups, provenance or {})
+        run["data"] = distributed.same(lambda: batches_identity(batches))
+    found = {**(provenance or {}), "processes": distributed.processes()}
+    manifest = distributed.same(lambda: open_or_create(path, run, tracked, groups, found).manifest)
+    store = FactorStore(path, manifest)
     residency = Residency(tracked, store.groups, objective.live(first).numel(), dtype.itemsize)
     fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every, room, residency)
     parts = store.manifest["parts"]
@@ -164,9 +167,8 @@ class _Fit:
         for number, files in enumerate(groups, start=1):
             modules = self._modules(files)
             covariances = CovariancePass(modules, _of(leaders, modules), device, dtype, samples)
-            self._run(_Pass("covariance", number, len(groups), files, modules), covariances)
-            progress = tqdm(files, desc="eigenvectors", unit="layer", disable=None)
-            for file in progress:
+            mine = self._run(_Pass("covariance", number, len(groups), files, modules), covariances)
+            for file in progress(mine, desc="eigenvectors", unit="layer"):
                 if not self.store.has_bases(file):
                     self.store.save_bases(file, covariances.decompose(self._names(file)))
             self.remove_checkpoint()
@@ -180,8 +182,8 @@ class _Fit:
             factors = held(self.store.load_all([module.name for module in modules]), device, dtype)
             leaders, samples = _of(self.store.groups, modules), self.settings.label_samples
             moments = LambdaPass(modules, leaders, factors, device, dtype, samples)
-            self._run(_Pass("lambda", number, len(groups), files, modules), moments)
-            for file in files:
+            mine = self._run(_Pass("lambda", number, len(groups), files, modules), moments)
+            for file in mine:
                 self.store.save_lambda(file, {name: moments.Lambda(name) for name in self._names(file)})
             self.remove_checkpoint()
         self._finish("lambda")
@@ -192,8 +194,13 @@ class _Fit:
         Raises:
             MsifError: one of them alone does not fit.
         """
+        return distributed.same(lambda: self._residents(part))
+
+    def _residents(self, part: str) -> list[list[str]]:
         done = self.store.has_bases if part == "eigenvectors" else self.store.has_lambda
         under_way = self._under_way("covariance" if part == "eigenvectors" else "lambda")
+        if all(map(done, under_way)):
+            under_way = []
         left = {f: n for f, n in files_of(self.store.groups).items() if f not in under_way and not done(f)}
         groups = self.residency.partition(left, part, self.room)
         return [under_way, *groups] if under_way else groups
@@ -207,69 +214,103 @@ class _Fit:
 
     def _finish(self, part: str) -> None:
         self.store.manifest["parts"][part] = True
-        self.store.save_manifest()
+        self._save_manifest()
+
+    def _save_manifest(self) -> None:
+        if distributed.leads():
+            self.store.save_manifest()
+        distributed.wait()
 
     def remove_checkpoint(self) -> None:
-        (self.store.path / CHECKPOINT).unlink(missing_ok=True)
+        """This process's own, when all have made what is theirs from the sums."""
+        distributed.wait()
+        self._checkpoint.unlink(missing_ok=True)
 
-    def _run(self, step: _Pass, consumer: RunningSums) -> None:
-        """Sends all batches through a pass, from its last checkpoint on; leaves a checkpoint that holds all of it."""
+    @property
+    def _checkpoint(self) -> Path:
+        return self.store.path / checkpoint_file(distributed.rank(), distributed.processes())
+
+    def _run(self, step: _Pass, consumer: RunningSums) -> list[str]:
+        """Sends all batches through a pass, from its last checkpoint on; leaves a checkpoint that holds all of it.
+
+        Processes share the batches. Each then holds the sums of the files that are its own, which are returned.
+        """
         convergence = Convergence()
         done = self._load_checkpoint(step, consumer, convergence)
         cotangents = self.settings.cotangents(self.objective, consumer.stream)
         device, _ = device_and_dtype(self.model)
-        progress = tqdm(
-            desc=step.title, unit="seq", initial=consumer.counts["sequences"], total=self._total(), disable=None
-        )
+        bar = progress(desc=step.title, unit="seq", initial=consumer.counts["sequences"], total=self._total())
         last = time.monotonic()
-        with Capture(self.model, step.modules, consumer) as capture, progress:
-            for batch in batches_after(self.batches, done):
+        with Capture(self.model, step.modules, consumer) as capture, bar:
+            for number, batch in distributed.own_batches(self.batches, done):
+                convergence.observe(number, consumer.counts["sequences"], consumer.estimates)
                 capture.run(self.objective, batch.to(device), cotangents)
                 done += 1
-                progress.update(len(batch))
-                convergence.observe(consumer.counts["sequences"], consumer.estimates)
+                bar.update(len(batch))
                 if time.monotonic() - last >= self.checkpoint_every:
                     self._save_checkpoint(step, consumer, convergence, done)
                     last = time.monotonic()
-        self._check_counts(consumer.counts)
         self._save_checkpoint(step, consumer, convergence, done)
         changes = convergence.changes(consumer.counts["sequences"], consumer.estimates())
+        owners = self._owners(step)
+        consumer.add_up({name: owners[file] for file in step.files for name in self._names(file)})
+        self._check_counts(consumer.counts)
         self.store.manifest["convergence"].update(changes)
         self.store.manifest["counts"].update(consumer.counts)
-        self.store.save_manifest()
+        self._save_manifest()
+        return [file for file in step.files if owners[file] == distributed.rank()]
+
+    def _owners(self, step: _Pass) -> dict[str, int]:
+        """File -> the process that makes it of the sums: the largest first, each to whoever has least to do."""
+        part = "eigenvectors" if step.part == "covariance" else "lambda"
+        work = {file: self.residency.work_of(self._names(file), part) for file in step.files}
+        loads, owners = [0.0] * distributed.processes(), {}
+        for file in sorted(work, key=lambda file: -work[file]):
+            owners[file] = min(range(len(loads)), key=loads.__getitem__)
+            loads[owners[file]] += work[file]
+        return owners
 
     def _check_counts(self, counts: Mapping[str, int]) -> None:
         """Before a pass is believed: it must have read what the first one read."""
         first = self.store.manifest["counts"]
         odd = [name for name in counts if name in first and first[name] != counts[name]]
         if odd:
-            self.remove_checkpoint()  # its sums are over other data
+            self._checkpoint.unlink(missing_ok=True)  # its sums are over other data
             raise MsifError(
                 f"the data gave {first[odd[0]]} {NAMED[odd[0]]} in the first pass and {counts[odd[0]]} in a later one: "
                 "give batches that are the same each time they are gone over."
             )
 
     def _total(self) -> int | None:
-        return getattr(self.batches, "size", None)
+        """About as many sequences as this process takes."""
+        size = getattr(self.batches, "size", None)
+        return None if size is None else -(-size // distributed.processes())
 
     def _save_checkpoint(self, step: _Pass, consumer: RunningSums, convergence: Convergence, done: int) -> None:
         snapshots, counts = convergence.state()
         metadata = {"part": step.part, "files": json.dumps(step.files), "batches": str(done)}
         metadata |= {"counts": json.dumps(consumer.counts), "snapshots": counts}
-        save_tensors(self.store.path / CHECKPOINT, {**consumer.state(), **snapshots}, metadata)
+        save_tensors(self._checkpoint, {**consumer.state(), **snapshots}, metadata)
 
     def _under_way(self, part: str) -> list[str]:
-        """The files of an interrupted pass."""
-        path = self.store.path / CHECKPOINT
-        metadata = load_metadata(path) if path.exists() else {}
-        return json.loads(metadata["files"]) if metadata.get("part") == part else []
+        """The files of an interrupted pass of as many processes; what others left is of no use, and goes."""
+        found: list[str] = []
+        kept = {checkpoint_file(rank, distributed.processes()) for rank in range(distributed.processes())}
+        for path in [self.store.path / checkpoint_file(), *self.store.path.glob(checkpoint_file("*", "*"))]:
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+                continue
+            metadata = load_metadata(path) if path.exists() else {}
+            if metadata.get("part") == part:
+                found = json.loads(metadata["files"])
+        return found
 
     def _load_checkpoint(self, step: _Pass, consumer: RunningSums, convergence: Convergence) -> int:
-        path = self.store.path / CHECKPOINT
-        if not path.exists():
+        if not self._checkpoint.exists():
             return 0
-        tensors, metadata = load_tensors(path)
-        if metadata.get("part") != step.part:  # the kill came after a part's end and before its checkpoint was removed
+        tensors, metadata = load_tensors(self._checkpoint)
+        # a kill may come after the end of a group or part, and before its checkpoint was removed
+        if metadata.get("part") != step.part or json.loads(metadata["files"]) != step.files:
             return 0
         consumer.load_state(tensors)
         consumer.counts.update(json.loads(metadata["counts"]))

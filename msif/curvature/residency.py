@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from msif import distributed
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 
@@ -18,7 +19,7 @@ SHARE = 0.7
 
 
 def room_beside(models: Iterable[nn.Module], outputs: float, memory: int | None) -> int:
-    """Bytes for sums, factors and vectors beside models that are loaded and a batch's outputs.
+    """Bytes for sums, factors and vectors beside models that are loaded and a batch's outputs; the least of a process.
 
     Args:
         outputs: how many numbers a batch's outputs are; of them and of their gradient one float32 copy is made.
@@ -27,7 +28,10 @@ def room_beside(models: Iterable[nn.Module], outputs: float, memory: int | None)
     Raises:
         MsifError: nothing is left.
     """
-    models = list(models)
+    return min(distributed.gathered(_room_here(list(models), outputs, memory)))
+
+
+def _room_here(models: Sequence[nn.Module], outputs: float, memory: int | None) -> int:
     weights, device = weight_bytes(models), next(models[0].parameters()).device
     if memory is None:
         return sys.maxsize if device.type == "meta" else int(SHARE * _free(device) - 8 * outputs)
@@ -47,7 +51,9 @@ def weight_bytes(models: Iterable[nn.Module]) -> int:
 
 
 def _free(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // distributed.processes_here()
 
 
 def covariance_bytes(module: TrackedModule, leads: bool, size: int) -> int:
@@ -98,6 +104,15 @@ class Residency:
             else:
                 total += covariance_bytes(module, leads, self.size)
         return total if part == "lambda" else total + decomposition_bytes(modules)
+
+    def work_of(self, names: Sequence[str], part: str) -> float:
+        """What making the files of these modules of their sums takes, in units that only compare."""
+        if part == "lambda":
+            return float(self.bytes_of(names, part))
+        modules = [module for module in self.tracked if module.name in set(names)]
+        right = [m.shape[1] for m in modules if m.column_basis == "eigenvectors" and self.groups[m.name] == m.name]
+        left = [(len(m.blocks), m.block_rows) for m in modules if m.row_basis == "eigenvectors"]
+        return float(sum(d**3 for d in right) + sum(blocks * r**3 for blocks, r in left))
 
     def partition(self, files: Mapping[str, Sequence[str]], part: str, memory: int) -> list[list[str]]:
         """Names of files in their order, in as few groups as fit: each a pass over the data.

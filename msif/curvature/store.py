@@ -3,7 +3,7 @@
 factors/NAME/manifest.json            what was fitted, on what, how far it came
 factors/NAME/layers.0.safetensors     Q_A, S_A (once an input), Q_G, S_G (each module)
 factors/NAME/layers.0.lambda.safetensors   Lambda (each module)
-factors/NAME/checkpoint.safetensors   running sums, while a pass is under way
+factors/NAME/checkpoint.safetensors   running sums, while a pass is under way (one a process)
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 2
 PARTS = ("eigenvectors", "lambda")
-CHECKPOINT = "checkpoint.safetensors"
 
 
 class FactorStore(Mapping[str, ModuleFactors]):
@@ -281,6 +280,11 @@ def files_of(groups: Mapping[str, str]) -> dict[str, list[str]]:
         layer = match.group(1) if match else "modules"
         files.setdefault(f"{layer}.safetensors", []).append(name)
     return files
+
+
+def checkpoint_file(rank: int | str = 0, processes: int | str = 1) -> str:
+    """Running sums of one process of several."""
+    return "checkpoint.safetensors" if processes == 1 else f"checkpoint.{rank}-of-{processes}.safetensors"
 
 
 def lambda_file(file: str) -> str:

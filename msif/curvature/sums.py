@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from msif import distributed
 from msif.models.capture import Consumer, FiniteGuard
 from msif.models.objectives import Objective
+
+Estimate = tuple[str, Tensor, float]
+"""(name, sum (…, d), what it is a mean over)."""
+
+
+def mean(total: Tensor, divisor: float) -> Tensor:
+    """Of a sum; zero of nothing."""
+    return total / max(divisor, torch.finfo(total.dtype).tiny)
 
 
 class RunningSums(Consumer):
@@ -38,9 +48,22 @@ class RunningSums(Consumer):
         """The running sums; what a checkpoint holds."""
         return self._sums
 
-    def estimates(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, matrix) of everything that is fitted, as it stands."""
+    def estimates(self) -> Iterator[Estimate]:
+        """(name, sum, divisor) of everything that is fitted, as it stands; both add up over processes."""
         raise NotImplementedError
+
+    def add_up(self, owners: Mapping[str, int]) -> None:
+        """Counts of all processes together; each module's sums with its owner, and nowhere else.
+
+        Args:
+            owners: module -> number of a process.
+        """
+        self.counts = dict(zip(self.counts, map(int, distributed.total(list(self.counts.values()))), strict=True))
+        for name in list(self._sums):
+            owner = owners[name.partition(".")[2]]
+            distributed.add_up(self._sums[name], owner)
+            if owner != distributed.rank():
+                del self._sums[name]
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the sums of a checkpoint."""

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from msif.errors import MsifError
 from msif.models.capture import frozen
 from msif.models.objectives import Objective
 from msif.models.training.files import TrainingUnknown, optimizer_state
 from msif.models.training.saved import SavedOptimizer
+from msif.progress import progress
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 """The optimizer of a model's parameters, with its state: called anew for each document."""
@@ -81,7 +81,7 @@ def tail_patch(
     for query, rows in enumerate(chosen):
         for place, row in enumerate(rows):
             wanted.setdefault(row, []).append((query, place))
-    for row, asked in tqdm(sorted(wanted.items()), desc="tail-patch", unit="doc", disable=None):
+    for row, asked in progress(sorted(wanted.items()), desc="tail-patch", unit="doc"):
         with _stepped(model, objective, make_optimizer, documents[row], reduction):
             after = {query: _probability(model, objective, queries[query]) for query in {query for query, _ in asked}}
         for query, place in asked:

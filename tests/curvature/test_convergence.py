@@ -8,16 +8,23 @@ from msif.curvature.convergence import Convergence
 
 def running_means(samples):
     """(count, {name: mean of the first `count` of x xᵀ}) with a small and a large matrix."""
-    for count in range(1, len(samples) + 1):
+    for count in range(len(samples) + 1):
         x = samples[:count]
-        yield count, {"a:A": x.T @ x / count, "b:Lambda": (x[:, None, :8, None] * x[:, None, None, :]).pow(2).mean(0)}
+        outer = x[:, None, :8, None] * x[:, None, None, :]
+        yield count, {"a:A": x.T @ x / max(count, 1), "b:Lambda": outer.pow(2).sum(0) / max(count, 1)}
 
 
-def observed(samples, convergence=None):
-    convergence = convergence or Convergence()
-    for count, estimates in running_means(samples):
-        convergence.observe(count, estimates.items)
-    return convergence, count, estimates
+def sums(count, means):
+    return [(name, mean * count, float(count)) for name, mean in means.items()]
+
+
+def observed(samples):
+    """After all samples, each a batch of its own."""
+    convergence = Convergence()
+    *before, (count, last) = running_means(samples)
+    for number, means in before:
+        convergence.observe(number, number, lambda number=number, means=means: sums(number, means))
+    return convergence, count, last
 
 
 def test_snapshots_are_taken_as_data_doubles():
@@ -31,7 +38,7 @@ def test_sketches_see_the_relative_change_of_the_last_doubling(count):
     samples = torch.randn(count, 60, dtype=torch.float64)
     convergence, _, last = observed(samples)
     half = dict(running_means(samples))[count // 2]
-    changes = convergence.changes(count, last.items())
+    changes = convergence.changes(count, sums(count, last))
     for name, new in last.items():
         exact = float((new - half[name]).norm() / new.norm())
         assert abs(changes[name] - exact) < 0.25 * exact  # 32 probes
@@ -47,22 +54,22 @@ def test_a_change_between_other_counts_is_brought_to_a_doubling():
         for _ in range(6):
             samples = torch.randn(count, 20, dtype=torch.float64)
             convergence, _, last = observed(samples)
-            values.append(convergence.changes(count, last.items())["a:A"] * count**0.5)
+            values.append(convergence.changes(count, sums(count, last))["a:A"] * count**0.5)
         per_doubling.append(sum(values) / len(values))
     assert max(per_doubling) < 1.3 * min(per_doubling)
 
 
 def test_settled_estimates_and_too_little_data():
     convergence = Convergence()
-    A = torch.eye(5)
-    for count in (1, 2, 4):
-        convergence.observe(count, {"m:A": A}.items)
-    assert convergence.changes(4, {"m:A": A}.items()) == {"m:A": 0.0}
-    assert convergence.changes(1, {"m:A": A}.items()) == {}
-    assert Convergence().changes(5, {"m:A": A}.items()) == {}
-    zero = Convergence()
-    zero.observe(1, {"m:A": 0 * A}.items)
-    assert zero.changes(2, {"m:A": 0 * A}.items()) == {"m:A": 0.0}  # not NaN
+    means = {"m:A": torch.eye(5)}
+    for number in range(5):
+        convergence.observe(number, number, lambda number=number: sums(number, means))
+    assert convergence.changes(5, sums(5, means)) == {"m:A": pytest.approx(0.0, abs=1e-6)}
+    assert convergence.changes(1, sums(1, means)) == {}
+    assert Convergence().changes(5, sums(5, means)) == {}
+    zero, nothing = Convergence(), {"m:A": torch.zeros(5, 5)}
+    zero.observe(1, 1, lambda: sums(1, nothing))
+    assert zero.changes(2, sums(2, nothing)) == {"m:A": 0.0}  # not NaN
 
 
 def test_state_goes_through_a_checkpoint():
@@ -70,13 +77,13 @@ def test_state_goes_through_a_checkpoint():
     convergence, count, last = observed(samples)
     again = Convergence()
     again.load_state(*convergence.state())
-    assert again.changes(count, last.items()) == convergence.changes(count, last.items())
+    assert again.changes(count, sums(count, last)) == convergence.changes(count, sums(count, last))
     # one that is interrupted and taken up again ends with the same snapshots
     first, _, _ = observed(samples[:10])
     resumed = Convergence()
     resumed.load_state(*first.state())
-    for number, estimates in list(running_means(samples))[10:]:
-        resumed.observe(number, estimates.items)
+    for number, means in list(running_means(samples))[10:-1]:
+        resumed.observe(number, number, lambda number=number, means=means: sums(number, means))
     assert [n for n, _ in resumed.snapshots] == [n for n, _ in convergence.snapshots]
     for (_, one), (_, other) in zip(resumed.snapshots, convergence.snapshots, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)

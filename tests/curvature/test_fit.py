@@ -58,7 +58,7 @@ def test_manifest_says_what_was_fitted_on_what(problem, tmp_path):
     assert manifest == store.manifest
     assert manifest["schema"] == 2 and all(manifest["parts"].values())
     assert set(manifest["parts"]) == {"eigenvectors", "lambda"}
-    assert manifest["provenance"] == {"data": "made up"} and manifest["run"]["task"] == "lm"
+    assert manifest["provenance"] == {"data": "made up", "processes": 1} and manifest["run"]["task"] == "lm"
     assert manifest["run"]["settings"] == {"fisher": "sampled", "label_samples": 1, "seed": 0}
     assert manifest["run"]["compute_dtype"] == "float64"
     assert {"config", "weights"} <= manifest["run"]["model"].keys() and manifest["run"]["data"]
