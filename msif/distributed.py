@@ -65,6 +65,11 @@ def start() -> Any:
     return dist.PrefixStore("msif", store)
 
 
+def stop() -> None:
+    wait()
+    dist.destroy_process_group()
+
+
 def own_batches(batches: Iterable[Any], done: int = 0) -> Iterator[tuple[int, Any]]:
     """(number, batch) of every n-th batch of all, n processes, after the first ``done`` of them."""
     first = done * processes() + rank()

@@ -83,13 +83,19 @@ def stage_of(args: argparse.Namespace) -> Stage:
 
 
 def _fit(args: argparse.Namespace) -> None:
+    from msif import distributed
+
     stage = stage_of(args)
     args.max_length = stage.max_length
     if args.dry_run:
-        print(_describe(stage))
+        described = _describe(stage)
+        if distributed.leads():
+            print(described)
         return
     start = time.perf_counter()
     store = stage.store
+    if not distributed.leads():
+        return
     write_configuration(store.path / "config.yaml", args)
     print(summary(store, time.perf_counter() - start))
     report_convergence(store, lines=args.diagnostics)

@@ -209,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
+    from msif import distributed
     from msif.cli.explain import asked_of
     from msif.cli.output import new_or_unchanged, score_and_report, score_into
     from msif.prepare import prepare
@@ -220,12 +221,17 @@ def _explain(args: argparse.Namespace) -> None:
     if args.dry_run:
         from msif.cli.dry_run import describe
 
-        print(describe(job))
+        described = describe(job)
+        if distributed.leads():
+            print(described)
         return
     if not args.output:
         score_and_report(job)
         return
     output = Path(args.output)
+    if not distributed.leads():
+        score_into(output, job)
+        return
     with new_or_unchanged(output):
         # first, so that an interrupted run's folder is known as its own
         write_configuration(output / "config.yaml", args)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from msif import distributed
 from msif.attribution.chunks import capacities, chunks_of
 from msif.attribution.methods import NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
@@ -126,9 +127,9 @@ class Job:
 
     def score(self) -> Scored:
         """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
-        queries = self.answered()
+        queries = self._once(self.answered)
         chunks = chunks_of(self.encoded(queries), self.scorer.cost(), self.room, self.options.batch_tokens)
-        candidates = self.select(queries)
+        candidates = self._once(lambda: self.select(queries))
         rows = sorted({int(row) for selected in candidates for row in selected})
         rankings: list[Ranking] = []
         parts: list[Parts] = []
@@ -149,6 +150,10 @@ class Job:
         size = len(chunks[0][0])
         return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), anew)
 
+    def _once(self, make: Callable[[], Any]) -> Any:
+        """What one process makes for all of a run."""
+        return distributed.same(make)
+
     def _telling(self, documents: int, queries: int, done: bool, number: int, chunks: int) -> str:
         what = "an earlier run has scored" if done else "scoring"
         chunk = f", pass {number + 1} of {chunks}" if chunks > 1 else ""
@@ -158,7 +163,7 @@ class Job:
         """Of the queries; nothing where scores are there and have no parts to be explained."""
         if scored and not isinstance(self.scorer, Explainer):
             return None
-        vectors = self.scorer.query_vectors(batches)
+        vectors = self._once(lambda: self.scorer.query_vectors(batches))
         if self.rank_errors is not None:
             rank, worst = self.options.scorer["query_rank"], float(self.rank_errors.max())
             log.info("rank %d leaves out %.2g of the query vectors' norm at worst", rank, worst)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from msif import distributed
 from msif.curvature.store import load_tensors, save_tensors
 from msif.errors import MsifError
 
@@ -26,6 +27,22 @@ PARTIAL = "partial.safetensors"
 def partial_file(number: int) -> str:
     """Of the pass of that number, from 0."""
     return PARTIAL if number == 0 else f"partial.{number}.safetensors"
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """Of all passes and processes."""
+    return sorted(folder.glob("partial*.safetensors"))
+
+
+def _own(path: Path) -> Path:
+    """Where this process keeps its part of a pass."""
+    share = "" if distributed.processes() == 1 else f".{distributed.rank()}-of-{distributed.processes()}"
+    return path.with_name(f"{path.stem}{share}.safetensors")
+
+
+def _all(path: Path) -> list[Path]:
+    """The parts of a pass."""
+    return [*([path] if path.is_file() else []), *sorted(path.parent.glob(f"{path.stem}.*-of-*.safetensors"))]
 
 
 class PartialScores:
@@ -49,29 +66,44 @@ class PartialScores:
                 read the corpus, and is asked only when there is a file to read or to write.
             every: seconds between two writes.
         """
-        self.path, self.every = path, every
+        self.path, self.every = None if path is None else _own(path), every
         self._describe = identity
         self.batches, self.complete = 0, False
         self.rows: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         self._held = np.zeros(0, dtype=np.int64)
         self._last = time.monotonic()
-        if path is not None and path.is_file():
-            self._load(path)
+        if path is not None:
+            self._load(_all(path))
 
     @cached_property
     def identity(self) -> str:
         """Hash of all that the scores depend on."""
         return hashlib.sha256(json.dumps(self._describe(), sort_keys=True, default=str).encode()).hexdigest()
 
-    def _load(self, path: Path) -> None:
-        tensors, metadata = load_tensors(path)
-        if metadata.get("identity") == self.identity:
-            self.batches = int(metadata["batches"])
-            self.complete = "complete" in metadata
-            self.rows, self.scores = [tensors["rows"].numpy()], [tensors["scores"].numpy()]
-            self._held = self.rows[0]
-            log.info("going on after %d scored documents", len(self._held))
+    def _load(self, files: Sequence[Path]) -> None:
+        """What all processes of an interrupted run had scored, however many they were."""
+        whole: dict[int, int] = {}  # processes -> of them with a complete part
+        for file in files:
+            tensors, metadata = load_tensors(file)
+            if metadata.get("identity") == self.identity:
+                self.batches += int(metadata["batches"])
+                self.rows.append(tensors["rows"].numpy())
+                self.scores.append(tensors["scores"].numpy())
+                if of := metadata.get("complete"):
+                    whole[int(of)] = whole.get(int(of), 0) + 1
+        self.complete = any(found == of for of, found in whole.items())
+        if self.rows:
+            rows, scores = self.whole() or (self._held, self._held)
+            self.rows, self.scores, self._held = [rows], [scores], rows
+            log.info("going on after %d scored documents", len(rows))
+
+    def whole(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(rows (n,) ascending, scores (n, Q)) of all batches together; None where there is none."""
+        if not self.rows:
+            return None
+        rows, first = np.unique(np.concatenate(self.rows), return_index=True)
+        return rows, np.concatenate(self.scores)[first]
 
     def has(self, rows: np.ndarray) -> bool:
         """Whether an interrupted run scored all of a batch; what it scored of a part is forgotten, to be done again."""
@@ -108,12 +140,13 @@ class PartialScores:
     def save(self) -> None:
         """Writes what there is, whole or not at all; a disk that is full does not stop the pass."""
         self._last = time.monotonic()
-        if self.path is None or not self.rows:
+        if self.path is None or (not self.rows and not self.complete):
             return
-        tensors = {"rows": torch.from_numpy(np.concatenate(self.rows))}
-        tensors["scores"] = torch.from_numpy(np.concatenate(self.scores))
+        rows, scores = self.whole() or (self._held, np.zeros((0, 0), np.float32))
+        tensors = {"rows": torch.from_numpy(rows), "scores": torch.from_numpy(scores)}
         metadata = {"identity": self.identity, "batches": str(self.batches)}
+        metadata |= {"complete": str(distributed.processes())} if self.complete else {}
         try:
-            save_tensors(self.path, tensors, metadata | ({"complete": "yes"} if self.complete else {}))
+            save_tensors(self.path, tensors, metadata)
         except MsifError as error:
             log.warning("what was scored is not kept for a next run: %s", error)

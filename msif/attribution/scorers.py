@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from msif import distributed
 from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
@@ -25,6 +25,7 @@ from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture
 from msif.models.objectives import Measurement
 from msif.models.select import match_modules
+from msif.progress import progress
 
 # what an iterative solver holds of each query: right-hand side, solution, residual, directions and products
 SOLVER_VECTORS = 7
@@ -96,23 +97,27 @@ def score_batches(
 ) -> Scores:
     """One pass over candidates, which come out in order of row number; ``score`` takes a batch to its (B, Q).
 
+    Processes share the batches, and all of them get all scores.
+
     Raises:
         MsifError: there is no candidate.
     """
     partial = partial or PartialScores()
     size = getattr(candidates, "size", None)
     if not partial.complete:
-        with tqdm(desc="scoring", unit="doc", total=size, disable=None) as progress, partial.under_way():
-            for batch in candidates:
+        total = None if size is None else -(-size // distributed.processes())
+        with progress(desc="scoring", unit="doc", total=total) as bar, partial.under_way():
+            for _, batch in distributed.own_batches(candidates):
                 rows = batch.indices.cpu().numpy()
                 if not partial.has(rows):
                     partial.add(rows, score(batch).cpu().numpy())
-                progress.update(len(batch))
-    if not partial.rows:
+                bar.update(len(batch))
+    scored = [part for part in distributed.gathered(partial.whole()) if part is not None]
+    if not scored:
         raise MsifError("there is no candidate to score.")
-    indices = np.concatenate(partial.rows)
-    order = np.argsort(indices, kind="stable")
-    return Scores(np.concatenate(partial.scores)[order].T.copy(), indices[order])
+    # what an earlier run had scored may be with several
+    indices, first = np.unique(np.concatenate([rows for rows, _ in scored]), return_index=True)
+    return Scores(np.concatenate([scores for _, scores in scored])[first].T.copy(), indices)
 
 
 class InfluenceScorer:

@@ -46,10 +46,10 @@ def of_index(args: argparse.Namespace) -> str:
 
 def of_influence(args: argparse.Namespace) -> str:
     """Scores are kept whatever the size of batches."""
-    from msif.attribution.partial import PARTIAL
+    from msif.attribution.partial import partial_files
 
     smaller = "--projection-size" if args.method in PROJECTED else "--query-rank"
     less = f"give a smaller --batch-tokens (now {args.batch_tokens}), a {smaller}, or fewer queries at once"
-    if not args.output or not (Path(args.output) / PARTIAL).is_file():
+    if not args.output or not partial_files(Path(args.output)):
         return less
     return f"{less}; {args.output} keeps the scores so far, from which the same command goes on with any --batch-tokens"

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from msif import distributed
 from msif.atomic import write_json
-from msif.attribution.partial import PARTIAL
+from msif.attribution.partial import PARTIAL, partial_files
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.labels import describe_label
 from msif.errors import MsifError, is_out_of_memory, one_line
@@ -32,7 +33,7 @@ def new_or_unchanged(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_new and not any((path / name).exists() for name in (PARTIAL, SCORES)):
+        if is_new and not partial_files(path) and not (path / SCORES).exists():
             (path / CONFIG).unlink(missing_ok=True)
             if not was_there:
                 with suppress(OSError):  # something else came into it
@@ -62,6 +63,9 @@ def not_lost(kept: Path, then: str) -> Iterator[None]:
 def score_into(path: Path, job: Job) -> None:
     """Fills a folder: scores.parquet first, then manifest.json, top.jsonl and page.html, each whole or not at all."""
     scored = job.score()
+    if not distributed.leads():
+        shown_documents(job, scored)  # a pass that all take part in where weights are shared out
+        return
     with not_lost(path / PARTIAL, AGAIN):
         write_scores(path / SCORES, scored.rankings, scored.ids, provenance_of(job))
     with not_lost(path / SCORES, AGAIN):
@@ -76,14 +80,16 @@ def score_into(path: Path, job: Job) -> None:
     with not_lost(path / SCORES, "only these tables are missing"):
         print(f"results are in {path}")
         report(scored.rankings, shown)
-    for file in path.glob("partial*.safetensors"):
+    for file in partial_files(path):
         file.unlink(missing_ok=True)
 
 
 def score_and_report(job: Job) -> None:
     """The tables alone."""
     scored = job.score()
-    report(scored.rankings, shown_documents(job, scored))
+    shown = shown_documents(job, scored)
+    if distributed.leads():
+        report(scored.rankings, shown)
 
 
 def report(rankings: Sequence[Ranking], shown: Sequence[Shown]) -> None:

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -135,8 +136,11 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         if _launched():
             from msif import distributed
 
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, so that what is done is kept
             _Voice.store = distributed.start()
         main(arguments)
+        if _Voice.store is not None:
+            distributed.stop()
     except MsifError as error:
         _Voice.say(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None

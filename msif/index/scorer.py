@@ -139,11 +139,11 @@ class IndexScorer:
             norms = self._norms(vectors, places)
             with partial.under_way():
                 partial.add(rows, scores_at(self.index, vectors.values, places, norms).T)
-        if not partial.rows or not len(partial.rows[0]):
+        found = partial.whole()
+        if found is None or not len(found[0]):
             raise MsifError("there is no candidate to score.")
-        rows, scores = np.concatenate(partial.rows), np.concatenate(partial.scores)
-        order = np.argsort(rows, kind="stable")
-        return Scores(scores[order].T.copy(), rows[order])
+        rows, scores = found
+        return Scores(scores.T.copy(), rows)
 
     def places_of(self, candidates: TokenBatches) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a corpus, and their places in the index; those that have nothing to be indexed are left out.
