@@ -111,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _build(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from msif import distributed
     from msif.index.settings import IndexSettings
     from msif.indexing import describe_index, make_index
     from msif.stage import Stage
@@ -122,10 +123,14 @@ def _build(args: argparse.Namespace) -> None:
     ).checked()
     options = {name: getattr(args, name) for name in ("second_moments", "factors")}
     if args.dry_run:
-        print(describe_index(stage, settings, **options))
+        described = describe_index(stage, settings, **options)
+        if distributed.leads():
+            print(described)
         return
     options |= {name: getattr(args, name) for name in ("damping", "damping_scale", "checkpoint_every")}
     index = make_index(stage, args.output, settings, **options, share=args.shard)
+    if not distributed.leads():
+        return
     write_configuration(Path(args.output) / "config.yaml", args)
     print(summary(index) if index is not None else f"this share is done; others of {args.output} are not")
 

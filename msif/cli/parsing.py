@@ -136,8 +136,8 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         if _launched():
             from msif import distributed
 
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # torchrun's, so that what is done is kept
             _Voice.store = distributed.start()
+            signal.signal(signal.SIGTERM, _stopped)
         main(arguments)
         if _Voice.store is not None:
             distributed.stop()
@@ -154,6 +154,12 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     raise SystemExit(0)
 
 
+def _stopped(*_: Any) -> NoReturn:
+    """What ``torchrun`` does to the others when one has ended; what is done is kept on the way out."""
+    _Voice.say("error: stopped, for another process of this run has ended: run the same again, and it goes on\n")
+    raise SystemExit(143)
+
+
 def _launched() -> bool:
     """Whether this is one of several processes, by what ``torchrun`` leaves in their environment."""
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -167,7 +173,11 @@ class _Voice:
 
     @classmethod
     def say(cls, text: str) -> None:
-        if cls.store is None or cls.store.add("spoken", 1) == 1:
+        try:
+            first = cls.store is None or cls.store.add("spoken", 1) == 1
+        except RuntimeError:  # the store went with its machine
+            first = True
+        if first:
             sys.stderr.write(text)
             sys.stderr.flush()
 

@@ -204,14 +204,18 @@ def open_or_create(
         "convergence": {},
         "modules": modules,
     }
+    for part in path.glob(checkpoint_file("*", "*")):  # of nobody knows what
+        part.unlink()
     store = FactorStore(path, manifest)
     store.save_manifest()
     return store
 
 
 def _is_somebodys(path: Path) -> bool:
-    """Whether there is anything in the folder but a first manifest that a killed run did not finish."""
-    return any(not file.match(".manifest.json.*.part") for file in path.iterdir())
+    """Whether there is anything but what a run that was ended at once left: a first manifest, parts of sums."""
+    return any(
+        not file.match(".manifest.json.*.part") and not file.match(checkpoint_file("*", "*")) for file in path.iterdir()
+    )
 
 
 def _by_name(modules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from msif import distributed
 from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
 from msif.curvature.store import save_tensors
@@ -25,9 +25,10 @@ from msif.index.rounding import SAMPLE, rounding_error
 from msif.index.scaling import ESTIMATED_FROM, estimate_moments
 from msif.index.settings import MOMENTS
 from msif.index.storage import MOMENTS_FILE, GradientIndex, encoded
-from msif.index.writing import ShardWriter, open_or_create, remove_if_nothing_done
+from msif.index.writing import ShardWriter, open_or_create, remove_if_nothing_done, settle
 from msif.models.training.files import TrainingUnknown
 from msif.models.training.moments import SecondMoments, second_moments
+from msif.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +74,16 @@ def build_index(
     Raises:
         MsifError: the folder holds an index of other settings or something else, or cannot be written to.
     """
-    path, share = Path(path), share or Share()
+    path, share = Path(path), share or Share(distributed.rank(), distributed.processes())
+    if distributed.active() and share.of != distributed.processes():
+        raise MsifError("torchrun's processes take shares of their own: leave --shard out.")
     fresh = {
         "provenance": {**(provenance or {}), "shares": share.of},
         "columns": [[one.start, one.stop] for one in plan.columns],
         "blocks": list(plan.pools.names),
     }
-    open_or_create(path, {**plan.identity, **identity}, fresh)
-    if plan.moments is not None and not (path / MOMENTS_FILE).is_file():
+    distributed.same(lambda: open_or_create(path, {**plan.identity, **identity}, fresh))
+    if plan.moments is not None and distributed.leads() and not (path / MOMENTS_FILE).is_file():
         save_tensors(path / MOMENTS_FILE, plan.moment_tensors())
     writer = ShardWriter(path, share.number, share.of)
     try:
@@ -88,6 +91,10 @@ def build_index(
     except BaseException:
         remove_if_nothing_done(path)
         raise
+    distributed.wait()
+    if distributed.leads():
+        settle(path, share.of)
+    distributed.wait()
     try:
         return GradientIndex.open(path)
     except MsifError:
@@ -140,12 +147,12 @@ class _Builder:
         plan, started = self.plan, time.monotonic()
         with (
             GradientProjector(plan.side, plan.features, [plan.cotangent]) as project,
-            tqdm(desc="indexing", unit="doc", total=len(todo.indices or ()), disable=None) as progress,
+            progress(desc="indexing", unit="doc", total=len(todo.indices or ())) as bar,
         ):
             for batch in todo:
                 features = project(batch)[0].float().cpu()
                 self._take(batch, features)
-                progress.update(len(batch))
+                bar.update(len(batch))
                 full = sum(part["gradients"].nbytes for part in self.held) >= self.shard_bytes
                 if full or time.monotonic() - started >= self.every:
                     self._flush()
@@ -208,7 +215,7 @@ def moments_for(
             if kind != "auto":
                 raise
             log.info("second moments are estimated from the documents, for %s", error.reason)
-    return estimate_moments(side, spread(batches, ESTIMATED_FROM)), "estimate"
+    return distributed.same(lambda: estimate_moments(side, spread(batches, ESTIMATED_FROM))), "estimate"
 
 
 def _of_kind(kind: str, found: dict[str, SecondMoments]) -> dict[str, SecondMoments]:

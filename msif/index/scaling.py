@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msif.attribution.gradients import Side
 from msif.curvature.eigenvalues import LambdaPass
@@ -17,6 +16,7 @@ from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture
 from msif.models.training.moments import SecondMoments, factored
+from msif.progress import progress
 
 # √V is taken to be at least this share of its root mean square over the whole model: what hardly ever has a gradient
 # (keys' biases, words that do not occur) says nothing, and must not be blown up to the size of all else. Of a factored
@@ -83,7 +83,7 @@ def estimate_moments(side: Side, batches: Iterable[Any]) -> dict[str, SecondMome
     own = {module.name: module.name for module in side.tracked}
     consumer = LambdaPass(side.tracked, own, identity, device, dtype)
     with Capture(side.model, side.tracked, consumer) as capture:
-        for batch in tqdm(batches, desc="second moments", unit="batch", disable=None):
+        for batch in progress(batches, desc="second moments", unit="batch"):
             capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
             if consumer.counts["sequences"] >= ESTIMATED_FROM:  # of a stream, whose length is not known
                 break

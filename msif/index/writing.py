@@ -52,6 +52,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def settle(path: Path, of: int) -> None:
+    """What an interrupted build of another number of processes had left has been done by these, if all have ended."""
+    parts = read_parts(path)
+    if all(parts.get((number, of), {}).get("complete") for number in range(of)):
+        for (number, others), part in parts.items():
+            if not part["complete"]:
+                write_json(path / f"shards.{number}-of-{others}.json", {**part, "complete": True})
+
+
 class ShardWriter:
     """Writes the shards of one process; what was complete before is kept.
 
