@@ -27,10 +27,11 @@ T = TypeVar("T")
 # some wait for a solver on another, or for the largest eigendecomposition; who dies is noticed by its connection
 PATIENCE = timedelta(days=14)
 CPU = torch.device("cpu")
+ENDED = "another process of this run has ended: run the same again, and it goes on from what is done."
 
 
 class PeerError(MsifError):
-    """Another process failed, which says why itself."""
+    """Another process failed, which says why itself, if it can."""
 
 
 def active() -> bool:
@@ -190,7 +191,4 @@ def _together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # a closed connection, by whatever backend
-        raise PeerError(
-            f"another process of this run has ended before its end ({str(error).splitlines()[0][:80]}): run the same "
-            "again, and it goes on from what is done."
-        ) from error
+        raise PeerError(ENDED) from error

@@ -143,6 +143,8 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
             distributed.stop()
     except MsifError as error:
         _Voice.say(f"error: {' '.join(str(error).split())}\n")
+        if _Voice.store is not None:
+            os._exit(2)  # a backend whose connections are gone aborts on its way out
         raise SystemExit(2) from None
     except OSError as error:
         # what could be foreseen is said where it happens; this is the file system's own no
@@ -156,7 +158,9 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
 
 def _stopped(*_: Any) -> NoReturn:
     """What ``torchrun`` does to the others when one has ended; what is done is kept on the way out."""
-    _Voice.say("error: stopped, for another process of this run has ended: run the same again, and it goes on\n")
+    from msif.distributed import ENDED
+
+    _Voice.say(f"error: {ENDED}\n")
     raise SystemExit(143)
 
 

@@ -86,7 +86,7 @@ def _sketches(estimates: Iterable[Estimate]) -> dict[str, Tensor]:
 def _means(sketches: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Over the data of all processes, for the first of them."""
     found = {}
-    for name, own in sketches.items():
+    for name, own in sorted(sketches.items()):  # in one order, also of a process that took up a checkpoint
         whole = own.clone()
         distributed.add_up(whole, 0)
         found[name] = mean(whole[:-1], float(whole[-1]))

@@ -1,0 +1,84 @@
+"""One process of several is killed in each pass, or makes a mistake: all end, one speaks, and the folder resumes."""
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+from processes import HERE, torchrun
+
+sys.path.insert(0, str(HERE.parent / "cli"))
+from worlds import FACTS, World, fit_factors, influence, near, save_lm, write_rows
+
+from msif.curvature.store import FactorStore
+from msif.distributed import ENDED
+
+STOPPED = f"error: {ENDED}"
+FAILING = HERE / "failing.py"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    near(save_lm(folder / "base"), folder / "tuned")
+    write_rows(folder / "corpus.jsonl", [{"text": f"{text} {number}"} for number, text in enumerate(FACTS * 3)])
+    return World(folder)
+
+
+def said(output):
+    return [line for line in output.splitlines() if line.startswith(("error", "interrupted"))]
+
+
+def close(one, other):
+    assert set(one) == set(other)
+    for name in one:
+        here, there = one[name], other[name]
+        torch.testing.assert_close(here.Lambda, there.Lambda, rtol=1e-3, atol=1e-5 * float(there.Lambda.max()))
+
+
+def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world):
+    arguments = ["--model", world.folder / "base", "--data", world.folder / "corpus.jsonl", "--batch-tokens", 60]
+    folder = world.folder / "killed"
+    options = [*arguments, "--output", folder, "--checkpoint-every", 0, "--device", "cpu"]
+    for point in ("covariance", "eigenvectors", "lambda"):
+        start = time.monotonic()
+        status, output = torchrun(2, FAILING, point, "fit", *options)
+        assert status == 1 and said(output) == [STOPPED], output
+        assert time.monotonic() - start < 120  # nobody waits for a timeout
+    assert json.loads((folder / "manifest.json").read_text())["parts"] == {"eigenvectors": True, "lambda": False}
+    assert fit_factors(*options) == 0
+    assert fit_factors(*arguments, "--output", world.folder / "whole") == 0
+    close(FactorStore.open(folder), FactorStore.open(world.folder / "whole"))
+    assert not list(folder.glob("*checkpoint*")) and not list(folder.glob(".*.part"))
+
+
+def test_a_mistake_of_one_process_is_told_once_and_the_fit_goes_on_with_two(world):
+    arguments = ["--model", world.folder / "base", "--data", world.folder / "corpus.jsonl", "--batch-tokens", 60]
+    options = [*arguments, "--output", world.folder / "mended", "--device", "cpu"]
+    status, output = torchrun(2, FAILING, "mistake", "fit", *options, "--checkpoint-every", 0)
+    assert status == 1 and said(output) == ["error: a mistake in one process: mend it."], output
+    status, output = torchrun(2, "-m", "msif.fit_factors", *options)
+    assert status == 0 and not said(output) and output.count("fitted on 24 sequences") == 1, output
+    assert json.loads((world.folder / "mended" / "manifest.json").read_text())["provenance"]["processes"] == 2
+
+
+def test_scores_of_a_killed_run_are_kept_for_any_number_of_processes(world):
+    asked = ["--pretrained", world.folder / "base", "--finetuned", world.folder / "tuned", "--method", "gdp"]
+    asked += ["--corpus", world.folder / "corpus.jsonl", "--query", "Where was Ada born?", "--completion", " Linz"]
+    asked += ["--candidates", "all", "--batch-tokens", 60, "--device", "cpu"]
+    folder = world.folder / "scores"
+    status, output = torchrun(2, FAILING, "scores", "influence", *asked, "--output", folder)
+    assert status == 1 and said(output) == [STOPPED], output
+    assert list(folder.glob("partial.*-of-2.safetensors"))
+    assert influence(*asked, "--output", folder) == 0
+    assert influence(*asked, "--output", world.folder / "whole scores") == 0
+    assert rows(folder) == pytest.approx(rows(world.folder / "whole scores"), rel=1e-4)
+    assert not list(folder.glob("partial*"))
+
+
+def rows(folder):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "scores.parquet").to_pylist()
+    return {row["candidate_id"]: row["score"] for row in table}
