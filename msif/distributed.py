@@ -71,20 +71,33 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def own_batches(batches: Iterable[Any], done: int = 0) -> Iterator[tuple[int, Any]]:
-    """(number, batch) of every n-th batch of all, n processes, after the first ``done`` of them."""
-    first = done * processes() + rank()
-    own = islice(batches_after(batches, first), 0, None, processes())
-    return zip(count(first, processes()), own)
+_step = {"together": False}
 
 
-def in_step(batches: Iterator[T], spare: T) -> Iterator[tuple[T, bool]]:
-    """(batch, whether it is this process's own): as many for all, where each forward pass needs everybody.
+def go_in_step() -> None:
+    """From now on every forward pass needs all processes, for each holds a part of the weights."""
+    _step["together"] = True
 
-    Who has no more goes along with a spare batch.
+
+def own_batches(
+    batches: Iterable[Any], done: int = 0, *, wanted: Callable[[Any], bool] = lambda batch: True
+) -> Iterator[tuple[int, Any, bool]]:
+    """(number, batch, True) of every n-th batch of all, n processes, after the first ``done`` of them.
+
+    Where all go in step, who has no more goes along with a batch that is not its own: (−1, batch, False).
     """
-    while any(gathered((batch := next(batches, None)) is not None)):
-        yield (spare, False) if batch is None else (batch, True)
+    first = done * processes() + rank()
+    numbered = zip(count(first, processes()), islice(batches_after(batches, first), 0, None, processes()), strict=False)
+    own = ((number, batch, True) for number, batch in numbered if wanted(batch))
+    return _in_step(own, batches) if _step["together"] else own
+
+
+def _in_step(own: Iterator[tuple[int, Any, bool]], batches: Iterable[Any]) -> Iterator[tuple[int, Any, bool]]:
+    spare = None
+    while any(gathered((mine := next(own, None)) is not None)):
+        if mine is None and spare is None:
+            spare = next(iter(batches))
+        yield (-1, spare, False) if mine is None else mine
 
 
 def total(values: Sequence[float]) -> list[float]:
@@ -139,6 +152,11 @@ def same(make: Callable[[], T]) -> T:
         received.append(torch.empty(shape, dtype=dtype, device=device if kind == "cuda" else CPU))
         _send(received[-1])
     return _Unpickler.to_value(head, received)
+
+
+def computed(make: Callable[[], T]) -> T:
+    """The same of what takes forward passes: in step, all make it."""
+    return make() if _step["together"] else same(make)
 
 
 def _sent(values: list[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msif.cli.flags import add_machine_flags, add_module_flags, add_stage_data_flags, stage_arguments
+from msif.cli.flags import add_fsdp_flag, add_machine_flags, add_module_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
@@ -52,7 +52,7 @@ def parser() -> Parser:
         help="of an unembedding's rows: identity (default, no matrix), blocks:R (R blocks of ids), or dense",
     )
     p.set_defaults(modules="maps", split_heads=True)
-    add_machine_flags(p)
+    add_fsdp_flag(add_machine_flags(p))
     return p
 
 
@@ -79,6 +79,7 @@ def stage_of(args: argparse.Namespace) -> Stage:
         settings=FitSettings(args.fisher, args.label_samples, args.seed),
         memory=args.memory,
         checkpoint_every=args.checkpoint_every,
+        fsdp=args.fsdp,
     ).checked()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from msif.attribution.methods import IHVPS, usual_candidates
 from msif.cli.checks import check_arguments, check_options, check_output
-from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags
+from msif.cli.flags import DATA_SOURCES, add_field_flags, add_fsdp_flag, add_machine_flags, add_module_flags
 from msif.cli.memory import memory_advice, of_influence
 from msif.cli.parsing import (
     Parser,
@@ -59,7 +59,7 @@ def parser() -> Parser:
     out.add_argument(
         "--output", metavar="DIR", help="folder for scores.parquet, top.jsonl and config.yaml (default none)"
     )
-    add_machine_flags(p)
+    add_fsdp_flag(add_machine_flags(p))
     return p
 
 

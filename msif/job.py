@@ -127,9 +127,9 @@ class Job:
 
     def score(self) -> Scored:
         """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
-        queries = self._once(self.answered)
+        queries = distributed.computed(self.answered)
         chunks = chunks_of(self.encoded(queries), self.scorer.cost(), self.room, self.options.batch_tokens)
-        candidates = self._once(lambda: self.select(queries))
+        candidates = self.select(queries)
         rows = sorted({int(row) for selected in candidates for row in selected})
         rankings: list[Ranking] = []
         parts: list[Parts] = []
@@ -150,10 +150,6 @@ class Job:
         size = len(chunks[0][0])
         return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), anew)
 
-    def _once(self, make: Callable[[], Any]) -> Any:
-        """What one process makes for all of a run."""
-        return distributed.same(make)
-
     def _telling(self, documents: int, queries: int, done: bool, number: int, chunks: int) -> str:
         what = "an earlier run has scored" if done else "scoring"
         chunk = f", pass {number + 1} of {chunks}" if chunks > 1 else ""
@@ -163,7 +159,7 @@ class Job:
         """Of the queries; nothing where scores are there and have no parts to be explained."""
         if scored and not isinstance(self.scorer, Explainer):
             return None
-        vectors = self._once(lambda: self.scorer.query_vectors(batches))
+        vectors = distributed.computed(lambda: self.scorer.query_vectors(batches))
         if self.rank_errors is not None:
             rank, worst = self.options.scorer["query_rank"], float(self.rank_errors.max())
             log.info("rank %d leaves out %.2g of the query vectors' norm at worst", rank, worst)
@@ -243,8 +239,9 @@ class Job:
         spec = parse_candidates(self.options.candidates)
         if spec.all:
             return [np.arange(len(self.corpus))] * len(queries)
-        found = [self._by_index(queries, spec.of_index)] if spec.of_index is not None else []
-        found += [self._by_texts(queries, spec.of_texts)] if spec.of_texts is not None else []
+        index, texts = spec.of_index, spec.of_texts
+        found = [distributed.computed(lambda: self._by_index(queries, index))] if index is not None else []
+        found += [distributed.same(lambda: self._by_texts(queries, texts))] if texts is not None else []
         return [interleave(rows) for rows in zip(*found, strict=True)]
 
     def _by_index(self, queries: Sequence[Query], count: int) -> list[np.ndarray]:

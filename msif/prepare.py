@@ -84,6 +84,8 @@ def prepare(asked: Asked) -> Job:
     """
     options, first, last, corpus = asked.options, asked.first, asked.last, asked.corpus
     choose_format(corpus, task=first.task, **asked.fields)
+    if first.fsdp or last.fsdp:
+        _check_sharded(options)
     if asked.reads_rows:
         check_ids(corpus)
     loaded = [stage.loaded for stage in dict.fromkeys((first, last))]
@@ -128,6 +130,14 @@ def prepare(asked: Asked) -> Job:
     if warning:
         log.warning("%s", warning)
     return job
+
+
+def _check_sharded(options: Options) -> None:
+    """What needs weights that are whole."""
+    if options.index is not None:
+        raise MsifError("an index takes models whose weights are whole: leave --fsdp out.")
+    if options.ihvp.kind in SOLVERS and options.method in DAMPED:
+        raise MsifError(f"--ihvp {options.ihvp.kind} takes products of whole weights: leave --fsdp out, or use ekfac.")
 
 
 def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatches | None, later: bool) -> FittedStage:

@@ -23,6 +23,7 @@ from msif.models.loading import LoadedModel, load_model, resolve_device, wrap_mo
 from msif.models.objectives import Objective
 from msif.models.roles import check_vocabulary, label_arguments, longest, objective_for
 from msif.models.select import track_modules, vocabulary_blocks
+from msif.models.sharding import shard
 from msif.models.training import natural_tau
 from msif.provenance import versions
 
@@ -49,6 +50,7 @@ class Stage:
         learning_rate_sum: of its training, for τ where no ``trainer_state.json`` lies beside the model.
         moved_to: where the data of factors that are there are now, for methods that go over them again.
         memory: bytes of the device that a fit may take.
+        fsdp: share the weights out between the processes of ``torchrun``, for a model larger than a device.
         checkpoint_every: seconds between checkpoints of a fit.
     """
 
@@ -75,6 +77,7 @@ class Stage:
         learning_rate_sum: float | None = None,
         moved_to: str | None = None,
         memory: int | None = None,
+        fsdp: bool = False,
         checkpoint_every: float = 600.0,
     ) -> None:
         if isinstance(model, nn.Module) and tokenizer is None:
@@ -86,7 +89,9 @@ class Stage:
         self.split, self.streaming = split, streaming
         self.length, self.max_examples, self.batch_tokens = max_length, max_examples, batch_tokens
         self.settings, self.learning_rate_sum = settings or FitSettings(), learning_rate_sum
-        self.moved_to, self.memory, self.checkpoint_every = moved_to, memory, checkpoint_every
+        if fsdp and isinstance(model, nn.Module):
+            raise MsifError("fsdp= shares weights out as they are loaded: give the model's folder or name.")
+        self.moved_to, self.memory, self.checkpoint_every, self.fsdp = moved_to, memory, checkpoint_every, fsdp
 
     def __repr__(self) -> str:
         parts = [repr(str(self.model)) if not isinstance(self.model, nn.Module) else type(self.model).__name__]
@@ -110,7 +115,7 @@ class Stage:
     def loaded(self) -> LoadedModel:
         if isinstance(self.model, nn.Module):
             return wrap_model(self.model, self.tokenizer)  # type: ignore[arg-type]
-        return load_model(self.model, self.task, self.dtype, self.device)
+        return load_model(self.model, self.task, self.dtype, "cpu" if self.fsdp else self.device)
 
     @cached_property
     def corpus(self) -> Corpus | None:
@@ -186,9 +191,13 @@ class Stage:
             )
         return kept
 
-    @property
+    @cached_property
     def side(self) -> Side:
-        return Side(self.loaded.model, self.tracked, self.objective)
+        """What is tracked of its model, whose weights from here on are shared out if they are to be."""
+        side = Side(self.loaded.model, self.tracked, self.objective)
+        if self.fsdp:
+            shard(self.loaded.model, resolve_device(self.device))
+        return side
 
     @cached_property
     def opened(self) -> FactorStore | None:
@@ -211,8 +220,8 @@ class Stage:
             raise MsifError("device 'meta' has no weights to fit on: it is for estimates.")
         check_rows(self._rows(), self.format)
         return fit(
-            self.loaded.model,
-            self.tracked,
+            self.side.model,
+            self.side.tracked,
             self.objective,
             self.batches,
             self.factors,

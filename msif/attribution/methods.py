@@ -63,4 +63,4 @@ def check_index(method: str, preselects: bool, index: object) -> None:
 
 
 # settings of how a run is carried out and where its results go: other values of these make no other run
-NOT_RESULTS = ("output", "batch_tokens", "memory")
+NOT_RESULTS = ("output", "batch_tokens", "memory", "fsdp")

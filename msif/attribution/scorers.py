@@ -107,17 +107,23 @@ def score_batches(
     if not partial.complete:
         total = None if size is None else -(-size // distributed.processes())
         with progress(desc="scoring", unit="doc", total=total) as bar, partial.under_way():
-            for _, batch in distributed.own_batches(candidates):
-                rows = batch.indices.cpu().numpy()
-                if not partial.has(rows):
-                    partial.add(rows, score(batch).cpu().numpy())
-                bar.update(len(batch))
-    scored = [part for part in distributed.gathered(partial.whole()) if part is not None]
-    if not scored:
+
+            def wanted(batch: Any) -> bool:
+                if known := partial.has(batch.indices.cpu().numpy()):
+                    bar.update(len(batch))
+                return not known
+
+            for _, batch, mine in distributed.own_batches(candidates, wanted=wanted):
+                scores = score(batch)
+                if mine:
+                    partial.add(batch.indices.cpu().numpy(), scores.cpu().numpy())
+                    bar.update(len(batch))
+    parts = [part for part in distributed.gathered(partial.whole()) if part is not None and len(part[0])]
+    if not parts:
         raise MsifError("there is no candidate to score.")
     # what an earlier run had scored may be with several
-    indices, first = np.unique(np.concatenate([rows for rows, _ in scored]), return_index=True)
-    return Scores(np.concatenate([scores for _, scores in scored])[first].T.copy(), indices)
+    indices, first = np.unique(np.concatenate([rows for rows, _ in parts]), return_index=True)
+    return Scores(np.concatenate([scores for _, scores in parts])[first].T.copy(), indices)
 
 
 class InfluenceScorer:

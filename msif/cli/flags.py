@@ -64,7 +64,7 @@ def add_module_flags(p: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_machine_flags(p: argparse.ArgumentParser) -> None:
+def add_machine_flags(p: argparse.ArgumentParser) -> Any:
     """How a run is carried out."""
     group = p.add_argument_group("machine")
     dtypes = ["auto", "float32", "bfloat16", "float16"]
@@ -82,4 +82,13 @@ def add_machine_flags(p: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="warnings only")
     group.add_argument(
         "--dry-run", action="store_true", help="print sizes, memory and a time estimate from a short probe, and stop"
+    )
+    return group
+
+
+def add_fsdp_flag(group: Any) -> None:
+    group.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="under torchrun: share the weights out between the processes, for a model larger than a device",
     )

@@ -242,7 +242,10 @@ class _Fit:
         bar = progress(desc=step.title, unit="seq", initial=consumer.counts["sequences"], total=self._total())
         last = time.monotonic()
         with Capture(self.model, step.modules, consumer) as capture, bar:
-            for number, batch in distributed.own_batches(self.batches, done):
+            for number, batch, mine in distributed.own_batches(self.batches, done):
+                if not mine:
+                    capture.accompany(self.objective, batch.to(device), cotangents)
+                    continue
                 convergence.observe(number, consumer.counts["sequences"], consumer.estimates)
                 capture.run(self.objective, batch.to(device), cotangents)
                 done += 1

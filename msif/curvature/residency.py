@@ -13,6 +13,7 @@ from torch import nn
 from msif import distributed
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
+from msif.models.sharding import held_bytes
 
 # of what is free; the rest is for activations and temporaries
 SHARE = 0.7
@@ -47,7 +48,7 @@ def _room_here(models: Sequence[nn.Module], outputs: float, memory: int | None) 
 def weight_bytes(models: Iterable[nn.Module]) -> int:
     """Of each model once."""
     different = {id(model): model for model in models}.values()
-    return sum(p.numel() * p.element_size() for model in different for p in model.parameters())
+    return sum(held_bytes(p) for model in different for p in model.parameters())
 
 
 def _free(device: torch.device) -> int:

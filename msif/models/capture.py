@@ -159,6 +159,14 @@ class Capture:
         self.consumer.end(batch)
         return outputs.detach()
 
+    def accompany(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> None:
+        """The passes alone, which other processes need; nothing goes to the consumer."""
+        consumer, self.consumer = self.consumer, Consumer()
+        try:
+            self.run(objective, batch, cotangents)
+        finally:
+            self.consumer = consumer
+
     def _forward_hook(self, members: Sequence[tuple[TrackedModule, Use]]) -> Callable[..., Tensor]:
         name = members[0][0].name
 

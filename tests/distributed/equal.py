@@ -112,7 +112,11 @@ np.testing.assert_allclose(scored(alone_first["uneven"], half).values, scores.va
 value = distributed.same(lambda: {"a": [torch.arange(3) + rank, "text"], "b": torch.full((2, 2), float(rank)).double()})
 assert torch.equal(value["a"][0], torch.arange(3)) and value["a"][1] == "text" and value["b"].dtype == torch.float64
 assert distributed.total([1.0, float(rank)]) == [2.0, 1.0]
-steps = list(distributed.in_step(iter("abc"[: 1 + 2 * rank]), "spare"))
-assert steps == ([("a", True), ("spare", False), ("spare", False)] if rank == 0 else [(one, True) for one in "abc"])
+distributed.go_in_step()
+steps = list(distributed.own_batches("abc"))
+assert steps == ([(0, "a", True), (2, "c", True)] if rank == 0 else [(1, "b", True), (-1, "a", False)])
+steps = list(distributed.own_batches("abc", wanted=lambda batch: batch == "b"))
+assert steps == ([(-1, "a", False)] if rank == 0 else [(1, "b", True)])
+assert distributed.computed(lambda: rank) == rank
 distributed.stop()
 print(json.dumps("ended"))
