@@ -199,9 +199,7 @@ def _opened(baked: GradientIndex) -> Approximate:
         ) from error
     if (index.ntotal, index.d) != (len(baked), baked.width):
         raise stale(baked.path)
-    if report["parameter"]:
-        faiss.ParameterSpace().set_index_parameter(index, report["parameter"], report["value"])
-    return Approximate(baked, index, report)
+    return Approximate(baked, index, report)  # the parameter is in faiss' file
 
 
 def stale(folder: Path) -> MsifError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_an_interrupted_baking_goes_on(random_index, monkeypatch):  # noqa: F811
     assert times(folder) == after  # nothing was left to do
 
 
-def test_documents_that_join_make_another_r(random_index):  # noqa: F811
+def test_documents_that_join_make_another_r(random_index, monkeypatch):  # noqa: F811
     index, features = random_index(55)
     more = torch.zeros(1, 18, dtype=torch.float64)
     more[0, 3] = features.square().sum(1).mean().sqrt()  # so that R is another, and its trace the same
@@ -132,13 +133,21 @@ def test_documents_that_join_make_another_r(random_index):  # noqa: F811
         assert used(index, r) is not None
         same = [name for name, time in before[r].items() if times(index.path / f"baked-{r}")[name] == time]
         assert len(same) == (4 if r == "none" else 0)
-    # of as many documents as are there, but by another R
-    file = index.path / "baked-train" / "baked.json"
-    said = json.loads(file.read_text())
-    file.write_text(json.dumps({**said, "R": {**said["R"], "trace": "1.000000e+00"}}))
+    # of as many documents, but by an R that was taken from fewer of them
+    (index.path / "R.safetensors").unlink()
+    monkeypatch.setattr("msif.index.correction.DOCUMENTS_PER_FEATURE", 2)
     assert used(index, "train") is None
-    file.write_text("{")
-    assert used(index, "train") is None
+    (index.path / "baked-none" / "baked.json").write_text("{")
+    assert used(index, "none") is None
+
+
+def test_w_is_that_of_later_queries(random_index):  # noqa: F811
+    """Taken from R as it is kept, and not from the sums of more digits that it was made of."""
+    index, _ = random_index(60)
+    first = bake(index).rows(range(60))
+    assert (index.path / "R.safetensors").is_file()
+    shutil.rmtree(index.path / "baked-train")
+    assert torch.equal(bake(index).rows(range(60)), first)
 
 
 def test_stale_ones_that_are_baked_again_are_not_used_before_they_are_whole(random_index, monkeypatch):  # noqa: F811

@@ -81,6 +81,7 @@ def test_what_it_finds_is_measured_and_kept(random_index, monkeypatch):  # noqa:
     baked = bake(index)
     made = make_approximate(baked, "IVF16,SQ8")
     report = json.loads((baked.path / "faiss.json").read_text())
+    assert faiss.extract_index_ivf(opened(index).index).nprobe == report["value"] > 1
     assert report == made.report and report["documents"] == 300
     assert report["factory"] == "IVF16,SQ8" and report["parameter"] == "nprobe"
     assert 0.95 <= report["recall"]["10"] <= 1 and f"nprobe {report['value']} finds" in str(made)
@@ -116,7 +117,9 @@ def test_what_is_there_is_kept_until_vectors_change(random_index, monkeypatch): 
         patch.setattr(approximate, "_tuned", None)
         make_approximate(bake(index), "Flat")
     assert (baked.path / "faiss.index").stat().st_mtime_ns == before
-    assert make_approximate(baked, "HNSW8,Flat").report["parameter"] == "efSearch"
+    report = make_approximate(baked, "HNSW8,Flat").report
+    graph = faiss.downcast_index(opened(index).index).hnsw
+    assert (report["parameter"], report["value"]) == ("efSearch", graph.efSearch)
     bake(index, "none")
     make_approximate(bake(index, "none"))
     index = append(index, torch.full((1, 18), 9.0))
@@ -128,6 +131,12 @@ def test_what_is_there_is_kept_until_vectors_change(random_index, monkeypatch): 
             opened(index, RSettings(r))  # its vectors are new
         assert make_approximate(baked).index.ntotal == 61
         assert opened(index, RSettings(r)).search(queries(), 3).places.shape == (6, 3)
+    # of as many documents, by an R that is taken from fewer of them
+    (index.path / "R.safetensors").unlink()
+    monkeypatch.setattr("msif.index.correction.DOCUMENTS_PER_FEATURE", 2)
+    bake(index)
+    with pytest.raises(MsifError, match="of other documents or another R"):
+        opened(index)
 
 
 def test_what_cannot_be_is_said(random_index, monkeypatch):  # noqa: F811
