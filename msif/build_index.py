@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from msif.cli.flags import add_machine_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_index
-from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, share, write_configuration
+from msif.cli.parsing import (
+    Parser,
+    bakeable,
+    not_negative,
+    positive_int,
+    run,
+    seed,
+    set_up_logging,
+    share,
+    write_configuration,
+)
+from msif.errors import MsifError
 
 if TYPE_CHECKING:
     from msif.index.storage import GradientIndex
@@ -46,6 +57,21 @@ def parser() -> Parser:
     )
     p.set_defaults(split_heads=None)
     add_machine_flags(p)
+    search = p.add_argument_group("search")
+    search.add_argument(
+        "--bake",
+        type=bakeable,
+        metavar="R",
+        help="none or train: write unit vectors corrected by this R, too, which --r R with unit norm then uses",
+    )
+    search.add_argument(
+        "--faiss",
+        nargs="?",
+        const="auto",
+        metavar="FACTORY",
+        help="approximate search of the baked vectors, by a factory string of faiss such as IVF1024,SQ8 (default: by "
+        "the number of documents); what it finds of the exact search is measured",
+    )
     machine = p.add_argument_group("shards")
     machine.add_argument("--shard", type=share, metavar="I/N", help="this process takes share I of N of the documents")
     machine.add_argument(
@@ -112,10 +138,17 @@ def _build(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from msif import distributed
+    from msif.index.approximate import check_factory, make_approximate
+    from msif.index.baking import bake
     from msif.index.settings import IndexSettings
     from msif.indexing import describe_index, make_index
     from msif.stage import Stage
 
+    if args.faiss and not args.bake:
+        raise MsifError("faiss searches baked vectors: give --bake train or --bake none with --faiss.")
+    factory = None if args.faiss == "auto" else args.faiss
+    if args.faiss:
+        check_factory(factory)
     names = ("blocks", "projection", "seed", "measurement", "weighting", "basis", "tied")
     settings = IndexSettings(**{name: getattr(args, name) for name in names}, dtype=args.store)
     stage = Stage(
@@ -123,7 +156,7 @@ def _build(args: argparse.Namespace) -> None:
     ).checked()
     options = {name: getattr(args, name) for name in ("second_moments", "factors")}
     if args.dry_run:
-        described = describe_index(stage, settings, **options)
+        described = describe_index(stage, settings, **options, bakes=args.bake is not None)
         if distributed.leads():
             print(described)
         return
@@ -132,13 +165,22 @@ def _build(args: argparse.Namespace) -> None:
     if not distributed.leads():
         return
     write_configuration(Path(args.output) / "config.yaml", args)
-    print(summary(index) if index is not None else f"this share is done; others of {args.output} are not")
+    if index is None:
+        print(f"this share is done; others of {args.output} are not")
+        return
+    baked = bake(index, args.bake) if args.bake else None
+    found = make_approximate(baked, factory) if baked is not None and args.faiss else None
+    print(summary(index))
+    if baked is not None:
+        print(f"baked: unit vectors for --r {args.bake} --normalize unit")
+    if found is not None:
+        print(found)
 
 
 def summary(index: GradientIndex) -> str:
     from msif.curvature.estimate import human_bytes
 
-    size = human_bytes(sum(file.stat().st_size for file in index.path.iterdir()))
+    size = human_bytes(sum(file.stat().st_size for file in index.path.rglob("*") if file.is_file()))
     said = f"{index.path}: {len(index)} documents, {index.width} features of {len(index.manifest['blocks'])} blocks"
     lines = [f"{said} as {index.settings.dtype}; {size} on disk"]
     if index.rounding:

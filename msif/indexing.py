@@ -99,8 +99,13 @@ def describe_index(
     *,
     second_moments: str = "auto",
     factors: str | Path | None = None,
+    bakes: bool = False,
 ) -> str:
-    """Sizes and time of a build, from a sample of its documents and one small batch of them."""
+    """Sizes and time of a build, from a sample of its documents and one small batch of them.
+
+    Args:
+        bakes: whether baked vectors, of the same size, are written too.
+    """
     loaded, batches = stage.loaded, stage.batches
     tracked = _tracked(stage, settings, None if factors is None else FactorStore.open(factors))
     side = Side(loaded.model, tracked, stage.objective)
@@ -110,13 +115,14 @@ def describe_index(
     speed = measure(loaded.model, tracked, side.objective, sample, {"documents": side.objective.loss_gradient})
     seconds = speed.passes(sample, "documents") + sample.reading
     seconds += speed.over(sample, lambda B, T: feature_work(tracked, settings.projection, B, T, whole))
+    more = ", and as much again for baked vectors" if bakes else ""
     held = sample.documents * width * DTYPES[settings.dtype].itemsize
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     return "\n".join(
         [
             f"features    {width} of {len(plan.pools.names)} blocks",
             f"modules     {len(tracked)}, of {parameters:,} parameters",
-            f"on disk     {human_bytes(held)} for {sample.documents:.0f} documents",
+            f"on disk     {human_bytes(held)} for {sample.documents:.0f} documents{more}",
             f"memory      about {human_bytes(weight_bytes([loaded.model]) + SHARD_BYTES)} (weights, and a shard)",
             f"time        about {human_seconds(seconds)}",
         ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msif.attribution.methods import IHVPS, usual_candidates
+from msif.attribution.methods import IHVPS, SEARCHES, usual_candidates
 from msif.cli.checks import check_arguments, check_options, check_output
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_fsdp_flag, add_machine_flags, add_module_flags
 from msif.cli.memory import memory_advice, of_influence
@@ -44,6 +44,12 @@ def parser() -> Parser:
         metavar="SPEC",
         help="knn:N by sentence embeddings (default knn:1000), bm25:N by words, index:N by an index, knn:N+bm25:N, or "
         "all (default where scores come from an index)",
+    )
+    corpus.add_argument(
+        "--search",
+        default="exact",
+        choices=SEARCHES,
+        help="how index:N finds them: exact (default), or faiss, over what msif.build_index --bake R --faiss wrote",
     )
     corpus.add_argument("--embedding-model", metavar="E", help="sentence-transformers model (default all-MiniLM-L6-v2)")
     _add_method_flags(p.add_argument_group("method"))
@@ -203,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.candidates is None:
         args.candidates = usual_candidates(args.method, args.index)
     check_arguments(args)
-    check_options(args.method, command.given(arguments))
+    check_options(args.method, command.given(arguments), args.candidates)
     with memory_advice(of_influence, args):
         _explain(args)
 

@@ -11,6 +11,7 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.methods import INDEXED, check_index
 from msif.attribution.stages import Damping
 from msif.candidates.selection import parse_candidates
+from msif.errors import MsifError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Options:
             features, or for candidates "index:N".
         damping, ihvp: of the stages' inverses.
         examples: sequences of a stage's own data that a solver or a projected method takes; None is all.
+        r: R of the index, "none", "train", "mixed" or "mixed:LAMBDA"; None is the index's own, see ``IndexScorer``.
+        search: how candidates "index:N" are found: "exact", or by what "faiss" made of baked vectors.
         candidates: "knn:1000", "bm25:100", "index:1000", "knn:100+bm25:100", or "all".
         embedding_model: of sentence-transformers, for knn.
         measurement: what is explained of an answer: "loss", "margin" or "logit"; None is the method's own.
@@ -35,7 +38,7 @@ class Options:
         progress: whether preselection shows its bars.
 
     Raises:
-        MsifError: an index is missing, or would not be read.
+        MsifError: an index is missing, or would not be read; an unknown search.
     """
 
     method: str = "multi-stage"
@@ -43,6 +46,8 @@ class Options:
     damping: Damping = field(default_factory=Damping)
     ihvp: IHVP = field(default_factory=IHVP)
     examples: int | None = None
+    r: str | None = None
+    search: str = "exact"
     candidates: str = "knn:1000"
     embedding_model: str | None = None
     measurement: str | None = None
@@ -55,7 +60,9 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_index(self.method, self._preselects, self.index)
+        check_index(self.method, self._preselects, self.index, self.search)
+        if self.r is not None and self.index is None:
+            raise MsifError(f"R is {self.r!r} without an index, of which it is: give index=, or no r=.")
 
     @property
     def _preselects(self) -> bool:

@@ -197,10 +197,13 @@ def scorer_by_index(asked: Asked, options: Options, fitted: FittedStage | None) 
     if options.scores_by_index and curved != (options.method == "multi-stage"):
         made, other = ("with", "multi-stage") if curved else ("without", "trackstar")
         raise MsifError(f"the index in {index.path} was made {made} factors: use it with --method {other}.")
-    # of a preselection, options are those of the method that scores what it finds
+    # of a preselection, options are those of the method that scores what it finds; its unit norm is that of estimates
     own: dict[str, Any] = dict(options.scorer) if options.scores_by_index else {}
-    for option in sorted(own.keys() - {"r", "normalize"}):
+    if not options.scores_by_index and curved and options.scorer.get("normalize") == "unit":
+        own["normalize"] = "unit"
+    for option in sorted(own.keys() - {"normalize"}):
         raise MsifError(f"scores by an index have no option '{option}': they have normalize, r.")
+    own |= {"r": options.r, "search": options.search}
     own |= {} if options.measurement is None else {"measurement": options.measurement}
     plan = opened_plan(index, first, first.factors if curved else None)
     if not curved:

@@ -10,6 +10,8 @@ INFLUENCES = (*STAGED, "gdp", "cosine")
 PROJECTED = ("trak", "logra")
 # by features of documents that an index holds
 INDEXED = ("trackstar",)
+# how the best documents of an index are found
+SEARCHES = ("exact", "faiss")
 METHODS = (*INFLUENCES, "cka", *PROJECTED, *INDEXED, "representation", "random")
 
 # how a stage's inverse is applied; the last ones solve on the stage's own data
@@ -46,15 +48,20 @@ def usual_candidates(method: str, index: object) -> str:
     return "all" if index is not None and method in READ_BY["r"] else "knn:1000"
 
 
-def check_index(method: str, preselects: bool, index: object) -> None:
+def check_index(method: str, preselects: bool, index: object, search: str = "exact") -> None:
     """Whether an index is there for what reads it, and read where it is given.
 
     Args:
         preselects: whether candidates are "index:N".
+        search: how these are found.
 
     Raises:
         MsifError: it is not.
     """
+    if search not in SEARCHES:
+        raise MsifError(f"search is '{search}': choose one of {', '.join(SEARCHES)}.")
+    if search != "exact" and not preselects:
+        raise MsifError(f"--search {search} finds candidates of an index: give --candidates index:N, or leave it out.")
     for what, needs in ((f"--method {method}", method in INDEXED), ("--candidates index", preselects)):
         if needs and not index:
             raise MsifError(f"{what} needs --index: make one with python -m msif.build_index.")

@@ -22,7 +22,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     spec = parse_candidates(args.candidates)
     if args.method not in METHODS:
         raise MsifError(f"there is no method '{args.method}': choose one of {', '.join(METHODS)}.")
-    check_index(args.method, spec.of_index is not None, args.index)
+    check_index(args.method, spec.of_index is not None, args.index, args.search)
     if not args.pretrained and not args.finetuned:
         raise MsifError(
             "there is no model: give --pretrained and --finetuned, or one of them with --method single-stage."
@@ -57,12 +57,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_output(Path(args.output), args)
 
 
-def check_options(method: str, given: Iterable[str]) -> None:
+def check_options(method: str, given: Iterable[str], candidates: str) -> None:
     """Options that a method does not read must not be given to it; those of a configuration are left alone.
 
     Args:
         given: named on the command line. A configuration may be of another method, which is asked for with its flags.
+        candidates: as they are written; R is read where an index chooses them, whatever the method.
     """
+    from msif.candidates.selection import parse_candidates
+
+    if parse_candidates(candidates).of_index is not None:
+        given = set(given) - {"r"}
     for option in sorted(READ_BY.keys() & set(given)):
         if method not in READ_BY[option]:
             flag, readers = option.replace("_", "-"), ", ".join(READ_BY[option])

@@ -79,6 +79,8 @@ def _options(args: argparse.Namespace) -> Options:
     return Options(
         method=args.method,
         index=args.index,
+        r=args.r if args.index else None,
+        search=args.search,
         damping=Damping(args.damping, args.damping_scale, args.alpha),
         ihvp=IHVP(args.ihvp, args.ihvp_iterations, args.ihvp_tolerance, args.lissa_scale, args.arnoldi_top),
         examples=args.ihvp_examples,
@@ -108,7 +110,7 @@ def _scorer_options(args: argparse.Namespace) -> dict[str, Any]:
     elif args.method == "representation":
         options = {}
     elif args.method in INDEXED or (args.index and parse_candidates(args.candidates).of_index is None):
-        options = {"r": args.r, "normalize": args.normalize}
+        options = {"normalize": args.normalize}
     else:
         # a cosine is normalised in any case
         options = {"query_rank": args.query_rank, "normalize": None if args.method == "cosine" else args.normalize}

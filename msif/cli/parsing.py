@@ -242,6 +242,17 @@ def share(text: str) -> Any:
     return Share(int(number) - 1, int(of))
 
 
+def bakeable(text: str) -> str:
+    """An argument type: "none" or "train", an R that no query takes part in."""
+    from msif.index.baking import BAKED
+
+    if text not in BAKED:
+        raise argparse.ArgumentTypeError(
+            f"R '{text}' cannot be baked: give none or train, for mixed R depends on the queries"
+        )
+    return text
+
+
 def seed(text: str) -> int:
     """An argument type: an integer of 0 or more."""
     return _int_from(text, 0)

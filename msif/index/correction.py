@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msif.curvature.store import load_tensors, save_tensors
 from msif.errors import MsifError
 from msif.index.roots import CholeskyRoot, FewRoot, Root
 from msif.index.storage import GradientIndex
+from msif.progress import progress
 
 # of 65,536 features: at which eigenvalues the two terms meet
 MEETING = 1000 / 65536
@@ -125,13 +125,13 @@ def moment_of_index(index: GradientIndex, dtype: torch.dtype = torch.float64) ->
             return Moment(tensors["values"].to(dtype), None, [tensors[str(k)].to(dtype) for k in range(len(sizes))])
     places = None if len(index) <= most else np.arange(most) * len(index) // most
     total, count = [torch.zeros(size, size, dtype=dtype) for size in sizes], 0
-    with tqdm(desc="R", unit="doc", total=min(most, len(index)), disable=None) as progress:
+    with progress(desc="R", unit="doc", total=min(most, len(index))) as bar:
         for own, features in index.chunks(places):
             count += len(own)
             for sums, block in zip(total, index.columns, strict=True):
                 part = features[:, block].to(dtype)
                 sums.addmm_(part.T, part)
-            progress.update(len(own))
+            bar.update(len(own))
     for sums in total:
         sums /= count
     values = _descending(total)
@@ -239,8 +239,8 @@ def _norms_by_documents(index: GradientIndex, correction: Correction) -> np.ndar
 def _norms(index: GradientIndex, correction: Correction, places: np.ndarray | None) -> np.ndarray:
     found = np.zeros(len(index), dtype=np.float32)
     total = len(index) if places is None else len(places)
-    with tqdm(desc="norms", unit="doc", total=total, disable=None) as progress:
+    with progress(desc="norms", unit="doc", total=total) as bar:
         for own, features in index.chunks(places):
             found[own] = correction.apply(features).norm(dim=1).numpy()
-            progress.update(len(own))
+            bar.update(len(own))
     return found if places is None else found[places]

@@ -15,6 +15,7 @@ from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.cost import Cost
 from msif.attribution.features import GradientProjector, query_features
 from msif.attribution.gradients import Side, query_gradients
+from msif.attribution.methods import SEARCHES
 from msif.attribution.partial import PartialScores
 from msif.attribution.scorers import Scores
 from msif.attribution.scoring import split_bias
@@ -22,6 +23,8 @@ from msif.curvature.preconditioners import Preconditioner, consume
 from msif.curvature.work import Work
 from msif.data.batching import TokenBatches
 from msif.errors import MsifError
+from msif.index.approximate import Approximate, open_approximate, stale
+from msif.index.baking import baked_vectors
 from msif.index.correction import Correction, RSettings, corrected_norms, correction_of
 from msif.index.plan import Plan
 from msif.index.search import Found, scores_at, search
@@ -36,12 +39,21 @@ class IndexVectors:
     """Of queries: what documents' features are multiplied by.
 
     Attributes:
-        values: (Q, D): Wᵀ of the corrected, and perhaps unit, features Wφ.
+        values: (Q, D): Wᵀ of the corrected, and perhaps unit, features Wφ; or these themselves for baked documents.
         correction: W, of documents' norms.
+        baked: documents' unit vectors, where they are there.
     """
 
     values: Tensor
     correction: Correction
+    baked: GradientIndex | None = None
+
+    @property
+    def of_raw(self) -> Tensor:
+        """What documents' features as they are would be multiplied by, (Q, D)."""
+        if self.baked is None:
+            return self.values
+        return self.correction.transposed(self.values.cpu().double()).float().to(self.values.device)
 
 
 class IndexScorer:
@@ -55,9 +67,11 @@ class IndexScorer:
         r, normalize: R, and "unit" or "none"; where nothing is said mixed R and unit norm without factors, and
             neither with them.
         measurement: of queries; see ``query_gradients``.
+        search: how ``search`` finds documents: "exact", or by what "faiss" made of their baked vectors.
 
     Raises:
-        MsifError: the models differ in a module of the index; an unknown choice.
+        MsifError: the models differ in a module of the index; an unknown choice; faiss cannot search by this R, is not
+            installed, or has nothing of these documents.
     """
 
     def __init__(
@@ -70,6 +84,7 @@ class IndexScorer:
         r: str | RSettings | None = None,
         normalize: str | None = None,
         measurement: str | Measurement = "loss",
+        search: str = "exact",
     ) -> None:
         exact = plan.store is not None
         r = ("none" if exact else "mixed") if r is None else r
@@ -77,6 +92,11 @@ class IndexScorer:
         self.normalize = ("none" if exact else "unit") if normalize is None else normalize
         if self.normalize not in ("none", "unit"):
             raise MsifError(f"normalize is '{normalize}': choose 'none' or 'unit'.")
+        if search not in SEARCHES:
+            raise MsifError(f"search is '{search}': choose one of {', '.join(SEARCHES)}.")
+        self.approximate: Approximate | None = None
+        if search == "faiss":
+            self.approximate = open_approximate(index, self.r, self.normalize)
         names = [module.name for module in plan.side.tracked]
         self.left_out: dict[str, str] = {}
         shared, differing = match_modules(query_side.tracked, plan.side.tracked)
@@ -109,19 +129,33 @@ class IndexScorer:
     def _corrected(self, features: Tensor) -> IndexVectors:
         correction = correction_of(self.index, self.r, features)
         corrected = correction.apply(features.cpu().double())
-        if self.normalize == "unit":
-            corrected = F.normalize(corrected, dim=1, eps=torch.finfo(corrected.dtype).tiny)
-        return IndexVectors(correction.transposed(corrected).float().to(features.device), correction)
-
-    def _norms(self, vectors: IndexVectors, places: np.ndarray | None) -> np.ndarray | None:
         if self.normalize == "none":
-            return None
-        return corrected_norms(self.index, vectors.correction, places)
+            return IndexVectors(correction.transposed(corrected).float().to(features.device), correction)
+        corrected = F.normalize(corrected, dim=1, eps=torch.finfo(corrected.dtype).tiny)
+        baked = baked_vectors(self.index, self.r, correction)
+        values = correction.transposed(corrected) if baked is None else corrected
+        return IndexVectors(values.float().to(features.device), correction, baked)
+
+    def _documents(self, vectors: IndexVectors, places: np.ndarray | None) -> tuple[GradientIndex, np.ndarray | None]:
+        """What vectors are multiplied with, and what products are divided by."""
+        if vectors.baked is not None:
+            return vectors.baked, None
+        if self.normalize == "none":
+            return self.index, None
+        return self.index, corrected_norms(self.index, vectors.correction, places)
 
     def search(self, vectors: IndexVectors, k: int, *, places: np.ndarray | None = None, lowest: bool = False) -> Found:
-        """The k documents of each query with the largest scores, or the lowest; see ``search``."""
-        norms = self._norms(vectors, places)
-        return search(self.index, vectors.values, k, places=places, norms=norms, lowest=lowest)
+        """The k documents of each query with the largest scores, or the lowest; see ``search``.
+
+        Raises:
+            MsifError: R has changed since faiss' index was made.
+        """
+        if self.approximate is not None:
+            if vectors.baked is None:
+                raise stale(self.approximate.baked.path)
+            return self.approximate.search(vectors.values, k, places=places, lowest=lowest)
+        documents, norms = self._documents(vectors, places)
+        return search(documents, vectors.values, k, places=places, norms=norms, lowest=lowest)
 
     def score_vectors(
         self, vectors: IndexVectors, candidates: Iterable[Any], partial: PartialScores | None = None
@@ -136,9 +170,9 @@ class IndexScorer:
         partial = partial or PartialScores()
         if not partial.complete:
             rows, places = self.places_of(candidates)
-            norms = self._norms(vectors, places)
+            documents, norms = self._documents(vectors, places)
             with partial.under_way():
-                partial.add(rows, scores_at(self.index, vectors.values, places, norms).T)
+                partial.add(rows, scores_at(documents, vectors.values, places, norms).T)
         found = partial.whole()
         if found is None or not len(found[0]):
             raise MsifError("there is no candidate to score.")
@@ -182,9 +216,10 @@ class IndexScorer:
         chosen = range(len(vectors.values)) if queries is None else queries
         side, batches = self.candidate_side, list(candidates)
         biased = {module.name: module.bias for module in side.tracked}
+        values = vectors.of_raw
         parts: list[list[Contributions]] = []
         for query in chosen:
-            one = self.plan.features.transposed(side.tracked, vectors.values[query : query + 1].to(torch.float32))
+            one = self.plan.features.transposed(side.tracked, values[query : query + 1].to(torch.float32))
             parts.append(contributions(side, split_bias(one, biased), batches, cotangent=self.plan.cotangent))
         merged = [
             Contributions(

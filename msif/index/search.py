@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from msif.errors import MsifError
 from msif.index.storage import GradientIndex
+from msif.progress import progress
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def search(
     best = torch.zeros(len(vectors), 0, device=device, dtype=vectors.dtype)
     where = torch.zeros(len(vectors), 0, device=device, dtype=torch.int64)
     start = 0
-    with tqdm(desc="searching", unit="doc", total=count, disable=None) as progress:
+    with progress(desc="searching", unit="doc", total=count) as bar:
         for own, features in ahead(index.chunks(places)):
             scores = sign * (vectors @ features.to(device, vectors.dtype).T)
             if norms is not None:
@@ -69,7 +69,7 @@ def search(
             best, order = torch.cat([best, found], 1).topk(min(k, best.shape[1] + found.shape[1]), dim=1)
             where = torch.cat([where, names], 1).gather(1, order)
             start += len(own)
-            progress.update(len(own))
+            bar.update(len(own))
     return Found(where.cpu().numpy(), (sign * best).float().cpu().numpy())
 
 

@@ -5,13 +5,14 @@ index/NAME/shards.P-of-N.json         the shards of process P of N, rewritten wh
 index/NAME/P-of-N.00000.safetensors   gradients (n, D), norms (n,), scales (n, blocks) of int8
 index/NAME/P-of-N.00000.parquet       content hash, row, id, source and tokens of its n documents
 index/NAME/moments.safetensors        second moments, where gradients are scaled by them
+index/NAME/baked-R/                   unit-normalised W φ in files of the same names, see msif.index.baking
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,18 @@ class GradientIndex:
                 shards.append(Shard(entry["name"], entry["rows"], start))
         index = cls(path, manifest, shards, [part for _, part in sorted(parts.items())])
         for shard in shards:
-            index._check(shard)
+            index.check(shard)
+            if not (path / f"{shard.name}.parquet").is_file():
+                raise MsifError(f"{path / shard.name}.parquet is not there: {REBUILD}.")
         return index
+
+    def shard(self, shard: Shard) -> GradientIndex:
+        """An index of this shard alone, in which places begin at 0."""
+        return GradientIndex(self.path, self.manifest, [replace(shard, start=0)], [])
+
+    def beside(self, folder: Path) -> GradientIndex:
+        """Other vectors of the same documents, in files of the same names there; without tables."""
+        return GradientIndex(folder, self.manifest, self.shards, [])
 
     def __len__(self) -> int:
         """Documents."""
@@ -153,7 +164,7 @@ class GradientIndex:
                         stored = {name: part[chosen] for name, part in stored.items()}
                     yield own, decoded(stored, self.columns)
 
-    def rows(self, places: Sequence[int]) -> Tensor:
+    def rows(self, places: Sequence[int] | np.ndarray) -> Tensor:
         """Features of some documents, (n, D), float32, in the order asked."""
         wanted = np.asarray(places, dtype=np.int64)
         result = torch.empty(len(wanted), self.width)
@@ -173,7 +184,11 @@ class GradientIndex:
         except Exception as error:
             raise MsifError(f"{file} cannot be read ({one_line(error)}): {REBUILD}.") from error
 
-    def _check(self, shard: Shard) -> None:
+    def check(self, shard: Shard) -> None:
+        """
+        Raises:
+            MsifError: the file of a shard is missing, damaged, or of another size.
+        """
         with self._opened(shard) as handle:
             shape = handle.get_slice("gradients").get_shape()
         if shape != [shard.rows, self.width]:
@@ -181,8 +196,6 @@ class GradientIndex:
                 f"{self.path / shard.name}.safetensors holds {shape[0]} × {shape[1]} numbers where its index says "
                 f"{shard.rows} × {self.width}: {REBUILD}."
             )
-        if not (self.path / f"{shard.name}.parquet").is_file():
-            raise MsifError(f"{self.path / shard.name}.parquet is not there: {REBUILD}.")
 
 
 def encoded(features: Tensor, columns: Sequence[slice], dtype: str) -> dict[str, Tensor]:

@@ -117,6 +117,59 @@ def test_the_library_needs_an_index_where_the_command_does(indexes, world):
         msif.build_selector("index:5")
 
 
+def test_baked_vectors_answer_alike_and_faiss_chooses_by_them(ask, world, tmp_path, capfd, monkeypatch):
+    pytest.importorskip("faiss")
+    from msif.index.approximate import Approximate
+
+    folder = tmp_path / "index"
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", *FLAGS, "--output", folder]
+    asked = ["--method", "trackstar", "--index", folder, "--r", "train"]
+    assert build(*model) == 0
+    raw = by_candidate(ask(*asked, name="raw"))
+    capfd.readouterr()
+    assert build(*model, "--bake", "train", "--faiss") == 0
+    said = capfd.readouterr().out
+    assert "baked: unit vectors for --r train --normalize unit" in said
+    assert "faiss: Flat finds 100% of the first 10 and 100% of the first 100 of exact search" in said
+    baked = by_candidate(ask(*asked, name="baked"))
+    assert baked != raw and all(baked[name] == pytest.approx(raw[name], abs=0.01) for name in raw)
+    best = sorted(raw, key=raw.get, reverse=True)[:2]
+    searched = []
+    search = Approximate.search
+    monkeypatch.setattr(Approximate, "search", lambda *args, **more: searched.append(1) or search(*args, **more))
+    chosen = ["--index", folder, "--r", "train", "--candidates", "index:2"]
+    for method in ("trackstar", "gdp"):
+        exact = by_candidate(ask("--method", method, *chosen, name=f"{method}-exact"))
+        ours = by_candidate(ask("--method", method, *chosen, "--search", "faiss", name=f"{method}-faiss"))
+        assert set(ours) == set(best) and ours == exact
+    assert len(searched) == 2
+    stage = msif.Stage(world.base, data=world.folder / "corpus.jsonl")
+    options = {"method": "gdp", "index": folder, "candidates": "index:2", "r": "train", "search": "faiss"}
+    result = msif.attribute(stage, [("Where was Ada born?", " Linz")], **options).to_pandas()
+    assert len(result) == 2 and len(searched) == 3
+    with pytest.raises(MsifError, match="R is 'train' without an index"):
+        msif.attribute(stage, [("Where was Ada born?", " Linz")], method="gdp", r="train")
+
+
+def test_what_cannot_be_baked_or_searched_is_said(explain, indexes, world, tmp_path, refused):
+    none = {"pretrained_factors": None, "finetuned_factors": None}
+    chosen = {"index": indexes / "trackstar", "candidates": "index:2", "method": "gdp", **none}
+    explain("--candidates index needs --index", "--search", "faiss", **{**chosen, "index": None})
+    trackstar = {**chosen, "method": "trackstar", "candidates": "all"}
+    explain("--search faiss finds candidates of an index", "--search", "faiss", **trackstar)
+    explain("mixed R depends on the queries: give --r none or --r train", "--search", "faiss", **chosen)
+    curved = {"index": indexes / "curved", "candidates": "index:2", "method": "multi-stage"}
+    explain("with --normalize unit, or --search exact", "--search", "faiss", **curved)
+    pytest.importorskip("faiss")
+    explain("there is nothing of faiss in", "--search", "faiss", "--r", "train", **chosen)
+    explain("there is nothing of faiss in", "--search", "faiss", "--normalize", "unit", **curved)
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", "--output", tmp_path / "index", *FLAGS]
+    refused(build, "R 'mixed' cannot be baked: give none or train", *model, "--bake", "mixed")
+    refused(build, "give --bake train or --bake none with --faiss", *model, "--faiss")
+    refused(build, "faiss cannot read 'IFV8'", *model, "--bake", "none", "--faiss", "IFV8")
+    assert not (tmp_path / "index").exists()
+
+
 def test_what_is_wrong_is_said_before_the_work(ask, explain, indexes, world, tmp_path, fit, refused):
     trackstar = {"method": "trackstar", "index": indexes / "trackstar", "candidates": None}
     none = {"pretrained_factors": None, "finetuned_factors": None}

@@ -28,8 +28,8 @@ COLUMNS = [slice(0, 9), slice(9, 18)]
 
 @pytest.fixture
 def random_index(tmp_path):
-    def make(documents=60, name="index", shard=17):
-        settings = IndexSettings(projection=3, dtype="float32")
+    def make(documents=60, name="index", shard=17, dtype="float32"):
+        settings = IndexSettings(projection=3, dtype=dtype)
         run = {"settings": settings.to_json(), "moments": None, "curvature": None}
         open_or_create(tmp_path / name, run, {"columns": [[0, 9], [9, 18]], "blocks": ["a", "b"], "provenance": {}})
         writer = ShardWriter(tmp_path / name)
@@ -39,7 +39,7 @@ def random_index(tmp_path):
             rows = range(start, min(start + shard, documents))
             named = {"hash": [row.to_bytes(16, "big") for row in rows], "row": list(rows), "id": [str(r) for r in rows]}
             named |= {"source": ["x"] * len(rows), "tokens": [1] * len(rows)}
-            writer.write(encoded(features[list(rows)], COLUMNS, "float32"), named)
+            writer.write(encoded(features[list(rows)], COLUMNS, dtype), named)
         writer.save(complete=True)
         return GradientIndex.open(tmp_path / name), features.double()
 
