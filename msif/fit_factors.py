@@ -8,11 +8,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msif.cli.flags import add_fsdp_flag, add_machine_flags, add_module_flags, add_stage_data_flags, stage_arguments
+from msif.cli.flags import (
+    add_machine_flags,
+    add_module_flags,
+    add_process_flags,
+    add_stage_data_flags,
+    machines_of,
+    stage_arguments,
+)
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
 
 if TYPE_CHECKING:
+    from msif.curvature.estimate import Machines
     from msif.curvature.store import FactorStore
     from msif.stage import Stage
 
@@ -52,7 +60,7 @@ def parser() -> Parser:
         help="of an unembedding's rows: identity (default, no matrix), blocks:R (R blocks of ids), or dense",
     )
     p.set_defaults(modules="maps", split_heads=True)
-    add_fsdp_flag(add_machine_flags(p))
+    add_process_flags(add_machine_flags(p))
     return p
 
 
@@ -79,7 +87,7 @@ def stage_of(args: argparse.Namespace) -> Stage:
         settings=FitSettings(args.fisher, args.label_samples, args.seed),
         memory=args.memory,
         checkpoint_every=args.checkpoint_every,
-        fsdp=args.fsdp,
+        fsdp=args.fsdp and not args.dry_run,
     ).checked()
 
 
@@ -89,7 +97,7 @@ def _fit(args: argparse.Namespace) -> None:
     stage = stage_of(args)
     args.max_length = stage.max_length
     if args.dry_run:
-        described = _describe(stage)
+        described = _describe(stage, machines_of(args))
         if distributed.leads():
             print(described)
         return
@@ -102,7 +110,7 @@ def _fit(args: argparse.Namespace) -> None:
     report_convergence(store, lines=args.diagnostics)
 
 
-def _describe(stage: Stage) -> str:
+def _describe(stage: Stage, machines: Machines) -> str:
     from msif.curvature.estimate import describe_fit
     from msif.data.format import check_rows, soon_checked
     from msif.data.sample import foretell
@@ -112,7 +120,7 @@ def _describe(stage: Stage) -> str:
         check_rows(batches.corpus, stage.format)
     plan, stream = foretell(batches), batches.size is None
     side = stage.side
-    return describe_fit(side.model, side.tracked, side.objective, plan, stage.settings, stage.memory, stream)
+    return describe_fit(side.model, side.tracked, side.objective, plan, stage.settings, machines, stream)
 
 
 def summary(store: FactorStore, seconds: float) -> str:

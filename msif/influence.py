@@ -9,7 +9,7 @@ from typing import Any
 
 from msif.attribution.methods import IHVPS, SEARCHES, usual_candidates
 from msif.cli.checks import check_arguments, check_options, check_output
-from msif.cli.flags import DATA_SOURCES, add_field_flags, add_fsdp_flag, add_machine_flags, add_module_flags
+from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, add_process_flags
 from msif.cli.memory import memory_advice, of_influence
 from msif.cli.parsing import (
     Parser,
@@ -65,7 +65,7 @@ def parser() -> Parser:
     out.add_argument(
         "--output", metavar="DIR", help="folder for scores.parquet, top.jsonl and config.yaml (default none)"
     )
-    add_fsdp_flag(add_machine_flags(p))
+    add_process_flags(add_machine_flags(p))
     return p
 
 
@@ -226,8 +226,9 @@ def _explain(args: argparse.Namespace) -> None:
         check_output(Path(args.output), args)
     if args.dry_run:
         from msif.cli.dry_run import describe
+        from msif.cli.flags import machines_of
 
-        described = describe(job)
+        described = describe(job, machines_of(args))
         if distributed.leads():
             print(described)
         return

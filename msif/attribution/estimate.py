@@ -10,10 +10,9 @@ from pathlib import Path
 from msif.attribution.chunks import NUMBER, capacities
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import Explainer, PairScorer
-from msif.curvature.estimate import DISK, human_bytes, human_seconds
+from msif.curvature.estimate import DISK, Machines, human_bytes, human_seconds
 from msif.curvature.lissa import MEASURED, LiSSASettings
 from msif.curvature.probe import Speed, measure
-from msif.curvature.residency import weight_bytes
 from msif.curvature.work import Work, multiplied, rotation_work, temporaries
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
@@ -32,6 +31,7 @@ class ScoringPlan:
         stages: what a solver goes over, for each stage that it inverts; empty where there is no solver.
         ihvp: which it is.
         room: bytes for query vectors.
+        machines: whose memory and time it is.
     """
 
     queries: int
@@ -43,6 +43,7 @@ class ScoringPlan:
     stages: Sequence[Plan] = ()
     ihvp: IHVP = field(default_factory=IHVP)
     room: int = sys.maxsize
+    machines: Machines = field(default_factory=Machines)
 
 
 def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[str | Path | None]) -> str:
@@ -52,16 +53,19 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     speed = measure(side.model, side.tracked, side.objective, plan.candidates, cotangents)
     parameters = sum(module.d_out * module.shape[1] for module in side.tracked)
     blocks = sum(len(module.blocks) for module in side.tracked)
-    weights = weight_bytes(s.model for s in (side, scorer.query_side))
+    machines, models = plan.machines, [s.model for s in (side, scorer.query_side)]
+    weights = machines.weights(models)
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
     made, kept = (min(plan.queries, count) for count in capacities(cost, plan.room))
     passes = -(-plan.queries // kept)
     held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if plan.stages else 0)
+    scoring = speed.over(plan.candidates, lambda B, T: cost.batch(B, T, plan.queries))
     if cost.stored:
-        scoring = passes * (plan.candidates.reading + plan.candidates.documents * cost.stored / DISK)
+        scoring += passes * plan.candidates.documents * cost.stored / DISK
     else:
-        scoring = passes * (speed.passes(plan.candidates, "candidates") + plan.candidates.reading)
-    scoring += speed.over(plan.candidates, lambda B, T: cost.batch(B, T, plan.queries))
+        scoring += passes * speed.passes(plan.candidates, "candidates")
+        scoring *= machines.rounds(plan.candidates.batches)
+    scoring += passes * plan.candidates.reading  # by each process
     index = 0.0
     if plan.index is not None:
         index = speed.passes(plan.index, "index") + speed.over(plan.index, cost.index_batch) + speed.of(cost.solve)
@@ -77,6 +81,11 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
         "preselection",
         f"            {most}about {human_seconds(queries)} before, for the vectors of {plan.queries} queries",
     ]
+    if machines.processes > 1:
+        vectors = NUMBER * cost.vector * plan.queries
+        gathered = machines.sent(models, passes * plan.candidates.batches / machines.processes)
+        weight = f", and {human_bytes(gathered)} of weights" if gathered else ""
+        lines.append(f"processes   {machines.processes}: each gets {human_bytes(vectors)} of query vectors{weight}")
     if plan.index is not None:
         count = f"{plan.index.documents:.0f} sequences of index data"
         lines.append(f"            and about {human_seconds(index)} before, for {count}")

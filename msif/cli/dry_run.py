@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from msif.attribution.estimate import ScoringPlan, describe_scoring
 from msif.candidates.selection import parse_candidates
+from msif.curvature.estimate import Machines
 from msif.data.sample import foretell
 from msif.job import Job
 
 SOME = 64  # queries whose tokens are counted
 
 
-def describe(job: Job) -> str:
+def describe(job: Job, machines: Machines) -> str:
     """Sizes, memory and time of a run, from a sample of its documents and one small batch of them."""
     options, queries, rows = job.options, len(job.queries), len(job.corpus)
     spec = parse_candidates(options.candidates)
@@ -29,5 +30,6 @@ def describe(job: Job) -> str:
         stages=[foretell(batches) for batches in job.solved],
         ihvp=options.ihvp,
         room=job.room,
+        machines=machines,
     )
     return describe_scoring(job.scorer, plan, [stage.factors for stage in job.stages])

@@ -63,7 +63,7 @@ def _stage(args: argparse.Namespace, which: str, task: str, place: int) -> Stage
         **stage_arguments(args),
         learning_rate_sum=rates[place],
         moved_to=data if factors else None,
-        fsdp=args.fsdp,
+        fsdp=args.fsdp and not args.dry_run,
     )
 
 

@@ -86,9 +86,21 @@ def add_machine_flags(p: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_fsdp_flag(group: Any) -> None:
+def add_process_flags(group: Any) -> None:
+    """Of commands whose work several processes share."""
     group.add_argument(
         "--fsdp",
         action="store_true",
         help="under torchrun: share the weights out between the processes, for a model larger than a device",
     )
+    group.add_argument(
+        "--processes", type=positive_int, metavar="N", help="with --dry-run: foretell a run of N processes"
+    )
+
+
+def machines_of(args: argparse.Namespace) -> Any:
+    """What is foretold."""
+    from msif import distributed
+    from msif.curvature.estimate import Machines
+
+    return Machines(args.processes or distributed.processes(), args.fsdp, args.memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from msif.curvature.covariance import CovariancePass
 from msif.curvature.fit import FitSettings
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.probe import Speed, measure
-from msif.curvature.residency import Residency, room_beside, weight_bytes
+from msif.curvature.residency import Residency, covariance_bytes, room_beside, weight_bytes
 from msif.curvature.store import PARTS, files_of
 from msif.curvature.work import Work, covariance_work, lambda_work
 from msif.data.sample import Plan
@@ -24,6 +25,7 @@ from msif.errors import one_line
 from msif.models.blocks import TrackedModule
 from msif.models.objectives import Objective
 from msif.models.select import coverage
+from msif.models.sharding import bytes_of_share
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +103,47 @@ def fit_seconds(
     return passes, speed.eigenvectors(size.eigen.items())
 
 
+@dataclass(frozen=True)
+class Machines:
+    """What a fit or a scoring is foretold for.
+
+    Attributes:
+        processes: that share the batches.
+        fsdp: whether they share the weights out too.
+        memory: bytes of a device in all; None is what this one has.
+    """
+
+    processes: int = 1
+    fsdp: bool = False
+    memory: int | None = None
+
+    def weights(self, models: Sequence[nn.Module]) -> float:
+        """Bytes that one process holds."""
+        if not self.fsdp:
+            return weight_bytes(models)
+        return sum(bytes_of_share(model, self.processes) for model in dict.fromkeys(models))
+
+    def room(self, models: Sequence[nn.Module], outputs: float) -> int:
+        """See ``room_beside``."""
+        spared = weight_bytes(models) - self.weights(models)
+        return room_beside(models, outputs, None if self.memory is None else int(self.memory + spared))
+
+    def sent(self, models: Sequence[nn.Module], batches: float) -> float:
+        """Bytes of weights that a process gets for the forward and backward passes of so many batches."""
+        return 2 * weight_bytes(models) * batches * (1 - 1 / self.processes) if self.fsdp else 0.0
+
+    def rounds(self, batches: float) -> float:
+        """The part of one process's time that is left of so many batches."""
+        return max(1 / self.processes, math.ceil(batches / self.processes) / max(batches, 1) if batches >= 1 else 0)
+
+
 def describe_fit(
     model: nn.Module,
     tracked: Sequence[TrackedModule],
     objective: Objective,
     plan: Plan,
     settings: FitSettings,
-    memory: int | None,
+    machines: Machines,
     stream: bool,
 ) -> str:
     """Blocks, passes, memory, disk and time of a fit; of a model without weights all but the time."""
@@ -115,32 +151,43 @@ def describe_fit(
     speed = None if device.type == "meta" else fit_speed(model, tracked, objective, plan, settings)
     groups = _shared(model, tracked, objective, plan) if speed is None else speed.groups
     size = sizes(tracked, groups)
-    weights = weight_bytes([model])
+    weights, n = machines.weights([model]), machines.processes
     tokens = max(B * T for B, T in plan.shapes)
     config: Any = getattr(model, "config", None)
     width = config.get_text_config().vocab_size if speed is None else speed.outputs
     outputs = 2 * 4 * width * tokens
-    room = room_beside([model], width * tokens, memory)
     residency = Residency(tracked, groups, tokens, 4)
-    passes = {part: residency.partition(files_of(groups), part, room) for part in PARTS}
     modules = files_of(groups)
+    room = machines.room([model], width * tokens)
+    passes = {part: residency.partition(modules, part, room) for part in PARTS}
     held = max(
         residency.bytes_of([name for file in files for name in modules[file]], part)
         for part, several in passes.items()
         for files in several
     )
+    times = len(passes["eigenvectors"]), len(passes["lambda"])
     query = 4 * size.parameters
+    whole = human_bytes(weights + held + outputs) + (" a process" if n > 1 else "")
     lines = [
         f"tracked     {coverage(model, tracked)}",
         f"blocks      {size.blocks} in {size.modules} modules, {size.parameters:,} parameters",
         f"on disk     {human_bytes(size.factor_bytes)} in float32",
-        f"memory      about {human_bytes(weights + held + outputs)}: weights {human_bytes(weights)}, sums and factors "
-        f"{human_bytes(held)}, a batch's outputs {human_bytes(outputs)}; {human_bytes(query)} a query later",
-        f"passes      {len(passes['eigenvectors'])} for covariances, {len(passes['lambda'])} for Λ",
+        f"memory      about {whole}: weights {human_bytes(weights)}, sums and factors {human_bytes(held)}, a batch's outputs {human_bytes(outputs)}; {human_bytes(query)} a query later",
+        f"passes      {times[0]} for covariances, {times[1]} for Λ",
     ]
+    if n > 1:
+        sums = sum(covariance_bytes(module, groups[module.name] == module.name, 4) for module in tracked)
+        sums += 4 * size.parameters
+        gathered = machines.sent([model], sum(times) * plan.batches / n)
+        lines.append(
+            f"processes   {n}: each sends {human_bytes(sums)} of sums in all"
+            + (f", and gets {human_bytes(gathered)} of weights" if gathered else "")
+        )
     if speed is not None:
-        times = len(passes["eigenvectors"]), len(passes["lambda"])
         seconds, eigen = fit_seconds(speed, plan, tracked, settings, times)
+        reading = sum(times) * plan.reading  # by each process
+        seconds = (seconds - reading) * machines.rounds(plan.batches) + reading
+        eigen *= residency.owners(modules, "eigenvectors", n)[1]
         if stream:
             lines.append(f"time        {human_seconds(seconds)} a document, of a stream of unknown length")
         else:

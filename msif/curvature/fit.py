@@ -129,6 +129,8 @@ def fit(
     found = {**(provenance or {}), "processes": distributed.processes()}
     manifest = distributed.same(lambda: open_or_create(path, run, tracked, groups, found).manifest)
     store = FactorStore(path, manifest)
+    if not all(store.manifest["parts"].values()):
+        store.manifest["provenance"]["processes"] = distributed.processes()
     residency = Residency(tracked, store.groups, objective.live(first).numel(), dtype.itemsize)
     fit = _Fit(model, tracked, objective, batches, settings, store, checkpoint_every, room, residency)
     parts = store.manifest["parts"]
@@ -255,23 +257,15 @@ class _Fit:
                     last = time.monotonic()
         self._save_checkpoint(step, consumer, convergence, done)
         changes = convergence.changes(consumer.counts["sequences"], consumer.estimates())
-        owners = self._owners(step)
-        consumer.add_up({name: owners[file] for file in step.files for name in self._names(file)})
+        files = {file: self._names(file) for file in step.files}
+        part = "eigenvectors" if step.part == "covariance" else "lambda"
+        owners, _ = self.residency.owners(files, part, distributed.processes())
+        consumer.add_up({name: owners[file] for file, names in files.items() for name in names})
         self._check_counts(consumer.counts)
         self.store.manifest["convergence"].update(changes)
         self.store.manifest["counts"].update(consumer.counts)
         self._save_manifest()
         return [file for file in step.files if owners[file] == distributed.rank()]
-
-    def _owners(self, step: _Pass) -> dict[str, int]:
-        """File -> the process that makes it of the sums: the largest first, each to whoever has least to do."""
-        part = "eigenvectors" if step.part == "covariance" else "lambda"
-        work = {file: self.residency.work_of(self._names(file), part) for file in step.files}
-        loads, owners = [0.0] * distributed.processes(), {}
-        for file in sorted(work, key=lambda file: -work[file]):
-            owners[file] = min(range(len(loads)), key=loads.__getitem__)
-            loads[owners[file]] += work[file]
-        return owners
 
     def _check_counts(self, counts: Mapping[str, int]) -> None:
         """Before a pass is believed: it must have read what the first one read."""

@@ -12,8 +12,8 @@ from torch import nn
 
 from msif import distributed
 from msif.errors import MsifError
+from msif.models import sharding
 from msif.models.blocks import TrackedModule
-from msif.models.sharding import held_bytes
 
 # of what is free; the rest is for activations and temporaries
 SHARE = 0.7
@@ -48,7 +48,7 @@ def _room_here(models: Sequence[nn.Module], outputs: float, memory: int | None) 
 def weight_bytes(models: Iterable[nn.Module]) -> int:
     """Of each model once."""
     different = {id(model): model for model in models}.values()
-    return sum(held_bytes(p) for model in different for p in model.parameters())
+    return sum(sharding.weight_bytes(model) for model in different)
 
 
 def _free(device: torch.device) -> int:
@@ -114,6 +114,19 @@ class Residency:
         right = [m.shape[1] for m in modules if m.column_basis == "eigenvectors" and self.groups[m.name] == m.name]
         left = [(len(m.blocks), m.block_rows) for m in modules if m.row_basis == "eigenvectors"]
         return float(sum(d**3 for d in right) + sum(blocks * r**3 for blocks, r in left))
+
+    def owners(self, files: Mapping[str, Sequence[str]], part: str, processes: int) -> tuple[dict[str, int], float]:
+        """File -> the process that makes it, the largest first, each to whoever has least to do; the largest share.
+
+        Args:
+            files: name -> modules.
+        """
+        work = {file: self.work_of(names, part) for file, names in files.items()}
+        loads, owners = [0.0] * processes, {}
+        for file in sorted(work, key=lambda file: -work[file]):
+            owners[file] = min(range(processes), key=loads.__getitem__)
+            loads[owners[file]] += work[file]
+        return owners, max(loads) / (sum(loads) or 1.0)
 
     def partition(self, files: Mapping[str, Sequence[str]], part: str, memory: int) -> list[list[str]]:
         """Names of files in their order, in as few groups as fit: each a pass over the data.

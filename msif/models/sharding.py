@@ -44,6 +44,17 @@ def held_bytes(parameter: Any) -> int:
     return own.numel() * own.element_size()
 
 
+def bytes_of_share(model: nn.Module, processes: int) -> float:
+    """What one process holds of the weights at most: its share, two layers whole, and what is in no layer."""
+    size = weight_bytes(model)
+    layers = [weight_bytes(layer) for layer in _layers(model)]
+    return size / processes + 2 * max(layers) + size - sum(layers)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    return sum(held_bytes(parameter) for parameter in model.parameters())
+
+
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The longest list of modules, by what they hold."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
