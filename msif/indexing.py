@@ -22,9 +22,11 @@ from msif.errors import MsifError
 from msif.index.build import SHARD_BYTES, Share, build_index, moments_for
 from msif.index.plan import Plan, plan_of
 from msif.index.pools import indexed_modules
-from msif.index.settings import DTYPES, IndexSettings
+from msif.index.settings import DTYPES, MOMENTS, IndexSettings
 from msif.index.storage import GradientIndex
 from msif.models.blocks import TrackedModule
+from msif.models.training.files import TrainingUnknown
+from msif.models.training.moments import second_moments as moments_of
 from msif.provenance import versions
 from msif.stage import Stage
 
@@ -110,7 +112,7 @@ def describe_index(
     tracked = _tracked(stage, settings, None if factors is None else FactorStore.open(factors))
     side = Side(loaded.model, tracked, stage.objective)
     plan, sample = Plan(side, replace(settings, basis="random")), foretell(batches)
-    whole = factors is not None or second_moments in ("auto", "optimizer", "adam")
+    whole = factors is not None or _are_whole(second_moments, side, loaded.name)
     width = plan.features.width(tracked)
     speed = measure(loaded.model, tracked, side.objective, sample, {"documents": side.objective.loss_gradient})
     seconds = speed.passes(sample, "documents") + sample.reading
@@ -127,6 +129,19 @@ def describe_index(
             f"time        about {human_seconds(seconds)}",
         ]
     )
+
+
+def _are_whole(kind: str, side: Side, folder: str) -> bool:
+    """Whether each gradient is scaled by a matrix of its own, not by rows and columns."""
+    if kind in ("none", "estimate"):
+        return False
+    try:
+        found = moments_of(folder if kind in MOMENTS else kind, side.model, side.tracked)
+    except TrainingUnknown:
+        if kind != "auto":
+            raise
+        return False
+    return any(not isinstance(one.weight, tuple) for one in found.values())
 
 
 def _tracked(stage: Stage, settings: IndexSettings, store: FactorStore | None) -> list[TrackedModule]:

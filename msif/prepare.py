@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.attribution.gradients import Side
+from msif.attribution.inverses import IHVP
 from msif.attribution.methods import DAMPED, INDEXED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer, factors_of
@@ -213,7 +214,8 @@ def scorer_by_index(asked: Asked, options: Options, fitted: FittedStage | None) 
     if fitted is None or last is first:
         return IndexScorer(plan, index, plan.side if last is first else last.side, **own)
     names = [module.name for module in plan.side.tracked]
-    inverse = options.ihvp.build(
+    ihvp = IHVP() if asked.estimate else options.ihvp  # a solver reads its data when it is built
+    inverse = ihvp.build(
         fitted.side.restricted(names), factors_of(fitted, "finetuned"), options.damping.later(fitted), fitted.batches
     )
     return IndexScorer(plan, index, fitted.side, [inverse], **own)

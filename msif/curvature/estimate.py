@@ -172,7 +172,8 @@ def describe_fit(
         f"tracked     {coverage(model, tracked)}",
         f"blocks      {size.blocks} in {size.modules} modules, {size.parameters:,} parameters",
         f"on disk     {human_bytes(size.factor_bytes)} in float32",
-        f"memory      about {whole}: weights {human_bytes(weights)}, sums and factors {human_bytes(held)}, a batch's outputs {human_bytes(outputs)}; {human_bytes(query)} a query later",
+        f"memory      about {whole}: weights {human_bytes(weights)}, sums and factors {human_bytes(held)}, "
+        f"a batch's outputs {human_bytes(outputs)}; {human_bytes(query)} a query later",
         f"passes      {times[0]} for covariances, {times[1]} for Λ",
     ]
     if n > 1:

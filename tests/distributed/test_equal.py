@@ -1,11 +1,11 @@
 """What several processes make together is what one makes."""
 
+import pytest
 from processes import together
 
 
-def test_fits_and_scores_of_two_processes_are_those_of_one(tmp_path):
-    together(2, "equal.py", tmp_path)
-
-
-def test_weights_that_are_shared_out_give_the_same(tmp_path):
-    together(2, "sharded.py", tmp_path)
+@pytest.mark.parametrize("script", ["equal.py", "sharded.py"])
+def test_two_processes_make_what_one_makes(script, tmp_path):
+    """Fits, scores and objects; and the same of models whose weights are shared out."""
+    for rank, (status, output) in enumerate(together(2, script, tmp_path)):
+        assert status == 0, f"process {rank}:\n{output}"

@@ -1,12 +1,13 @@
 """One process of several is killed in each pass, or makes a mistake: all end, one speaks, and the folder resumes."""
 
 import json
+import signal
 import sys
 import time
 
 import pytest
 import torch
-from processes import HERE, torchrun
+from processes import HERE, together, torchrun
 
 sys.path.insert(0, str(HERE.parent / "cli"))
 from worlds import FACTS, World, fit_factors, influence, near, save_lm, write_rows
@@ -14,7 +15,6 @@ from worlds import FACTS, World, fit_factors, influence, near, save_lm, write_ro
 from msif.curvature.store import FactorStore
 from msif.distributed import ENDED
 
-STOPPED = f"error: {ENDED}"
 FAILING = HERE / "failing.py"
 
 
@@ -27,7 +27,7 @@ def world(tmp_path_factory):
 
 
 def said(output):
-    return [line for line in output.splitlines() if line.startswith(("error", "interrupted"))]
+    return [line.removeprefix("error: ") for line in output.splitlines() if line.startswith(("error", "interrupted"))]
 
 
 def close(one, other):
@@ -41,11 +41,15 @@ def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world):
     arguments = ["--model", world.folder / "base", "--data", world.folder / "corpus.jsonl", "--batch-tokens", 60]
     folder = world.folder / "killed"
     options = [*arguments, "--output", folder, "--checkpoint-every", 0, "--device", "cpu"]
-    for point in ("covariance", "eigenvectors", "lambda"):
-        start = time.monotonic()
-        status, output = torchrun(2, FAILING, point, "fit", *options)
-        assert status == 1 and said(output) == [STOPPED], output
-        assert time.monotonic() - start < 120  # nobody waits for a timeout
+    start = time.monotonic()
+    status, output = torchrun(2, FAILING, "covariance", "fit", *options)
+    assert status == 1 and said(output) == [ENDED], output
+    status, output = torchrun(2, FAILING, "mistake", "fit", *options)
+    assert status == 1 and said(output) == ["a mistake in one process: mend it."], output
+    assert output.count("resuming the covariance pass") == 1, output
+    for point in ("eigenvectors", "lambda"):
+        killed_together(point, "fit", *options)
+    assert time.monotonic() - start < 240  # nobody waits for a timeout
     assert json.loads((folder / "manifest.json").read_text())["parts"] == {"eigenvectors": True, "lambda": False}
     assert fit_factors(*options) == 0
     assert fit_factors(*arguments, "--output", world.folder / "whole") == 0
@@ -53,28 +57,23 @@ def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world):
     assert not list(folder.glob("*checkpoint*")) and not list(folder.glob(".*.part"))
 
 
-def test_a_mistake_of_one_process_is_told_once_and_the_fit_goes_on_with_two(world):
-    arguments = ["--model", world.folder / "base", "--data", world.folder / "corpus.jsonl", "--batch-tokens", 60]
-    options = [*arguments, "--output", world.folder / "mended", "--device", "cpu"]
-    status, output = torchrun(2, FAILING, "mistake", "fit", *options, "--checkpoint-every", 0)
-    assert status == 1 and said(output) == ["error: a mistake in one process: mend it."], output
-    status, output = torchrun(2, "-m", "msif.fit_factors", *options)
-    assert status == 0 and not said(output) and output.count("fitted on 24 sequences") == 1, output
-    assert json.loads((world.folder / "mended" / "manifest.json").read_text())["provenance"]["processes"] == 2
-
-
 def test_scores_of_a_killed_run_are_kept_for_any_number_of_processes(world):
     asked = ["--pretrained", world.folder / "base", "--finetuned", world.folder / "tuned", "--method", "gdp"]
     asked += ["--corpus", world.folder / "corpus.jsonl", "--query", "Where was Ada born?", "--completion", " Linz"]
     asked += ["--candidates", "all", "--batch-tokens", 60, "--device", "cpu"]
     folder = world.folder / "scores"
-    status, output = torchrun(2, FAILING, "scores", "influence", *asked, "--output", folder)
-    assert status == 1 and said(output) == [STOPPED], output
+    killed_together("scores", "influence", *asked, "--output", folder)
     assert list(folder.glob("partial.*-of-2.safetensors"))
     assert influence(*asked, "--output", folder) == 0
     assert influence(*asked, "--output", world.folder / "whole scores") == 0
     assert rows(folder) == pytest.approx(rows(world.folder / "whole scores"), rel=1e-4)
     assert not list(folder.glob("partial*"))
+
+
+def killed_together(point, *arguments):
+    """Without an agent between: the process that is left notices by itself."""
+    (status, output), (other, _) = together(2, "failing.py", point, *arguments)
+    assert status == 2 and said(output) == [ENDED] and other == -signal.SIGKILL, output
 
 
 def rows(folder):
