@@ -1,4 +1,4 @@
-"""Two processes of one thread each against one: fitting and scoring by the commands, in turn, under torchrun.
+"""Several processes of one thread each against one: fitting, and scoring by the factors, under torchrun.
 
 python -m benchmarks.processes --model DIR --data passages.jsonl --queries queries.jsonl > processes.json
 """
@@ -14,9 +14,7 @@ import tempfile
 import time
 from typing import Any
 
-import psutil
-
-from benchmarks.measure import environment, log
+from benchmarks.measure import environment, log, resident_bytes
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -27,53 +25,60 @@ def main() -> None:
     p.add_argument("--data", required=True, help="texts, JSON Lines")
     p.add_argument("--queries", required=True, help="queries for msif.influence")
     p.add_argument("--processes", type=int, default=2)
-    p.add_argument("--batch-tokens", default="256")
+    p.add_argument("--batch-tokens", type=int, default=256)
+    p.add_argument("--output", help=argparse.SUPPRESS)  # one of the processes that are measured
     args = p.parse_args()
-    counts = (1, args.processes)
-    found: dict[str, Any] = {"environment": environment(("msif", "torch")), "arguments": vars(args)}
+    if args.output:
+        measured(args)
+        return
+    found: dict[str, Any] = {"environment": environment(["torch", "transformers"]), "arguments": vars(args)}
     with tempfile.TemporaryDirectory() as folder:
-        common = ["--batch-tokens", args.batch_tokens, "--dtype", "float32", "--device", "cpu", "--quiet"]
-        fit = ["msif.fit_factors", "--model", args.model, "--data", args.data, *common]
-        found["fit"] = {n: timed([*fit, "--output", f"{folder}/{n}"], n) for n in counts}
-        asked = ["msif.influence", "--pretrained", args.model, "--method", "single-stage"]
-        asked += ["--pretrained-factors", f"{folder}/1", "--corpus", args.data, "--queries", args.queries]
-        asked += ["--candidates", "all", "--top-k", "1", *common]
-        found["score"] = {n: timed([*asked, "--output", f"{folder}/scores-{n}"], n) for n in counts}
-    for name in ("fit", "score"):
-        found[name]["ratio"] = found[name][1]["seconds"] / found[name][args.processes]["seconds"]
+        for count in (1, args.processes):
+            found[str(count)] = started(args, count, f"{folder}/{count}")
+            log(f"{count} processes: {found[str(count)]}")
+    one, several = found["1"], found[str(args.processes)]
+    names = [name for name in one if name.endswith("seconds")]
+    found["ratio"] = {name.removesuffix(" seconds"): one[name] / several[name] for name in names}
     print(json.dumps(found, indent=1))
 
 
-def timed(command: list[str], processes: int) -> dict[str, Any]:
-    """Wall seconds with all that a command does, and the largest resident memory of each process."""
-    launcher = [] if processes == 1 else ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def started(args: argparse.Namespace, count: int, folder: str) -> dict[str, Any]:
+    given = {"--model": args.model, "--data": args.data, "--queries": args.queries}
+    given |= {"--batch-tokens": str(args.batch_tokens), "--output": folder}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "benchmarks.processes", *(word for pair in given.items() for word in pair)]
     start = time.perf_counter()
-    running = subprocess.Popen(
-        [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), *command],
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, **ONE_THREAD},
-    )
-    peaks: dict[int, int] = {}
-    while running.poll() is None:
-        for process in _workers(running.pid, bool(launcher)):
-            try:
-                peaks[process.pid] = max(peaks.get(process.pid, 0), process.memory_info().rss)
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.2)
-    assert running.returncode == 0, command
-    found = {"seconds": time.perf_counter() - start, "peak_bytes": sorted(peaks.values(), reverse=True)[:processes]}
-    peak = ", ".join(f"{value / 1e9:.2f}" for value in found["peak_bytes"])
-    log(f"{command[0]}, {processes} processes: {found['seconds']:.1f} s, {peak} GB")
-    return found
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **ONE_THREAD})
+    return {**json.loads(done.stdout.splitlines()[-1]), "whole seconds": time.perf_counter() - start}
 
 
-def _workers(pid: int, launched: bool) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return process.children() if launched else [process]
-    except psutil.NoSuchProcess:
-        return []
+def measured(args: argparse.Namespace) -> None:
+    """Seconds of a fit, of making a query's vectors and of a pass over the documents, without start-up and loading."""
+    from msif import distributed
+    from msif.attribution.stages import Damping, FittedStage, build_scorer
+    from msif.data.batching import batches_of
+    from msif.data.queries import encode_queries, load_queries
+    from msif.stage import Stage
+
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        distributed.start()
+    limits = {"dtype": "float32", "device": "cpu", "batch_tokens": args.batch_tokens}
+    stage = Stage(args.model, args.data, args.output, **limits)
+    assert stage.side and stage.batches
+    start = time.perf_counter()
+    fitted = FittedStage(stage.side, stage.store)
+    found = {"fit seconds": time.perf_counter() - start}
+    peak = distributed.gathered(resident_bytes(peak=True))
+    scorer = build_scorer("single-stage", fitted, None, Damping())
+    queries = batches_of(encode_queries(load_queries(args.queries, "lm"), stage.loaded.tokenizer), args.batch_tokens)
+    start = time.perf_counter()
+    vectors = distributed.computed(lambda: scorer.query_vectors(queries))
+    found["query seconds"] = time.perf_counter() - start
+    start = time.perf_counter()
+    scorer.score_vectors(vectors, stage.batches)
+    found["score seconds"] = time.perf_counter() - start
+    if distributed.leads():
+        print(json.dumps({**found, "peak bytes": peak}))
 
 
 if __name__ == "__main__":
