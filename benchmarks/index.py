@@ -92,7 +92,19 @@ def searched(documents: int, width: int, queries: int, k: int) -> dict[str, Any]
             work()
             found[f"{name} seconds"] = time.perf_counter() - start
             log(f"{name}: {found[f'{name} seconds']:.1f} s, {size / found[f'{name} seconds'] / 1e9:.2f} GB/s")
+        found["product seconds"] = documents * _product(vectors)
+        log(f"products alone: {size / found['product seconds'] / 1e9:.2f} GB/s")
         return found
+
+
+def _product(vectors: torch.Tensor, rows: int = 1024, repeats: int = 20) -> float:
+    """Seconds for one document's float32 products with all queries, from a chunk that is in memory: the best of some."""
+    chunk, seconds = torch.randn(rows, vectors.shape[1]), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        vectors @ chunk.T
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / rows
 
 
 def _random_index(path: Path, documents: int, width: int) -> GradientIndex:

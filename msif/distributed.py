@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from itertools import count, islice
 from typing import Any, TypeVar
 
@@ -68,7 +69,18 @@ def start() -> Any:
 
 def stop() -> None:
     wait()
+    _of_cpu.cache_clear()
     dist.destroy_process_group()
+
+
+@cache
+def _of_cpu() -> Any:
+    """For what lies in main memory, whatever backend there is for devices."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _group(tensor: Tensor) -> Any:
+    return _of_cpu() if tensor.device.type == "cpu" else None
 
 
 _step = {"together": False}
@@ -106,7 +118,7 @@ def total(values: Sequence[float]) -> list[float]:
         return list(values)
     sums = torch.tensor(list(values), dtype=torch.float64)
     with _together():
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=_of_cpu())
     return sums.tolist()
 
 
@@ -114,7 +126,7 @@ def add_up(tensor: Tensor, owner: int) -> None:
     """Sums a tensor over all processes, in place, for one of them; to the others it is of no more use."""
     if active():
         with _together():
-            dist.reduce(tensor, owner)
+            dist.reduce(tensor, owner, group=_group(tensor))
 
 
 def wait() -> None:
@@ -129,7 +141,7 @@ def gathered(value: T) -> list[T]:
         return [value]
     found: list[Any] = [None] * processes()
     with _together():
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=_of_cpu())
     return found
 
 
@@ -161,13 +173,13 @@ def computed(make: Callable[[], T]) -> T:
 
 def _sent(values: list[Any]) -> list[Any]:
     with _together():
-        dist.broadcast_object_list(values, 0, device=CPU)
+        dist.broadcast_object_list(values, 0, group=_of_cpu())
     return values
 
 
 def _send(tensor: Tensor) -> None:
     with _together():
-        dist.broadcast(tensor, 0)
+        dist.broadcast(tensor, 0, group=_group(tensor))
 
 
 class _Pickler(pickle.Pickler):
@@ -208,5 +220,5 @@ def _together() -> Iterator[None]:
     """Around what needs all processes."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # a closed connection, by whatever backend
+    except RuntimeError as error:  # a closed connection, by whatever backend
         raise PeerError(ENDED) from error

@@ -14,12 +14,13 @@ from experiments.common.methods import Method
 from experiments.common.search import bm25_scores, embedding_scores
 from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.retraining.trackstar import SETTINGS as PROJECTED_GRADIENTS
-from experiments.retraining.trackstar import TrackStarScorer
+from experiments.retraining.trackstar import MultiStageIndexScorer, TrackStarScorer
 from experiments.retraining.two_stage import Asked, TwoStage
 from msif.attribution.inverses import IHVP
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import Scorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.index.settings import BASES
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ of both stages, absolute."""
@@ -27,6 +28,7 @@ CG_PRODUCTS = 12
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
 CG_TOLERANCE = 1e-3
 TRAK_PROJECTION, LOGRA_PROJECTION = Projection(64, 64, dimension=1024), Projection(16, 16)
+INDEX_PROJECTIONS = (8, 32, 64, 128)
 SETTINGS = {
     "label samples": LABEL_SAMPLES,
     "modules": MODULES,
@@ -58,6 +60,7 @@ def all_methods(one_objective: bool) -> list[Method]:
         Method("TRAK", "0.1 mean", scorer=_trak),
         Method("LoGra", "0.1 mean", scorer=_logra),
         *_trackstar(),
+        *_multi_stage_index(),
         Method("representation similarity", scorer=_staged("representation")),
         Method("BM25+", search=bm25_scores),
         Method("sentence embeddings", search=embedding_scores),
@@ -141,6 +144,14 @@ def _trackstar() -> Iterator[Method]:
     }
     for name, changes in variants.items():
         yield Method(f"TrackStar, {name}", scorer=partial(TrackStarScorer, **changes), main=False, settings=settings)
+
+
+def _multi_stage_index() -> Iterator[Method]:
+    """By the number of features of a block, of which one layer has two, and the unembedding."""
+    for basis in BASES:
+        for size in INDEX_PROJECTIONS:
+            scorer = partial(MultiStageIndexScorer, projection=size, basis=basis)
+            yield Method(f"multi-stage index, {size} × {size} {basis} features", scorer=scorer, main=False)
 
 
 def _random(m: Member) -> Scorer:
