@@ -98,7 +98,7 @@ def searched(documents: int, width: int, queries: int, k: int) -> dict[str, Any]
 
 
 def _product(vectors: torch.Tensor, rows: int = 1024, repeats: int = 20) -> float:
-    """Seconds for one document's float32 products with all queries, from a chunk that is in memory: the best of some."""
+    """Seconds for a document's float32 products with all queries, of a chunk in memory: the best of some."""
     chunk, seconds = torch.randn(rows, vectors.shape[1]), []
     for _ in range(repeats):
         start = time.perf_counter()
