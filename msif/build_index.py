@@ -51,9 +51,8 @@ def parser() -> Parser:
     )
     curvature.add_argument(
         "--basis",
-        default="random",
         choices=["random", "leading"],
-        help="random projections (default), or the entries that count most in EK-FAC's eigenbasis",
+        help="random projections (default), or the leading entries of EK-FAC's eigenbasis (default with --factors)",
     )
     p.set_defaults(split_heads=None)
     add_machine_flags(p)
@@ -141,7 +140,7 @@ def _build(args: argparse.Namespace) -> None:
     from msif.index.approximate import check_factory, make_approximate
     from msif.index.baking import bake
     from msif.index.settings import IndexSettings
-    from msif.indexing import describe_index, make_index
+    from msif.indexing import describe_index, make_index, usual_basis
     from msif.stage import Stage
 
     if args.faiss and not args.bake:
@@ -149,6 +148,7 @@ def _build(args: argparse.Namespace) -> None:
     factory = None if args.faiss == "auto" else args.faiss
     if args.faiss:
         check_factory(factory)
+    args.basis = args.basis or usual_basis(args.factors)
     names = ("blocks", "projection", "seed", "measurement", "weighting", "basis", "tied")
     settings = IndexSettings(**{name: getattr(args, name) for name in names}, dtype=args.store)
     stage = Stage(

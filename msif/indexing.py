@@ -61,7 +61,7 @@ def make_index(
     Raises:
         MsifError: the first thing found wrong; see ``build_index``.
     """
-    settings, path = settings or IndexSettings(), Path(output)
+    settings, path = settings or IndexSettings(basis=usual_basis(factors)), Path(output)
     loaded = stage.loaded
     batches = stage.batches
     check_rows(batches.corpus, stage.format)
@@ -93,6 +93,11 @@ def make_index(
         share=share,
         checkpoint_every=checkpoint_every,
     )
+
+
+def usual_basis(factors: str | Path | None) -> str:
+    """By retraining, leading entries keep far more of a score than random projections (docs/counterfactual.md)."""
+    return "random" if factors is None else "leading"
 
 
 def describe_index(

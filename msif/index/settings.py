@@ -59,8 +59,7 @@ class IndexSettings:
             ("dtype", tuple(DTYPES)),
         ):
             if getattr(self, name) not in known:
-                flag = "store" if name == "dtype" else name
-                raise MsifError(f"--{flag} is {getattr(self, name)!r}: choose one of {', '.join(known)}.")
+                raise MsifError(f"--{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}.")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
