@@ -144,6 +144,7 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     except MsifError as error:
         _Voice.say(f"error: {' '.join(str(error).split())}\n")
         if _Voice.store is not None:
+            sys.stdout.flush()
             os._exit(2)  # a backend whose connections are gone aborts on its way out
         raise SystemExit(2) from None
     except OSError as error:

@@ -15,6 +15,9 @@ from msif.curvature.store import differences, save_tensors
 from msif.errors import MsifError, one_line
 from msif.index.storage import MOMENTS_FILE, REBUILD, SCHEMA, read_manifest, read_parts
 
+EMPTY = {"complete": False, "rounding": None, "shards": [], "skipped": []}
+"""A part of which nothing is written."""
+
 
 def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a new index, or of the one that is there, with equal settings.
@@ -55,10 +58,12 @@ def _short(value: Any) -> str:
 def settle(path: Path, of: int) -> None:
     """What an interrupted build of another number of processes had left has been done by these, if all have ended."""
     parts = read_parts(path)
-    if all(parts.get((number, of), {}).get("complete") for number in range(of)):
-        for (number, others), part in parts.items():
-            if not part["complete"]:
-                write_json(path / f"shards.{number}-of-{others}.json", {**part, "complete": True})
+    if not all(parts.get((number, of), {}).get("complete") for number in range(of)):
+        return
+    for number, others in {(number, split) for _, split in parts for number in range(split)}:
+        part = parts.get((number, others), {**EMPTY, "part": number, "of": others})
+        if not part["complete"]:
+            write_json(path / f"shards.{number}-of-{others}.json", {**part, "complete": True})
 
 
 class ShardWriter:
@@ -74,10 +79,10 @@ class ShardWriter:
     def __init__(self, path: Path, part: int = 0, parts: int = 1) -> None:
         self.path, self.part, self.parts = path, part, parts
         own = read_parts(path)
-        mine = own.get((part, parts), {})
-        self.shards: list[dict[str, Any]] = mine.get("shards", [])
-        self.skipped = {bytes.fromhex(value) for value in mine.get("skipped", [])}
-        self.rounding: dict[str, Any] | None = mine.get("rounding")
+        mine: dict[str, Any] = own.get((part, parts), EMPTY)
+        self.shards: list[dict[str, Any]] = list(mine["shards"])
+        self.skipped = {bytes.fromhex(value) for value in mine["skipped"]}
+        self.rounding: dict[str, Any] | None = mine["rounding"]
         self.known = {bytes.fromhex(value) for written in own.values() for value in written["skipped"]}
         for written in own.values():
             for entry in written["shards"]:

@@ -81,6 +81,15 @@ def test_shares_of_many_processes_are_one_index(stage, tmp_path):
     assert len(made(stage, tmp_path / "shared", [*TEXTS, "one more"])) == len(TEXTS) + 1
 
 
+def test_what_several_left_one_finishes(stage, tmp_path):
+    whole = made(stage, tmp_path / "whole")
+    assert made(stage, tmp_path / "left", share=Share(0, 3)) is None
+    part = tmp_path / "left" / "shards.0-of-3.json"
+    part.write_text(json.dumps({**json.loads(part.read_text()), "complete": False}))
+    equal(whole, made(stage, tmp_path / "left"))
+    assert made(stage, tmp_path / "left", texts=TEXTS[:2], share=Share(1, 2)) is None  # half of a split settles nothing
+
+
 def test_an_interrupted_build_keeps_what_it_has(stage, tmp_path, monkeypatch):
     whole = made(stage, tmp_path / "whole")
     taken = []
