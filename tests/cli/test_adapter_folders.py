@@ -6,8 +6,18 @@ import logging
 import peft
 import pytest
 import torch
+import yaml
+from helpers import dense_gradients, dense_hop
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from worlds import ALL, FACTS, QUERY, by_candidate, fit_factors, influence, write_rows
+
+from msif.attribution.gradients import query_gradients
+from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.preconditioners import EKFAC
+from msif.data.batching import batches_of
+from msif.data.queries import Query, encode_queries
+from msif.stage import Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -110,3 +120,108 @@ def test_adapters_that_cannot_be_used(fit, explain, world, adapter, tmp_path):
     gone = {**json.loads((adapter / "adapter_config.json").read_text()), "base_model_name_or_path": "/gone"}
     path.write_text(json.dumps(gone))
     explain("base model '/gone' of the adapter .* is neither here", finetuned=tmp_path / "prompts")
+
+
+ADAPTED = "query_key_value|dense_h_to_4h"  # of the other maps a query's gradient passes unchanged
+
+
+def dense_scores(world, adapter, alpha):
+    """Each document's score through the adapter's hop, by autograd and matrices of H, J and S; and without a hop."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    pretrained = Stage(world.base, factors=world.base_factors, modules=ADAPTED)
+    tuned = Stage(adapter, factors=adapter.parent / "factors", modules=ADAPTED)
+    first, last = pretrained.side, tuned.side
+    encoded = encode_queries([Query("0", QUERY[1], QUERY[3])], tuned.loaded.tokenizer)
+    vectors = query_gradients(last, batches_of(encoded, 8192))
+    for parameter in last.model.parameters():
+        parameter.requires_grad_()
+    (batch,) = Stage(adapter, world.folder / "pairs.jsonl").batches
+    loss = last.objective.losses(last.objective.outputs(last.model, batch), batch).sum()
+    gradient = dense_gradients(last.model, last.tracked, loss / last.objective.supervised_counts(batch).sum())
+    hopped = {}
+    for module in last.tracked:
+        A, B = (tensors[f"base_model.model.{module.path}.{side}.weight"].double() for side in ("lora_A", "lora_B"))
+        factors = tuned.store[module.name].to("cpu", torch.float64)
+        basis = torch.kron(torch.block_diag(*factors.Q_G), factors.Q_A.contiguous())
+        H = basis @ torch.diag(factors.Lambda.flatten()) @ basis.T
+        given = (A, B, config["lora_alpha"] / config["r"], gradient[module.name].double(), (alpha, alpha))
+        hopped[module.name] = dense_hop(vectors[module.name].double(), H, *given).float()
+    scorer = InfluenceScorer(first, first, [EKFAC(pretrained.store)])
+    documents = Stage(world.base, world.folder / "corpus.jsonl").batches
+    scores = [scorer.score_vectors(scorer._through_stages(dict(v)), documents).values[0] for v in (hopped, vectors)]
+    return [{f"doc-{n}": float(score) for n, score in enumerate(row)} for row in scores]
+
+
+def test_the_hop_through_the_adapter(world, adapter, tmp_path):
+    flags = [*pair(world, adapter), *QUERY, *ALL, "--modules", ADAPTED, "--adapter-hop"]
+    assert influence(*flags, "--alpha", 2, "--output", tmp_path / "out") == 0
+    expected, without = dense_scores(world, adapter, 2.0)
+    found = by_candidate(tmp_path / "out")
+    scale = max(map(abs, expected.values()))
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5 * scale)
+    assert max(abs(found[name] - without[name]) for name in found) > 0.1 * scale
+    # its configuration repeats the run
+    assert influence("--config", tmp_path / "out/config.yaml", "--output", tmp_path / "again") == 0
+    assert by_candidate(tmp_path / "again") == found
+
+
+def test_alpha_of_an_adapter_is_that_of_its_own_parameters(world, adapter, tmp_path):
+    """1/τ = mean(√V + ε)/Σ η of each of A and B, by the order in which the optimizer has them."""
+    tau = Stage(adapter).adapter_tau
+    state = torch.load(adapter / "optimizer.pt")["state"]
+    assert len(state) == len(tau) == 8
+    for number, name in enumerate(tau):
+        assert name.endswith(("lora_A", "lora_B")[number % 2])
+        root = (state[number]["exp_avg_sq"] / (1 - 0.999)).sqrt() + 1e-8
+        assert float(tau[name]) == pytest.approx(0.04 / float(root.mean()), rel=1e-5)
+    flags = [*pair(world, adapter), *QUERY, *ALL, "--adapter-hop"]
+    assert influence(*flags, "--output", tmp_path / "out") == 0
+    assert influence(*flags, "--alpha", "auto", "--output", tmp_path / "auto") == 0
+    assert by_candidate(tmp_path / "out") == by_candidate(tmp_path / "auto")
+    assert yaml.safe_load((tmp_path / "out/config.yaml").read_text())["alpha"] == "auto"
+
+
+def test_the_hop_of_no_adapter_and_of_other_kinds(explain, world, adapter, tmp_path):
+    hop = ["--adapter-hop", "--alpha", 2]
+    explain("is for a fine-tuned model that is an adapter's folder, and .* is a whole model", *hop)
+    given = {"finetuned": adapter, "finetuned_factors": adapter.parent / "factors"}
+    explain("needs its pull to where it started: give --alpha X, above 0", "--adapter-hop", "--alpha", 0, **given)
+    explain("module '.*' is not positive definite with --alpha 1e-06.*give a larger one", "--adapter-hop",
+            "--alpha", 1e-6, **given)  # fmt: skip
+    explain("--adapter-hop is for multi-stage influence with --ihvp ekfac", *hop, "--ihvp", "cg", **given)
+    explain("--method gdp does not read --", *hop, "--method", "gdp", **given)
+    explain("the data in .* is not what the factors", *hop, **given, finetuned_data=world.folder / "corpus.jsonl")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (bare / file).write_bytes((adapter / file).read_bytes())
+    explain(
+        r"1/τ of its training is not known .*: give --alpha X, above 0", "--adapter-hop", **given | {"finetuned": bare}
+    )
+
+
+OTHER = {
+    "DoRA": peft.LoraConfig(use_dora=True, r=2, target_modules=["query_key_value"], task_type="CAUSAL_LM"),
+    "LoRA that trained biases": peft.LoraConfig(bias="all", r=2, target_modules=["query_key_value"]),
+    "IA3": peft.IA3Config(target_modules=["query_key_value"], feedforward_modules=[]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_adapters_that_are_not_lora_alone(explain, world, tmp_path, kind):
+    folder = tmp_path / "other"
+    base = AutoModelForCausalLM.from_pretrained(world.base)
+    peft.get_peft_model(base, OTHER[kind]).save_pretrained(folder)
+    assert fit_factors("--model", folder, "--data", world.folder / "pairs.jsonl", "--output", tmp_path / "f") == 0
+    given = {"finetuned": folder, "finetuned_factors": tmp_path / "f"}
+    explain(f"--adapter-hop is for LoRA, and the adapter .* is {kind}", "--adapter-hop", "--alpha", 2, **given)
+
+
+def test_how_to_ask_for_the_hop_is_said(world, adapter, caplog):
+    with caplog.at_level(logging.INFO, "msif"):
+        assert influence(*pair(world, adapter), *QUERY, *ALL, "--dry-run") == 0
+        assert caplog.text.count("--adapter-hop takes it as LoRA") == 1
+        caplog.clear()
+        assert influence(*pair(world, adapter), *QUERY, *ALL, "--adapter-hop", "--alpha", 2, "--dry-run") == 0
+        assert "--adapter-hop" not in caplog.text
