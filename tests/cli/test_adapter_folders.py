@@ -14,10 +14,12 @@ from worlds import ALL, FACTS, QUERY, by_candidate, call, fit_factors, influence
 
 from msif.attribution.gradients import query_gradients
 from msif.attribution.scorers import InfluenceScorer
+from msif.attribution.stages import Damping
 from msif.curvature.preconditioners import EKFAC
 from msif.data.batching import batches_of
 from msif.data.queries import Query, encode_queries
 from msif.influence import main
+from msif.run import attribute
 from msif.stage import Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -160,8 +162,16 @@ def test_the_hop_through_the_adapter(world, adapter, tmp_path):
     expected, without = dense_scores(world, adapter, 0.9)
     found = by_candidate(tmp_path / "out")
     moved, wrong = (max(abs(one[name] - expected[name]) for name in expected) for one in (without, found))
-    print(moved, wrong, max(expected.values()))
     assert wrong < 0.01 * moved and moved > 0.005 * max(expected.values())
+    stages = [
+        Stage(world.base, factors=world.base_factors, modules=ADAPTED),
+        Stage(adapter, factors=adapter.parent / "factors", modules=ADAPTED),
+    ]
+    asked = {"corpus": world.folder / "corpus.jsonl", "damping": Damping(alpha=0.9), "adapter_hop": True}
+    result = attribute(stages, [(QUERY[1], QUERY[3])], "all", **asked)
+    assert found == pytest.approx(
+        {row["candidate_id"]: row["score"] for row in result.to_pandas().to_dict("records")}, rel=1e-5
+    )
     # its configuration repeats the run
     assert influence("--config", tmp_path / "out/config.yaml", "--output", tmp_path / "again") == 0
     assert by_candidate(tmp_path / "again") == found
