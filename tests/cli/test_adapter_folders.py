@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from worlds import ALL, FACTS, QUERY, by_candidate, call, fit_factors, influence, write_rows
 
 from msif.attribution.gradients import query_gradients
+from msif.attribution.hops import build_hop
 from msif.attribution.scorers import InfluenceScorer
 from msif.attribution.stages import Damping
+from msif.curvature.filters import DampedInverse, ProximalHop
 from msif.curvature.preconditioners import EKFAC
 from msif.data.batching import batches_of
 from msif.data.queries import Query, encode_queries
@@ -186,6 +188,10 @@ def test_alpha_of_an_adapter_is_that_of_its_own_parameters(world, adapter, tmp_p
         assert name.endswith(("lora_A", "lora_B")[number % 2])
         root = (state[number]["exp_avg_sq"] / (1 - 0.999)).sqrt() + 1e-8
         assert float(tau[name]) == pytest.approx(0.04 / float(root.mean()), rel=1e-5)
+    stage, name = Stage(adapter, factors=adapter.parent / "factors"), "layers.0.attention.query_key_value"
+    hop = build_hop(stage.side, stage.store, stage.adapter, {key: 1 / value for key, value in tau.items()}, [])
+    pulls = [1 / float(tau[f"gpt_neox.{name}.{side}"]) for side in ("lora_A", "lora_B")]
+    assert pulls[0] != pytest.approx(pulls[1], rel=0.01) and hop.alpha[name] == pytest.approx(pulls)
     flags = [*pair(world, adapter), *QUERY, *ALL, "--adapter-hop"]
     assert influence(*flags, "--output", tmp_path / "out") == 0
     assert influence(*flags, "--alpha", "auto", "--output", tmp_path / "auto") == 0
@@ -237,3 +243,25 @@ def test_how_to_ask_for_the_hop_is_said(world, adapter, caplog):
         caplog.clear()
         assert call(main, *flags, "--adapter-hop", "--alpha", 2) == 0
         assert "--adapter-hop" not in caplog.text
+
+
+def test_a_module_that_was_trained_whole_beside_the_adapter(explain, world, tmp_path):
+    """Of it the hop is that of a fine-tuning of all weights, whose constant α is kept here."""
+    folder = tmp_path / "adapter"
+    config = peft.LoraConfig(r=2, target_modules=["dense"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(world.base), config).save_pretrained(folder)
+    assert fit_factors("--model", folder, "--data", world.folder / "pairs.jsonl", "--output", tmp_path / "f") == 0
+    given = {"finetuned": folder, "finetuned_factors": tmp_path / "f"}
+    explain("'lm_head' was trained whole beside the adapter.*give --alpha X", "--adapter-hop", **given)
+    models = ["--pretrained", world.base, "--finetuned", folder, "--corpus", world.folder / "corpus.jsonl"]
+    factors = ["--pretrained-factors", world.base_factors, "--finetuned-factors", tmp_path / "f"]
+    flags = [*models, *factors, *QUERY, *ALL, "--alpha", 3, "--modules", "lm_head"]
+    assert influence(*flags, "--adapter-hop", "--output", tmp_path / "hop") == 0
+    stages = [Stage(world.base, factors=world.base_factors), Stage(folder, factors=tmp_path / "f")]
+    first, last = (stage.side.restricted(["lm_head"]) for stage in stages)
+    filters = [DampedInverse(), ProximalHop(3.0)]
+    inverses = [EKFAC(stage.store, filter) for stage, filter in zip(stages, filters, strict=True)]
+    encoded = batches_of(encode_queries([Query("0", QUERY[1], QUERY[3])], stages[1].loaded.tokenizer), 8192)
+    documents = Stage(world.base, world.folder / "corpus.jsonl").batches
+    scores = InfluenceScorer(last, first, inverses).score(encoded, documents).values[0]
+    assert by_candidate(tmp_path / "hop") == pytest.approx({f"doc-{n}": s for n, s in enumerate(scores)}, rel=1e-4)
