@@ -210,10 +210,9 @@ class _System:
         probe = torch.randn(1, *rest.shape[1:], generator=source, dtype=torch.float64).to(rest.device)
         sides = torch.cat([rest, self._within(probe)])
         some = sides.flatten(1).norm(dim=1) > 0
-        blocks = _Blocks(self)
         try:
             solution = conjugate_gradients(
-                self, {self.name: sides[some]}, preconditioner=blocks, iterations=ITERATIONS, tolerance=TOLERANCE
+                self, {self.name: sides[some]}, preconditioner=_Blocks(self), iterations=ITERATIONS, tolerance=TOLERANCE
             )
         except MsifError as error:
             raise self._indefinite() from error

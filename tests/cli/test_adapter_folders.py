@@ -16,6 +16,7 @@ from msif.attribution.gradients import query_gradients
 from msif.attribution.hops import build_hop
 from msif.attribution.scorers import InfluenceScorer
 from msif.attribution.stages import Damping
+from msif.build_index import main as build_index
 from msif.curvature.filters import DampedInverse, ProximalHop
 from msif.curvature.preconditioners import EKFAC
 from msif.data.batching import batches_of
@@ -265,3 +266,16 @@ def test_a_module_that_was_trained_whole_beside_the_adapter(explain, world, tmp_
     documents = Stage(world.base, world.folder / "corpus.jsonl").batches
     scores = InfluenceScorer(last, first, inverses).score(encoded, documents).values[0]
     assert by_candidate(tmp_path / "hop") == pytest.approx({f"doc-{n}": s for n, s in enumerate(scores)}, rel=1e-4)
+
+
+def test_the_hop_in_scores_by_an_index(world, adapter, tmp_path):
+    built = ["--model", world.base, "--data", world.folder / "corpus.jsonl", "--factors", world.base_factors]
+    leading = ["--projection", "64", "--basis", "leading", "--quiet"]
+    assert call(build_index, *built, *leading, "--output", tmp_path / "index") == 0
+    flags = [*pair(world, adapter), *QUERY, *ALL]
+    assert influence(*flags, "--adapter-hop", "--alpha", 0.9, "--output", tmp_path / "exact") == 0
+    given = ["--index", tmp_path / "index", "--adapter-hop", "--alpha", 0.9]
+    assert influence(*flags, *given, "--output", tmp_path / "estimated") == 0
+    exact, estimated = by_candidate(tmp_path / "exact"), by_candidate(tmp_path / "estimated")
+    rounding = 2e-3 * max(exact.values())  # of the features in the index
+    assert [estimated[name] for name in exact] == pytest.approx(list(exact.values()), abs=rounding)
