@@ -131,6 +131,11 @@ def _add_method_flags(group: Any) -> None:
         help="pull of fine-tuning to pre-trained weights, in units of Λ, or auto: 1/τ (default auto where known, or 0)",
     )
     group.add_argument(
+        "--adapter-hop",
+        action="store_true",
+        help="M1 is LoRA: take its training as the adapter's, on frozen weights (default: as one of all weights)",
+    )
+    group.add_argument(
         "--learning-rate-sum",
         type=not_negative,
         nargs="+",
@@ -158,7 +163,7 @@ def _add_method_flags(group: Any) -> None:
         "--ihvp-examples",
         type=positive_int,
         metavar="N",
-        help="sequences of the stage's data to solve on, or of index data (default all)",
+        help="sequences of the stage's data to solve on, for --adapter-hop, or of index data (default all)",
     )
     group.add_argument("--lissa-scale", type=not_negative, metavar="X", help="LiSSA's scale (default: measured)")
     group.add_argument(

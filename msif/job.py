@@ -69,6 +69,7 @@ class Job:
         chooser: of the index, where there is one; finds candidates "index:N".
         index: what the method's own curvature is taken from, if it has one.
         solved: the stages' own data, where their inverses are solved for on it.
+        gone_over: the last stage's own data, where the hop of its adapter takes a pass over it.
         settings: all that tells this run from another, as JSON.
         output: folder where scores are kept as they come; None keeps them in memory.
     """
@@ -85,6 +86,7 @@ class Job:
     chooser: IndexScorer | None = None
     index: TokenBatches | None = None
     solved: Sequence[TokenBatches] = ()
+    gone_over: TokenBatches | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
 

@@ -23,7 +23,10 @@ class Options:
         index: folder of documents' gradients (``msif.make_index``): for trackstar, for multi-stage influence by its
             features, or for candidates "index:N".
         damping, ihvp: of the stages' inverses.
-        examples: sequences of a stage's own data that a solver or a projected method takes; None is all.
+        adapter_hop: whether a fine-tuning that is LoRA is taken as the training of its adapter (docs/method.md), and
+            not as one of all weights; α is then that of the adapter's own parameters.
+        examples: sequences of a stage's own data that a solver, the hop of an adapter or a projected method takes; None
+            is all.
         r: R of the index, "none", "train", "mixed" or "mixed:LAMBDA"; None is the index's own, see ``IndexScorer``.
         search: how candidates "index:N" are found: "exact", or by what "faiss" made of baked vectors.
         candidates: "knn:1000", "bm25:100", "index:1000", "knn:100+bm25:100", or "all".
@@ -38,13 +41,15 @@ class Options:
         progress: whether preselection shows its bars.
 
     Raises:
-        MsifError: an index is missing, or would not be read; an unknown search.
+        MsifError: an index is missing, or would not be read; an unknown search; the hop of an adapter
+            with another method or inverse.
     """
 
     method: str = "multi-stage"
     index: str | Path | None = None
     damping: Damping = field(default_factory=Damping)
     ihvp: IHVP = field(default_factory=IHVP)
+    adapter_hop: bool = False
     examples: int | None = None
     r: str | None = None
     search: str = "exact"
@@ -63,6 +68,11 @@ class Options:
         check_index(self.method, self._preselects, self.index, self.search)
         if self.r is not None and self.index is None:
             raise MsifError(f"R is {self.r!r} without an index, of which it is: give index=, or no r=.")
+        if self.adapter_hop and (self.method != "multi-stage" or self.ihvp.kind != "ekfac"):
+            raise MsifError(
+                "--adapter-hop is for multi-stage influence with --ihvp ekfac "
+                f"(not --method {self.method} --ihvp {self.ihvp.kind}): leave it out."
+            )
 
     @property
     def _preselects(self) -> bool:

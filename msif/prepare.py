@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import DAMPED, INDEXED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer, factors_of
+from msif.attribution.stages import Damping, FittedStage, build_scorer, later_stage
 from msif.attribution.trak import TRAKCheckpoint
 from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus
@@ -109,7 +111,8 @@ def prepare(asked: Asked) -> Job:
     scorer = by_index if options.scores_by_index and by_index else _scorer(options, asked, fitted)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
-    solved = [one.batches for one in fitted.values() if isinstance(one.batches, TokenBatches) and index is None]
+    batches = {stage: one.batches for stage, one in fitted.items() if isinstance(one.batches, TokenBatches)}
+    solved = [batches[stage] for stage in batches if index is None and not options.adapter_hop]
     solved = solved[:1] if options.method == "single-stage" else solved
     settings = {**asked.settings, "alpha": damping.alpha, "max_length": length, "measurement": options.measurement}
     job = Job(
@@ -125,6 +128,7 @@ def prepare(asked: Asked) -> Job:
         chooser=by_index,
         index=index,
         solved=solved,
+        gone_over=batches.get(last) if options.adapter_hop else None,
         settings=settings,
         output=asked.output,
     ).checked()
@@ -137,6 +141,8 @@ def _check_sharded(options: Options) -> None:
     """What needs weights that are whole."""
     if options.index is not None:
         raise MsifError("an index takes models whose weights are whole: leave --fsdp out.")
+    if options.adapter_hop:
+        raise MsifError("--adapter-hop takes a model whose weights are whole: leave --fsdp out.")
     if options.ihvp.kind in SOLVERS and options.method in DAMPED:
         raise MsifError(f"--ihvp {options.ihvp.kind} takes products of whole weights: leave --fsdp out, or use ekfac.")
 
@@ -146,10 +152,28 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
     if options.method not in STAGED or (later and options.method == "single-stage"):
         return FittedStage(stage.side, None, batches=index if not later else None)
     store = stage.store
+    if later and options.adapter_hop:
+        own = _pulled(stage) if damping.alpha == "auto" else None
+        return FittedStage(stage.side, store, own, stage.training(options.examples), stage.adapter)
     tau = stage.tau if options.method == "source" or damping.needs_tau(later) else None
     solves = options.ihvp.kind in SOLVERS and options.method in DAMPED
     batches = stage.training(options.examples) if solves else None
     return FittedStage(stage.side, store, tau, batches)
+
+
+def _pulled(stage: Stage) -> Mapping[str, Tensor]:
+    """τ of an adapter's parameters, whose 1/τ is its α.
+
+    Raises:
+        MsifError: its training does not tell.
+    """
+    try:
+        return stage.adapter_tau
+    except TrainingUnknown as error:
+        raise MsifError(
+            f"--adapter-hop needs the adapter's pull to where it started, and 1/τ of its training is not known "
+            f"({error.reason}): give --alpha X, above 0."
+        ) from error
 
 
 def _index(first: Stage, of_corpus: TokenBatches, examples: int | None) -> TokenBatches:
@@ -215,10 +239,7 @@ def scorer_by_index(asked: Asked, options: Options, fitted: FittedStage | None) 
         return IndexScorer(plan, index, plan.side if last is first else last.side, **own)
     names = [module.name for module in plan.side.tracked]
     ihvp = IHVP() if asked.estimate else options.ihvp  # a solver reads its data when it is built
-    inverse = ihvp.build(
-        fitted.side.restricted(names), factors_of(fitted, "finetuned"), options.damping.later(fitted), fitted.batches
-    )
-    return IndexScorer(plan, index, fitted.side, [inverse], **own)
+    return IndexScorer(plan, index, fitted.side, [later_stage(fitted, names, options.damping, ihvp)], **own)
 
 
 def _measurement(options: Options, queries: Sequence[Query], objective: Objective) -> str | None:
@@ -245,13 +266,18 @@ def _measurement(options: Options, queries: Sequence[Query], objective: Objectiv
 def _with_alpha(options: Options, pretrained: Stage | None, finetuned: Stage | None) -> tuple[Damping, str | None]:
     """The damping with the α that the run takes in the place of none, so that its configuration repeats it.
 
-    "auto", 1/τ, beside damping "auto" and where the fine-tuning tells τ; else 0, with a warning. Nobody asked for it,
-    so nothing that lies beside the model is an error. Only multi-stage influence has an α.
+    "auto", 1/τ, beside damping "auto", for the hop of an adapter and where the fine-tuning tells τ; else 0, with a
+    warning. Nobody asked for it, so nothing that lies beside the model is an error, but for the hop, which needs an α.
+    Only multi-stage influence has one.
     """
+    if options.method == "multi-stage" and pretrained and finetuned and not options.adapter_hop:
+        adapted = finetuned.loaded.adapter
+        if adapted is not None and adapted.other is None:
+            log.info("%s is taken as a fine-tuning of all weights; --adapter-hop takes it as LoRA", adapted.name)
     damping = options.damping
     if damping.alpha is not None or options.method != "multi-stage" or pretrained is None or finetuned is None:
         return damping, None
-    if damping.damping == "auto":
+    if damping.damping == "auto" or options.adapter_hop:
         return replace(damping, alpha="auto"), None
     try:
         assert finetuned.tau

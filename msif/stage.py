@@ -18,13 +18,14 @@ from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus, as_corpus
 from msif.data.format import FIELDS, Format, check_rows, choose_format
 from msif.errors import MsifError
+from msif.models.adapted import Adapted
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel, load_model, resolve_device, wrap_model
 from msif.models.objectives import Objective
 from msif.models.roles import check_vocabulary, label_arguments, longest, objective_for
 from msif.models.select import track_modules, vocabulary_blocks
 from msif.models.sharding import shard
-from msif.models.training import natural_tau
+from msif.models.training import adapter_tau, natural_tau
 from msif.provenance import versions
 
 
@@ -248,6 +249,25 @@ class Stage:
     def tau(self) -> dict[str, Tensor]:
         """τ of each block, from what its training left beside the model; see ``natural_tau``."""
         return natural_tau(self.loaded.name, self.loaded.model, self.tracked, self.learning_rate_sum)
+
+    @cached_property
+    def adapter(self) -> Adapted:
+        """What its training trained, LoRA on frozen weights.
+
+        Raises:
+            MsifError: it is no adapter in a folder, or another kind of one.
+        """
+        if self.loaded.adapter is None:
+            raise MsifError(
+                f"--adapter-hop is for a fine-tuned model that is an adapter's folder, and {self.loaded.name} is a "
+                "whole model: leave it out, or give the adapter."
+            )
+        return self.loaded.adapter.checked()
+
+    @cached_property
+    def adapter_tau(self) -> dict[str, Tensor]:
+        """τ of each of its adapter's parameters; see ``msif.models.training.adapter_tau``."""
+        return adapter_tau(self.loaded.name, self.adapter, self.learning_rate_sum)
 
     def training(self, examples: int | None = None) -> TokenBatches:
         """Its own training data, or so many sequences of them: its ``data``, or else what its factors were fitted on.

@@ -170,6 +170,24 @@ def dense_gradients(model: nn.Module, tracked: Sequence[TrackedModule], loss: Te
     return result
 
 
+def dense_hop(V, H, A, B, scale, gradient, alpha, bilinear=True):
+    """V − H J (Jᵀ H J + S + αI)⁻¹ Jᵀ V for V (Q, d_out, d), with J and S of autograd; α of A and of B."""
+    columns = V.shape[2] - A.shape[1]
+
+    def added(phi):
+        first, second = phi[: A.numel()].view_as(A), phi[A.numel() :].view_as(B)
+        return nn.functional.pad(scale * second @ first, (0, columns)).flatten()
+
+    phi = torch.cat([A.flatten(), B.flatten()])
+    J = torch.autograd.functional.jacobian(added, phi)
+    S = torch.autograd.functional.hessian(lambda phi: added(phi) @ gradient.flatten(), phi)
+    pull = torch.cat(
+        [torch.full((part.numel(),), one, dtype=phi.dtype) for part, one in zip((A, B), alpha, strict=True)]
+    )
+    system, flat = J.T @ H @ J + bilinear * S + torch.diag(pull), V.flatten(1).T
+    return (flat - H @ J @ torch.linalg.solve(system, J.T @ flat)).T.reshape(V.shape)
+
+
 def _parameters(model: nn.Module, module: TrackedModule) -> list[nn.Parameter]:
     inner = model.get_submodule(module.path)
     return [getattr(inner, module.uses[0].key)] + ([inner.bias] if module.bias else [])

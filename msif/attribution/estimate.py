@@ -29,6 +29,7 @@ class ScoringPlan:
         candidates: all that are scored.
         index: those that the method's own curvature is taken from, if it has one.
         stages: what a solver goes over, for each stage that it inverts; empty where there is no solver.
+        hop: what the hop of an adapter goes over once, if there is one.
         ihvp: which it is.
         room: bytes for query vectors.
         machines: whose memory and time it is.
@@ -41,6 +42,7 @@ class ScoringPlan:
     candidates: Plan
     index: Plan | None = None
     stages: Sequence[Plan] = ()
+    hop: Plan | None = None
     ihvp: IHVP = field(default_factory=IHVP)
     room: int = sys.maxsize
     machines: Machines = field(default_factory=Machines)
@@ -100,6 +102,8 @@ def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], 
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     gradient = Work(plan.tokens * multiplied(tracked)) + temporaries(3, parameters, 0)
     seconds = plan.steps * speed.step + speed.passes(answers, "candidates") + plan.queries * speed.of(gradient + each)
+    if plan.hop is not None:
+        seconds += speed.passes(plan.hop, "candidates") + plan.hop.reading
     return seconds + sum(_solver(speed, stage, tracked, plan) for stage in plan.stages)
 
 

@@ -23,6 +23,7 @@ READ_BY = {
     "damping": (*DAMPED, *PROJECTED),
     "damping_scale": (*DAMPED, *PROJECTED),
     "alpha": ("multi-stage",),
+    "adapter_hop": ("multi-stage",),
     "learning_rate_sum": STAGED,
     "ihvp": DAMPED,
     "ihvp_iterations": DAMPED,

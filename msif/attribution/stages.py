@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msif.attribution.cka import CKAScorer
 from msif.attribution.gradients import Side
+from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import INDEXED, METHODS, PROJECTED
@@ -23,6 +24,7 @@ from msif.curvature.filters import Accumulation, DampedInverse, Decay, Scale
 from msif.curvature.preconditioners import EKFAC, Preconditioner
 from msif.curvature.store import FactorStore
 from msif.errors import MsifError
+from msif.models.adapted import Adapted
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel
 from msif.models.select import match_modules
@@ -33,14 +35,17 @@ class FittedStage:
     """One stage of training: its model as a side of an influence, its factors, and the natural scale of its damping.
 
     Attributes:
-        tau: module name -> τ of each block, (nb,), for damping "auto"; see ``msif.natural_tau``.
-        batches: the stage's own training data, for an inverse that is solved for on it.
+        tau: module name -> τ of each block, (nb,), for damping "auto"; see ``msif.natural_tau``. With ``adapter`` those
+            of its parameters, see ``adapter_tau``.
+        batches: the stage's own training data, for an inverse that is solved for on it, or the hop of an adapter.
+        adapter: what was trained, where the stage is to be taken as an adapter's and not as a training of all weights.
     """
 
     side: Side
     factors: Factors | None = None
     tau: Mapping[str, Tensor] | None = None
     batches: Iterable[Any] | None = None
+    adapter: Adapted | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ class Damping:
             return DampedInverse(_inverse(stage.tau) if alpha == 0 else 0.0, alpha=pull)
         return DampedInverse(damping, self.damping_scale, pull)
 
+    def pull(self, stage: FittedStage) -> float | dict[str, Tensor] | None:
+        """α of an adapter's parameters; of λ the hop of an adapter has none."""
+        return _inverse(stage.tau) if self.alpha == "auto" else self.alpha
+
     def needs_tau(self, later: bool) -> bool:
         """Whether a stage's training must be known."""
         if not later:
@@ -99,7 +108,8 @@ def build_scorer(
 ) -> PairScorer:
     """A scorer by name.
 
-    multi-stage: ∇m(q; θ_ft)ᵀ (H_ft + (α + λ) I)⁻¹ (H_pt + λ I)⁻¹ ∇L(z; θ_pt).
+    multi-stage: ∇m(q; θ_ft)ᵀ (H_ft + (α + λ) I)⁻¹ (H_pt + λ I)⁻¹ ∇L(z; θ_pt), or with an adapter its hop in the place
+    of the first inverse (``AdapterHop``).
     single-stage: ∇m(q; θ)ᵀ (H + λ I)⁻¹ ∇L(z; θ) on the pre-trained model, or on the only one given.
     source: ∇m(q; θ_ft)ᵀ exp(−τ_ft H_ft) (1 − exp(−τ_pt H_pt)) H_pt⁻¹ ∇L(z; θ_pt), without a damping (Bae et al. 2024,
     arXiv 2405.12186), or the second factor of the only stage given.
@@ -143,11 +153,9 @@ def build_scorer(
                 "multi-stage influence needs both --pretrained and --finetuned; single-stage needs one model."
             )
         shared, _ = match_modules(list(last.side.tracked), list(first.side.tracked))
-        for stage, which, filter in (
-            (first, "pretrained", damping.first(first)),
-            (last, "finetuned", damping.later(last)),
-        ):
-            stages.append(ihvp.build(stage.side.restricted(shared), factors_of(stage, which), filter, stage.batches))
+        factors = factors_of(first, "pretrained")
+        stages.append(ihvp.build(first.side.restricted(shared), factors, damping.first(first), first.batches))
+        stages.append(later_stage(last, shared, damping, ihvp))
     elif method == "single-stage":
         last = first
         factors = factors_of(first, "pretrained" if pretrained else "finetuned")
@@ -157,6 +165,20 @@ def build_scorer(
     elif method == "cosine":
         options = {**options, "normalize": "both"}
     return InfluenceScorer(last.side, first.side, stages, **options)
+
+
+def later_stage(stage: FittedStage, names: Iterable[str], damping: Damping, ihvp: IHVP) -> Preconditioner:
+    """What a fine-tuned stage does to a query's vector, over the named modules.
+
+    Raises:
+        MsifError: there are no factors; see ``IHVP.build`` and ``build_hop``.
+    """
+    side, factors = stage.side.restricted(names), factors_of(stage, "finetuned")
+    if stage.adapter is None:
+        return ihvp.build(side, factors, damping.later(stage), stage.batches)
+    if ihvp.kind != "ekfac":
+        raise MsifError(f"the hop of an adapter takes the curvature of EK-FAC, and no other inverse ('{ihvp.kind}').")
+    return build_hop(side, factors, stage.adapter, damping.pull(stage), stage.batches)
 
 
 def _options_of(method: str) -> set[str]:

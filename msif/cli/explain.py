@@ -83,6 +83,7 @@ def _options(args: argparse.Namespace) -> Options:
         search=args.search,
         damping=Damping(args.damping, args.damping_scale, args.alpha),
         ihvp=IHVP(args.ihvp, args.ihvp_iterations, args.ihvp_tolerance, args.lissa_scale, args.arnoldi_top),
+        adapter_hop=args.adapter_hop,
         examples=args.ihvp_examples,
         candidates=args.candidates,
         embedding_model=args.embedding_model,

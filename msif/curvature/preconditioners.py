@@ -15,7 +15,7 @@ from msif.errors import MsifError
 
 
 class Preconditioner:
-    """A base class of what applies a symmetric positive map to every vector.
+    """A base class of what applies a linear map to every vector: symmetric and positive, but for an adapter's hop.
 
     Attributes:
         blockwise: whether modules do not mix, so that they may be given one at a time.

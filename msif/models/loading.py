@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from msif.errors import MsifError, is_out_of_memory, one_line
+from msif.models.adapted import Adapted
 from msif.models.adapters import Adapter, has_whole_weights, read_adapter
 from msif.models.configuration import check_architecture, load_config, take_labels
 from msif.models.devices import resolve_device
@@ -44,8 +45,8 @@ class LoadedModel:
         name: as it was asked for.
         weights: fingerprint of the parameters as stored, before any cast; of an adapter: of its base's and its own.
         config: fingerprint of the configuration.
-        adapter: whether it is an adapter that was merged into its base model's weights, which themselves were never
-            trained.
+        adapter: what was trained, where it is an adapter that was merged into its base model's weights, which
+            themselves were never trained; else None.
     """
 
     name: str
@@ -53,7 +54,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     weights: str
     config: str
-    adapter: bool = False
+    adapter: Adapted | None = None
 
 
 def load_model(name_or_path: str | Path, task: str = "lm", dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -154,13 +155,14 @@ def _load_adapted(source: Source, adapter: Adapter, task: str, dtype: str) -> Lo
     if dtype != "auto" and any(p.dtype != DTYPES[dtype] for p in model.parameters()):
         del model
         model, _ = _load_weights(base, config, task, DTYPES[dtype])
-    merged: Any = apply_adapter(model, adapter)
+    merged: Any
+    merged, adapted = apply_adapter(model, adapter)
     merged.config.get_text_config().pad_token_id = pad
     _check_finite(f"{name} in {base.name}", merged)
     rounded = "" if merged.dtype in (torch.float32, torch.float64) else f", then rounded to {_short(merged.dtype)}"
     advice = "" if not rounded or merged.dtype != stored else " as the base is stored (--dtype float32 keeps all of it)"
     log.info("%s: an adapter, merged in memory into %s in float32%s%s", name, base.name, rounded, advice)
-    return LoadedModel(name, merged.eval(), tokenizer, weights, fingerprint_config(merged), adapter=True)
+    return LoadedModel(name, merged.eval(), tokenizer, weights, fingerprint_config(merged), adapted)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from msif.errors import MsifError, one_line
+from msif.models.adapted import Adapted, adapted_by
 from msif.models.adapters import Adapter
 
 # by how much a merged model's outputs may differ from those of the adapter beside its base, relatively
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
-def apply_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
-    """A model with an adapter merged into its weights, which are changed; each keeps its dtype.
+def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, Adapted]:
+    """A model with an adapter merged into its weights, which are changed, and what that trained; each keeps its dtype.
 
     Raises:
         MsifError: `peft` is not installed, or the adapter does not fit the model or cannot be merged.
@@ -43,7 +44,10 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
         raise MsifError(
             f"The adapter {adapter.name!r} does not fit its base model, which has no {key!r}: {adapter.mend}."
         )
-    return _merged(wrapped.eval(), adapter.name)
+    settings = adapter.settings
+    layers = _layers(wrapped.get_base_model())
+    adapted = adapted_by(adapter.name, str(settings["peft_type"]), str(settings.get("bias", "none")), layers)
+    return _merged(wrapped.eval(), adapter.name), adapted
 
 
 def merge_adapter(model: nn.Module) -> nn.Module:
@@ -64,8 +68,6 @@ def merge_adapter(model: nn.Module) -> nn.Module:
 def _merged(model: nn.Module, name: str) -> nn.Module:
     """The model without its adapters' modules, their changes in its weights."""
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
 
     inner: Any = model
     if isinstance(model, PeftModel):
@@ -75,12 +77,7 @@ def _merged(model: nn.Module, name: str) -> nn.Module:
                 f"The adapter {name!r} puts vectors before the text and changes no weight, so it cannot be merged into "
                 "the model: explain one that changes weights, such as LoRA."
             )
-    layers = {
-        path: module
-        for path, module in inner.named_modules()
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-    }
-    outer = {path: layer for path, layer in layers.items() if not any(path.startswith(f"{other}.") for other in layers)}
+    outer = _layers(inner)
     if not outer:
         raise MsifError(f"{name!r} has no adapter that changes weights: give one with LoRA or the like.")
     speaks = isinstance(inner, PreTrainedModel)  # of any other module it is not known what it reads
@@ -100,6 +97,19 @@ def _merged(model: nn.Module, name: str) -> nn.Module:
             "saved with whole weights."
         )
     return inner
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """Path of a module -> the layer that PEFT put around it, the outermost where it put several."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    }
+    return {path: layer for path, layer in layers.items() if not any(path.startswith(f"{other}.") for other in layers)}
 
 
 def _unloaded(layer: Any) -> nn.Module:

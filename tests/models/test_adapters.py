@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from msif import merge_adapter
 from msif.errors import MsifError
 from msif.models.adapters import is_adapter
+from msif.models.blocks import matrix_of, stored
 from msif.models.loading import LoadedModel, load_model
 from msif.models.select import match_modules, track_modules
 
@@ -122,6 +123,51 @@ def test_a_merged_adapter_computes_what_it_computed_beside_its_base(bases: Path,
     torch.testing.assert_close(logits(in_memory), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(unmerged), expected)  # as it was given
     assert track_modules(in_memory) == track_modules(loaded.model)
+
+
+LORA = {
+    "lora, fused q/k/v",
+    "lora, Conv1D",
+    "lora, BLOOM",
+    "lora, every map",
+    "lora, no task",
+    "lora, ranks by layer",
+    "rslora",
+    "lora and embedding",
+    "lora, tied unembedding",
+    "lora, tied embedding",
+    "a module of its own",
+    "added tokens",
+    "added tokens, trained",
+    "added tokens, tied",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_adapter_trained_is_kept(bases: Path, tmp_path: Path, kind: str) -> None:
+    """c·BA of each map is what was added to its weight; other kinds than LoRA are named."""
+    architecture, config, changes = KINDS[kind]
+    adapted(bases / architecture, config(), **changes).save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, device="cpu")
+    assert loaded.adapter is not None
+    if kind not in LORA:
+        with pytest.raises(MsifError, match=r"^--adapter-hop is for LoRA, and the adapter '.*' is \S.*: leave it out"):
+            loaded.adapter.checked()
+        return
+    base = AutoModelForCausalLM.from_pretrained(bases / architecture)
+    maps, whole = loaded.adapter.checked().maps, loaded.adapter.whole
+    compared = set()
+    for one in track_modules(loaded.model, "everything"):
+        grown = stored(base, one)[0].shape != stored(loaded.model, one)[0].shape
+        if grown or one.path in whole:
+            assert one.path not in maps
+            continue
+        added = (matrix_of(loaded.model, one) - matrix_of(base, one))[:, : one.d_in]
+        low = maps.get(one.path)
+        expected = torch.zeros_like(added) if low is None else (low.scale * low.B @ low.A).float()
+        torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-5)
+        compared.add(one.path)
+    assert maps.keys() <= compared and (maps or whole)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

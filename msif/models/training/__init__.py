@@ -1,6 +1,6 @@
 """What a stage's own training, by the files that it left, says of its natural scale."""
 
 from msif.models.training.files import TrainingUnknown
-from msif.models.training.tau import natural_tau, training_is_known
+from msif.models.training.tau import adapter_tau, natural_tau, training_is_known
 
-__all__ = ["TrainingUnknown", "natural_tau", "training_is_known"]
+__all__ = ["TrainingUnknown", "adapter_tau", "natural_tau", "training_is_known"]

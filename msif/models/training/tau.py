@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from msif.models.adapted import Adapted
 from msif.models.adapters import is_adapter
 from msif.models.blocks import TrackedModule, as_matrix, stored
 from msif.models.training.files import (
@@ -45,12 +46,30 @@ def natural_tau(
         TrainingUnknown: an ``MsifError`` that names what is missing, or what in the files cannot be used.
     """
     folder = Path(folder).expanduser()
+    if is_adapter(folder):
+        raise TrainingUnknown(
+            f"{folder} is an adapter, and how its own parameters were trained says nothing of the weights that it is "
+            "merged into"
+        )
+    return _natural_tau(folder, model, tracked, learning_rate_sum)
+
+
+def adapter_tau(folder: str | Path, adapted: Adapted, learning_rate_sum: float | None = None) -> dict[str, Tensor]:
+    """τ of the parameters of an adapter: "PATH.lora_A" and "PATH.lora_B" -> (1,); see ``natural_tau``.
+
+    Raises:
+        TrainingUnknown: as ``natural_tau``; modules that were trained whole beside the adapter.
+    """
+    folder = Path(folder).expanduser()
+    if adapted.whole:
+        raise TrainingUnknown(f"in {folder} '{min(adapted.whole)}' was trained whole beside the adapter")
+    return _natural_tau(folder, *adapted.parameters, learning_rate_sum)
+
+
+def _natural_tau(
+    folder: Path, model: nn.Module, tracked: Sequence[TrackedModule], learning_rate_sum: float | None
+) -> dict[str, Tensor]:
     try:
-        if is_adapter(folder):
-            raise TrainingUnknown(
-                f"{folder} is an adapter, and how its own parameters were trained says nothing of the weights that it "
-                "is merged into"
-            )
         state = optimizer_state(folder)
         if state is not None:
             return _taus(SavedOptimizer(folder, state, model), tracked, learning_rate_sum)
