@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
-
-from tqdm import tqdm
-
-from msif import distributed
 
 
 def progress(items: Iterable[Any] | None = None, *, hidden: bool = False, **options: Any) -> Any:
     """A ``tqdm`` bar on a terminal, and none of a process that others speak for."""
-    return tqdm(items, disable=True if hidden or not distributed.leads() else None, **options)
+    from tqdm import tqdm
+
+    processes = sys.modules.get("msif.distributed")  # which brings torch, and of which nobody has heard without it
+    follows = processes is not None and not processes.leads()
+    return tqdm(items, disable=True if hidden or follows else None, **options)
