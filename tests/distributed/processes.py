@@ -1,5 +1,6 @@
 """Starts several processes of one run, as torchrun does or without an agent between."""
 
+import json
 import os
 import socket
 import subprocess
@@ -25,26 +26,30 @@ def torchrun(count, *arguments, **environment):
     return done.returncode, done.stdout + done.stderr
 
 
-def together(count, script, *arguments):
-    """(status, what was said) of each of several processes that find each other by themselves."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    command = [sys.executable, str(HERE / script), *map(str, arguments)]
-    running = [
-        subprocess.Popen(
-            command,
-            env={**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+class Zygote:
+    """A process that forks those of a run, so that not each of them has to import everything."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "zygote.py")],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
-        for rank in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=LIMIT)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [(process.returncode, output) for process, output in zip(running, said, strict=True)]
+
+    def together(self, count, script, *arguments):
+        """(status, what was said) of each of several processes that find each other by themselves."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        command = [str(HERE / script), *map(str, arguments)]
+        self.process.stdin.write(json.dumps({"count": count, "environment": place, "command": command}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()

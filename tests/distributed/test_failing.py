@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from processes import HERE, together, torchrun
+from processes import HERE, torchrun
 
 sys.path.insert(0, str(HERE.parent / "cli"))
 from worlds import FACTS, World, fit_factors, influence, near, save_lm, write_rows
@@ -37,18 +37,17 @@ def close(one, other):
         torch.testing.assert_close(here.Lambda, there.Lambda, rtol=1e-3, atol=1e-5 * float(there.Lambda.max()))
 
 
-def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world):
+def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world, zygote):
     arguments = ["--model", world.folder / "base", "--data", world.folder / "corpus.jsonl", "--batch-tokens", 60]
     folder = world.folder / "killed"
     options = [*arguments, "--output", folder, "--checkpoint-every", 0, "--device", "cpu"]
     start = time.monotonic()
-    killed_together("covariance", "fit", *options)
+    killed_together(zygote, "covariance", "fit", *options)
     status, output = torchrun(2, FAILING, "mistake", "fit", *options)
     assert status == 1 and said(output) == ["a mistake in one process: mend it."], output
     assert output.count("resuming the covariance pass") == 1, output
-    killed_together("eigenvectors", "fit", *options)
-    status, output = torchrun(2, FAILING, "lambda", "fit", *options)
-    assert status == 1 and said(output) == [ENDED], output
+    killed_together(zygote, "eigenvectors", "fit", *options)
+    killed_together(zygote, "lambda", "fit", *options)
     assert time.monotonic() - start < 240  # nobody waits for a timeout
     assert json.loads((folder / "manifest.json").read_text())["parts"] == {"eigenvectors": True, "lambda": False}
     assert fit_factors(*options) == 0
@@ -57,12 +56,12 @@ def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world):
     assert not list(folder.glob("*checkpoint*")) and not list(folder.glob(".*.part"))
 
 
-def test_scores_of_a_killed_run_are_kept_for_any_number_of_processes(world):
+def test_scores_of_a_killed_run_are_kept_for_any_number_of_processes(world, zygote):
     asked = ["--pretrained", world.folder / "base", "--finetuned", world.folder / "tuned", "--method", "gdp"]
     asked += ["--corpus", world.folder / "corpus.jsonl", "--query", "Where was Ada born?", "--completion", " Linz"]
     asked += ["--candidates", "all", "--batch-tokens", 60, "--device", "cpu"]
     folder = world.folder / "scores"
-    killed_together("scores", "influence", *asked, "--output", folder)
+    killed_together(zygote, "scores", "influence", *asked, "--output", folder)
     assert list(folder.glob("partial.*-of-2.safetensors"))
     assert influence(*asked, "--output", folder) == 0
     assert influence(*asked, "--output", world.folder / "whole scores") == 0
@@ -70,9 +69,9 @@ def test_scores_of_a_killed_run_are_kept_for_any_number_of_processes(world):
     assert not list(folder.glob("partial*"))
 
 
-def killed_together(point, *arguments):
+def killed_together(zygote, point, *arguments):
     """Without an agent between: the process that is left notices by itself."""
-    (status, output), (other, _) = together(2, "failing.py", point, *arguments)
+    (status, output), (other, _) = zygote.together(2, "failing.py", point, *arguments)
     assert status == 2 and said(output) == [ENDED] and other == -signal.SIGKILL, output
 
 
