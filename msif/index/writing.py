@@ -15,7 +15,7 @@ from msif.curvature.store import differences, save_tensors
 from msif.errors import MsifError, one_line
 from msif.index.storage import MOMENTS_FILE, REBUILD, SCHEMA, read_manifest, read_parts
 
-EMPTY = {"complete": False, "rounding": None, "shards": [], "skipped": []}
+EMPTY: dict[str, Any] = {"complete": False, "rounding": None, "shards": [], "skipped": []}
 """A part of which nothing is written."""
 
 
