@@ -112,6 +112,11 @@ def _in_step(own: Iterator[tuple[int, Any, bool]], batches: Iterable[Any]) -> It
         yield (-1, spare, False) if mine is None else mine
 
 
+def own_count(count: int | None) -> int | None:
+    """About how many of so many sequences are this process's own."""
+    return None if count is None else -(-count // processes())
+
+
 def total(values: Sequence[float]) -> list[float]:
     """Their sums over all processes."""
     if not active():

@@ -34,6 +34,12 @@ def partial_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("partial*.safetensors"))
 
 
+def together(rows: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows (n,) ascending, scores (n, Q)) of several parts; of a row that is in several the first."""
+    ascending, first = np.unique(np.concatenate(rows), return_index=True)
+    return ascending, np.concatenate(scores)[first]
+
+
 def _own(path: Path) -> Path:
     """Where this process keeps its part of a pass."""
     share = "" if distributed.processes() == 1 else f".{distributed.rank()}-of-{distributed.processes()}"
@@ -100,10 +106,7 @@ class PartialScores:
 
     def whole(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(rows (n,) ascending, scores (n, Q)) of all batches together; None where there is none."""
-        if not self.rows:
-            return None
-        rows, first = np.unique(np.concatenate(self.rows), return_index=True)
-        return rows, np.concatenate(self.scores)[first]
+        return together(self.rows, self.scores) if self.rows else None
 
     def has(self, rows: np.ndarray) -> bool:
         """Whether an interrupted run scored all of a batch; what it scored of a part is forgotten, to be done again."""

@@ -14,7 +14,7 @@ from msif import distributed
 from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
-from msif.attribution.partial import PartialScores
+from msif.attribution.partial import PartialScores, together
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, picked, split_bias, stack
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
@@ -105,8 +105,7 @@ def score_batches(
     partial = partial or PartialScores()
     size = getattr(candidates, "size", None)
     if not partial.complete:
-        total = None if size is None else -(-size // distributed.processes())
-        with progress(desc="scoring", unit="doc", total=total) as bar, partial.under_way():
+        with progress(desc="scoring", unit="doc", total=distributed.own_count(size)) as bar, partial.under_way():
 
             def wanted(batch: Any) -> bool:
                 if known := partial.has(batch.indices.cpu().numpy()):
@@ -122,8 +121,8 @@ def score_batches(
     if not parts:
         raise MsifError("there is no candidate to score.")
     # what an earlier run had scored may be with several
-    indices, first = np.unique(np.concatenate([rows for rows, _ in parts]), return_index=True)
-    return Scores(np.concatenate([scores for _, scores in parts])[first].T.copy(), indices)
+    rows, values = together(*zip(*parts, strict=True))
+    return Scores(values.T.copy(), rows)
 
 
 class InfluenceScorer:

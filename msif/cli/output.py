@@ -66,7 +66,7 @@ def score_into(path: Path, job: Job) -> None:
     if not distributed.leads():
         shown_documents(job, scored)  # a pass that all take part in where weights are shared out
         return
-    with not_lost(path / PARTIAL, AGAIN):
+    with not_lost(next(iter(partial_files(path)), path / PARTIAL), AGAIN):
         write_scores(path / SCORES, scored.rankings, scored.ids, provenance_of(job))
     with not_lost(path / SCORES, AGAIN):
         if scored.anew:  # what earlier scores showed

@@ -280,8 +280,7 @@ class _Fit:
 
     def _total(self) -> int | None:
         """About as many sequences as this process takes."""
-        size = getattr(self.batches, "size", None)
-        return None if size is None else -(-size // distributed.processes())
+        return distributed.own_count(getattr(self.batches, "size", None))
 
     def _save_checkpoint(self, step: _Pass, consumer: RunningSums, convergence: Convergence, done: int) -> None:
         snapshots, counts = convergence.state()
