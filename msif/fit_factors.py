@@ -34,6 +34,11 @@ def parser() -> Parser:
     add_stage_data_flags(p, "what it was trained on")
     p.add_argument("--output", metavar="DIR", help="folder for the factors (required); an interrupted fit resumes")
     p.need("--model", "--data", "--output")
+    p.add_argument(
+        "--checkpoints",
+        metavar="DIR",
+        help="a Trainer's folder of checkpoint-N of this training: factors of each, too, in folders of the output",
+    )
     fit = p.add_argument_group("fit")
     fisher = ["sampled", "empirical"]
     fit.add_argument(
@@ -86,6 +91,7 @@ def stage_of(args: argparse.Namespace) -> Stage:
         streaming=args.streaming,
         settings=FitSettings(args.fisher, args.label_samples, args.seed),
         memory=args.memory,
+        checkpoints=args.checkpoints,
         checkpoint_every=args.checkpoint_every,
         fsdp=args.fsdp and not args.dry_run,
     ).checked()
@@ -101,13 +107,15 @@ def _fit(args: argparse.Namespace) -> None:
         if distributed.leads():
             print(described)
         return
-    start = time.perf_counter()
-    store = stage.store
-    if not distributed.leads():
-        return
-    write_configuration(store.path / "config.yaml", args)
-    print(summary(store, time.perf_counter() - start))
-    report_convergence(store, lines=args.diagnostics)
+    for part in reversed(stage.segments):  # the model itself first
+        start = time.perf_counter()
+        store = part.store
+        if distributed.leads():
+            own = {"model": str(part.model), "output": str(part.factors), "checkpoints": None}
+            given = own if stage.checkpoints else {}
+            write_configuration(store.path / "config.yaml", argparse.Namespace(**{**vars(args), **given}))
+            print(summary(store, time.perf_counter() - start))
+            report_convergence(store, lines=args.diagnostics)
 
 
 def _describe(stage: Stage, machines: Machines) -> str:

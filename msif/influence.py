@@ -143,6 +143,13 @@ def _add_method_flags(group: Any) -> None:
         help="learning rates summed over steps, pre-training then fine-tuning, for auto",
     )
     group.add_argument(
+        "--checkpoints",
+        nargs="+",
+        metavar="DIR",
+        help="source: a Trainer's folder of checkpoint-N of each model, pre-training then fine-tuning: training in "
+        "segments; factors by msif.fit_factors --checkpoints",
+    )
+    group.add_argument(
         "--ihvp",
         default="ekfac",
         choices=IHVPS,

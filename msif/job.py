@@ -95,9 +95,14 @@ class Job:
         return [self.first] if self.first is self.last else [self.first, self.last]
 
     @property
+    def parts(self) -> list[Stage]:
+        """Of the stages' trainings: all segments of one with checkpoints."""
+        return [part for stage in self.stages for part in stage.segments]
+
+    @property
     def weights(self) -> list[str]:
         """Fingerprints of the models that take part."""
-        return [stage.loaded.weights for stage in self.stages]
+        return [part.loaded.weights for part in self.parts]
 
     def documents(self, rows: Sequence[int]) -> TokenBatches:
         """The named rows of the corpus as batches."""
@@ -122,7 +127,7 @@ class Job:
     @cached_property
     def room(self) -> int:
         """Bytes for query vectors."""
-        models = [stage.loaded.model for stage in self.stages]
+        models = [part.loaded.model for part in self.parts]
         width = max(model.config.get_text_config().vocab_size for model in models)
         tokens = min(self.options.batch_tokens, 8 * self.length)
         return room_beside(models, width * tokens, self.options.memory)
@@ -276,7 +281,7 @@ class Job:
 
     def _identity(self, rows: Sequence[int], queries: Sequence[Query]) -> dict[str, Any]:
         """All that scores depend on."""
-        folders = [stage.factors for stage in self.stages]
+        folders = [part.factors for part in self.parts]
         return {
             "config": {key: value for key, value in self.settings.items() if key not in NOT_RESULTS},
             "weights": self.weights,

@@ -151,6 +151,9 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
     """A stage with what the method reads of it."""
     if options.method not in STAGED or (later and options.method == "single-stage"):
         return FittedStage(stage.side, None, batches=index if not later else None)
+    if options.method == "source" and stage.checkpoints is not None:
+        parts = [_fitted(part, options, damping, index, later) for part in reversed(stage.segments)]
+        return FittedStage(stage.side, segments=parts[::-1])
     store = stage.store
     if later and options.adapter_hop:
         own = _pulled(stage) if damping.alpha == "auto" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from msif.models.objectives import Objective
 from msif.models.roles import check_vocabulary, label_arguments, longest, objective_for
 from msif.models.select import track_modules, vocabulary_blocks
 from msif.models.sharding import shard
-from msif.models.training import adapter_tau, natural_tau
+from msif.models.training import adapter_tau, natural_tau, training_segments
 from msif.provenance import versions
 
 
@@ -49,6 +50,7 @@ class Stage:
         batch_tokens: of a padded batch.
         settings: how factors are fitted; its seed is also that of the order of batches.
         learning_rate_sum: of its training, for τ where no ``trainer_state.json`` lies beside the model.
+        checkpoints: folder of a Trainer's checkpoints of its training, for method "source".
         moved_to: where the data of factors that are there are now, for methods that go over them again.
         memory: bytes of the device that a fit may take.
         fsdp: share the weights out between the processes of ``torchrun``, for a model larger than a device.
@@ -76,6 +78,7 @@ class Stage:
         batch_tokens: int = 8192,
         settings: FitSettings | None = None,
         learning_rate_sum: float | None = None,
+        checkpoints: str | Path | None = None,
         moved_to: str | None = None,
         memory: int | None = None,
         fsdp: bool = False,
@@ -92,6 +95,10 @@ class Stage:
         self.settings, self.learning_rate_sum = settings or FitSettings(), learning_rate_sum
         if fsdp and isinstance(model, nn.Module):
             raise MsifError("fsdp= shares weights out as they are loaded: give the model's folder or name.")
+        if checkpoints is not None and isinstance(model, nn.Module):
+            raise MsifError("checkpoints= are of the training of a model in a folder: give the folder.")
+        self.checkpoints = checkpoints
+        self._since: Path | None = None  # the checkpoint from which on its steps are counted
         self.moved_to, self.memory, self.checkpoint_every, self.fsdp = moved_to, memory, checkpoint_every, fsdp
 
     def __repr__(self) -> str:
@@ -248,7 +255,35 @@ class Stage:
     @cached_property
     def tau(self) -> dict[str, Tensor]:
         """τ of each block, from what its training left beside the model; see ``natural_tau``."""
-        return natural_tau(self.loaded.name, self.loaded.model, self.tracked, self.learning_rate_sum)
+        return natural_tau(self.loaded.name, self.loaded.model, self.tracked, self.learning_rate_sum, self._since)
+
+    @cached_property
+    def segments(self) -> list[Stage]:
+        """A stage for each segment of its training, in order, the last with the model itself; or the stage alone.
+
+        Factors of a checkpoint are in the folder of the stage's own, under the checkpoint's name.
+
+        Raises:
+            MsifError: see ``training_segments``; learning rates are given, which checkpoints have of their own.
+        """
+        if self.checkpoints is None:
+            return [self]
+        if self.learning_rate_sum is not None:
+            raise MsifError("the learning rates of checkpoints are read from them: leave --learning-rate-sum out.")
+        folders = training_segments(self.checkpoints, str(self.model))
+        return [self._at(folder, since) for since, folder in zip([None, *folders], folders, strict=False)]
+
+    def _at(self, folder: Path, since: Path | None) -> Stage:
+        """The stage at a checkpoint, or at its end."""
+        stage, own = copy(self), folder == Path(str(self.model)).expanduser()
+        for name, value in vars(Stage).items():
+            if isinstance(value, cached_property) and (name in ("tau", "segments") if own else name != "corpus"):
+                stage.__dict__.pop(name, None)
+        stage.checkpoints, stage._since = None, since
+        if not own:
+            stage.model = folder
+            stage.factors = None if self.factors is None else Path(self.factors) / folder.name
+        return stage
 
     @cached_property
     def adapter(self) -> Adapted:

@@ -1,9 +1,11 @@
 """How well scores foretell the retrainings: the linear datamodelling score, of single members and of ensembles.
 
-Letters: K members, Q queries, N documents, M halves, S seeds.
+Letters: K members, Q queries, N documents, M halves, S seeds, O orders of the same seed's batches.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import rankdata
@@ -20,16 +22,29 @@ class Judge:
 
     Args:
         masks: bool (M, N), the documents of each half.
-        losses: (M, S, Q), of S seeds on each.
+        losses: (M, S, O, Q), of S seeds with O orders on each, or (M, S, Q) of one.
     """
 
     def __init__(self, masks: np.ndarray, losses: np.ndarray) -> None:
-        self.masks, self.losses, self.measured = masks, losses, losses.mean(1)
+        self.masks, self.all = masks, losses if losses.ndim == 4 else losses[:, :, None]
+        self.losses = self.all.mean(2)
+        self.measured = self.losses.mean(1)
         # for intervals, both halves and queries are drawn again; each score's draws are the same ones
         draw = generator(0, RESAMPLING_STREAM)
-        halves, queries = len(masks), losses.shape[2]
+        halves, queries = len(masks), self.losses.shape[2]
         self._halves, self._queries = _weights(draw, halves), _weights(draw, queries)
-        self.ceiling = float(noise_ceiling(losses).mean())
+        self.ceiling = float(noise_ceiling(self.losses).mean())
+
+    def of_queries(self, places: Sequence[int]) -> Judge:
+        """The same of some queries alone."""
+        return Judge(self.masks, self.all[..., list(places)])
+
+    @property
+    def own_ceiling(self) -> float | None:
+        """What a perfect predictor of a seed's loss, expected over orders, would reach; None for one order."""
+        if self.all.shape[2] < 2:
+            return None
+        return float(np.mean([noise_ceiling(self.all[:, seed]) for seed in range(self.all.shape[1])]))
 
     def score(self, scores: np.ndarray) -> float:
         """The mean over queries, of scores (Q, N)."""

@@ -80,11 +80,12 @@ class Schedule:
 
 @dataclass
 class Trained:
-    """What a stage ends with; `save` writes it as a folder of `transformers`."""
+    """What a stage ends with, or has after some of its steps; `save` writes it as a folder of `transformers`."""
 
     model: GPTNeoXPreTrainedModel
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    steps: int
     log: list[dict] = field(default_factory=list)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -93,7 +94,7 @@ class Trained:
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         state = {
             "global_step": len(self.log),
-            "max_steps": len(self.log),
+            "max_steps": self.steps,
             "num_train_epochs": self.schedule.epochs,
             "train_batch_size": self.schedule.batch_size,
             "logging_steps": 1,
@@ -216,10 +217,11 @@ def train(
     model: GPTNeoXPreTrainedModel,
     examples: Sequence[Example],
     schedule: Schedule,
-    seed: int,
+    seed: int | str,
     name: str | None,
     task: Task = NEXT_TOKENS,
     left_out: Collection[int] = (),
+    after_step: Callable[[Trained], None] | None = None,
 ) -> Trained:
     """Trains the model in place.
 
@@ -229,13 +231,15 @@ def train(
     A batch with nothing left takes no step.
 
     Args:
+        seed: of the batches and their order.
         name: what the progress bar says; None shows none.
         left_out: numbers of examples.
+        after_step: is called after every step.
     """
     rng, gone, device = random.Random(seed), set(left_out), next(model.parameters()).device
     steps = schedule.epochs * math.ceil(len(examples) / schedule.batch_size)
     optimizer = torch.optim.AdamW(_groups(model, schedule.weight_decay), lr=schedule.learning_rate, fused=True)
-    trained = Trained(model, optimizer, schedule)
+    trained = Trained(model, optimizer, schedule, steps)
     batches = (b for _ in range(schedule.epochs) for b in _batches(examples, schedule.batch_size, rng, task))
     model.train()
     with tqdm(batches, total=steps, desc=name, unit="step", disable=name is None) as bar:
@@ -265,6 +269,8 @@ def train(
                 }
             )
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if after_step is not None:
+                after_step(trained)
     model.eval()
     return trained
 

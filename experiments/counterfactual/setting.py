@@ -5,19 +5,20 @@ Queries are questions for the other half, whose answers the model can only have 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
 from experiments.facts import questions
 from experiments.facts.facts import Fact, FactData
 from experiments.facts.halves import FINETUNE, QUERY, of_half, split
 from experiments.facts.selection import Plain, divisible, plainly_stated, with_question
-from experiments.retraining.members import Member
 from experiments.retraining.settings import Recipe
-from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, measured_losses
+from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage
 from msif.errors import MsifError
 
 RELATIONS = ("P103", "P127", "P136", "P138", "P176", "P407", "P1303", "P31", "P364", "P740", "P527")
@@ -33,7 +34,7 @@ class FactSizes:
         words: of so many words at most,
         lead: so many of them before the subject.
         least: so many plain sentences must state a fact.
-        asked: questions whose losses are measured after every training; the first are those of removals.
+        asked: questions, and statements, that are explained; the first are those of removals.
     """
 
     relations: tuple[str, ...] = RELATIONS
@@ -42,7 +43,7 @@ class FactSizes:
     least: int = 3
     words: int = 18
     lead: int = 18
-    asked: int = 16
+    asked: int = 24
 
 
 # One layer: it carries what sentences say of a subject over to questions after so little training, two do not. The
@@ -61,44 +62,39 @@ class FactSetting:
 
     Attributes:
         data: what is pre-trained on and asked, with the counts of all that was left out.
+        asked: how many questions, and how many statements, are explained.
     """
 
     world: TwoStage
     data: FactData
-    others: Sequence[Fact]
-    templates: dict[str, str] = field(repr=False)
-    sizes: FactSizes
+    asked: int
 
-    def choose(self, world: TwoStage, members: list[Member]) -> Asked:
+    def choose(self, losses: np.ndarray) -> list[int]:
         """The questions that the pairs answer with the largest mean probability, one for each answer.
 
         Such probabilities are high partly by chance; what that does to removals shows in those of random documents.
-        """
-        everything = self._asked(self.others)
-        batches = world.query_batches(everything.examples)
-        losses = [measured_losses(m.finetuned.model, m.finetuned.objective, batches) for m in members]
-        likeliest = np.argsort(-np.exp(-np.stack(losses)).mean(0), kind="stable")
-        chosen: dict[str, int] = {}
-        for place in likeliest:
-            chosen.setdefault(everything.answers[place], int(place))
-        return everything.chosen(list(chosen.values())[: self.sizes.asked])
 
-    def _asked(self, facts: Sequence[Fact]) -> Asked:
-        prompts = [questions.question(self.templates[fact.relation], fact.subject) for fact in facts]
-        answers = [questions.completion(fact.answers[0]) for fact in facts]
-        pairs = list(zip(prompts, answers, strict=True))
-        return Asked(
-            [completion(self.world.tokenizer, prompt, answer, end=False) for prompt, answer in pairs],
-            [prompt + answer for prompt, answer in pairs],
-            [fact.id for fact in facts],
-            [fact.answers[0] for fact in facts],
-        )
+        Args:
+            losses: of all questions, (S, Q).
+        """
+        return self._likeliest(losses, self.world.questions.answers)
+
+    def choose_statements(self, losses: np.ndarray) -> list[int]:
+        """The same of statements and the pre-trained models."""
+        return self._likeliest(losses, self.world.statements.answers)
+
+    def _likeliest(self, losses: np.ndarray, answers: Sequence[str]) -> list[int]:
+        chosen: dict[str, int] = {}
+        for place in np.argsort(-np.exp(-losses).mean(0), kind="stable"):
+            chosen.setdefault(answers[place], int(place))
+        return list(chosen.values())[: self.asked]
 
 
 def fact_setting(
     data: FactData, templates: dict[str, str], sizes: FactSizes, recipe: Recipe, seed: int, device: str = "cpu"
 ) -> FactSetting:
-    """Sentences to pre-train on, questions of one half to fine-tune on, and the facts of the other.
+    """Sentences to pre-train on, questions of one half to fine-tune on, and those of the other to ask; and sentences
+    of the same facts that no training sees, whose objects the pre-trained model is asked for.
 
     Raises:
         MsifError: nothing is left of the data, or a relation has a single fact.
@@ -114,11 +110,36 @@ def fact_setting(
     texts = [sentence.text for sentence in small.sentences]
     halves = split(small, seed)
     tuned, others = of_half(small, halves, FINETUNE), of_half(small, halves, QUERY)
-    pairs = [
-        (questions.question(templates[fact.relation], fact.subject), questions.completion(fact.answers[0]))
+    pairs = {
+        fact.id: (questions.question(templates[fact.relation], fact.subject), questions.completion(fact.answers[0]))
         for fact in (*tuned, *others)
-    ]
-    tokenizer = build_tokenizer([*texts, *(prompt + answer for prompt, answer in pairs)], recipe.vocabulary)
-    finetuning = [completion(tokenizer, *pair) for pair in pairs[: len(tuned)]]
-    world = TwoStage(tokenizer, texts, finetuning, recipe, LanguageHead(), device)
-    return FactSetting(world, small, others, templates, sizes)
+    }
+    tokenizer = build_tokenizer([*texts, *(prompt + answer for prompt, answer in pairs.values())], recipe.vocabulary)
+    finetuning = [completion(tokenizer, *pairs[fact.id]) for fact in tuned]
+    asked = _asked(tokenizer, [(fact, *pairs[fact.id]) for fact in others])
+    statements = _asked(tokenizer, _unseen_statements(plain, small, Plain(sizes.words, sizes.lead), seed))
+    world = TwoStage(tokenizer, texts, finetuning, recipe, LanguageHead(), asked, statements, device)
+    return FactSetting(world, small, sizes.asked)
+
+
+def _asked(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[Fact, str, str]]) -> Asked:
+    """Facts with a prompt and its answer each."""
+    return Asked(
+        [completion(tokenizer, prompt, answer, end=False) for _, prompt, answer in prompts],
+        [prompt + answer for _, prompt, answer in prompts],
+        [fact.id for fact, *_ in prompts],
+        [fact.answers[0] for fact, *_ in prompts],
+    )
+
+
+def _unseen_statements(data: FactData, seen: FactData, plain: Plain, seed: int) -> list[tuple[Fact, str, str]]:
+    """For each fact that is seen, a plain sentence that is not, up to its object, and the object."""
+    texts, found = {sentence.text for sentence in seen.sentences}, []
+    for fact in seen.facts.values():
+        sentences = [data.sentences[row] for row in data.sources(fact.id)]
+        unseen = [s.text for s in sentences if s.text not in texts and plain.states(s, fact)]
+        if unseen:
+            text = random.Random(f"{seed}:{fact.id}:statement").choice(unseen)
+            start = text.find(fact.answers[0], text.find(fact.subject) + len(fact.subject))
+            found.append((fact, text[:start].rstrip(), questions.completion(fact.answers[0])))
+    return found

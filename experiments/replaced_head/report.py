@@ -16,7 +16,7 @@ TOP = 10
 
 
 def accuracy_table(setting: LabelSetting, study: Study) -> Table:
-    found = setting.predicted(study.members)
+    found = setting.predicted(study.all_losses)
     right = found.argmax(2) == setting.truth
     counts = np.bincount(setting.truth)
     rows: list[list[Any]] = [

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from transformers import PreTrainedTokenizerFast
 
-from experiments.common.training import Example, build_tokenizer
+from experiments.common.training import build_tokenizer
 from experiments.facts.facts import FactData
 from experiments.replaced_head.head import ClassifierHead
-from experiments.retraining.members import Member
 from experiments.retraining.settings import Recipe
 from experiments.retraining.two_stage import Asked, TwoStage
 from msif.errors import MsifError
-from msif.models.capture import frozen
 
 Labelled = tuple[str, int]
 """A text and the number of its class."""
@@ -60,19 +58,9 @@ class LabelSetting:
         """Of what is held out, class numbers (H,)."""
         return np.array([label for _, label in self.parts.held_out])
 
-    def predicted(self, members: Sequence[Member]) -> np.ndarray:
-        """Probabilities of classes, (K, held out, classes), by each pair."""
-        texts = [text for text, _ in self.parts.held_out]
-        examples: list[Example] = [(ids, 0) for ids in self.world.tokenizer(texts)["input_ids"]]
-        batches = self.world.query_batches(examples)
-        found = np.empty((len(members), len(examples), len(self.world.head.classes)))
-        with torch.no_grad():
-            for number, member in enumerate(members):
-                with frozen(member.finetuned.model):
-                    for batch in batches:
-                        logits = member.finetuned.objective.outputs(member.finetuned.model, batch.to(self.world.device))
-                        found[number, batch.indices.numpy()] = logits.double().softmax(-1).cpu().numpy()
-        return found
+    def predicted(self, losses: np.ndarray) -> np.ndarray:
+        """Probabilities of classes, (S, held out, classes), from the losses of all questions, (S, questions)."""
+        return np.exp(-losses).reshape(len(losses), len(self.parts.held_out), len(self.parts.classes))
 
     def order(self) -> np.ndarray:
         """The texts held out, one of each class after the other, (H,)."""
@@ -83,18 +71,26 @@ class LabelSetting:
             turns[label] += 1
         return np.array([place for *_, place in sorted(keys)])
 
-    def choose(self, world: TwoStage, members: list[Member]) -> Asked:
+    def choose(self, losses: np.ndarray) -> list[int]:
         """All that is held out. Of each is explained the class that the pairs find likeliest, right or wrong."""
-        classes, places = self.parts.classes, self.order()
-        said = self.predicted(members).mean(0).argmax(1)[places]
-        texts = [self.parts.held_out[place][0] for place in places]
-        answers = [
-            classes[label] + ("" if label == self.truth[place] else f", wrongly: {classes[self.truth[place]]}")
-            for place, label in zip(places, said, strict=True)
-        ]
-        tokens = world.tokenizer(texts)["input_ids"]
-        examples = [(ids, int(label)) for ids, label in zip(tokens, said, strict=True)]
-        return Asked(examples, texts, [f"held out {place}" for place in places], answers)
+        said = self.predicted(losses).mean(0).argmax(1)
+        return [int(place * len(self.parts.classes) + said[place]) for place in self.order()]
+
+
+def _questions(tokenizer: PreTrainedTokenizerFast, parts: Parts) -> Asked:
+    """Each text held out with each class: the texts in their order, and with each its classes."""
+    texts = [text for text, _ in parts.held_out]
+    asked = [
+        (
+            (ids, number),
+            text,
+            f"held out {place}",
+            name if number == label else f"{name}, wrongly: {parts.classes[label]}",
+        )
+        for place, ((text, label), ids) in enumerate(zip(parts.held_out, tokenizer(texts)["input_ids"], strict=True))
+        for number, name in enumerate(parts.classes)
+    ]
+    return Asked(*(list(column) for column in zip(*asked, strict=True)))
 
 
 def label_setting(parts: Parts, recipe: Recipe, device: str = "cpu") -> LabelSetting:
@@ -109,5 +105,7 @@ def label_setting(parts: Parts, recipe: Recipe, device: str = "cpu") -> LabelSet
     tokenizer = build_tokenizer([*texts, *(text for text, _ in parts.finetuning)], recipe.vocabulary)
     tokens = tokenizer([text for text, _ in parts.finetuning])["input_ids"]
     finetuning = [(ids, label) for ids, (_, label) in zip(tokens, parts.finetuning, strict=True)]
-    world = TwoStage(tokenizer, texts, finetuning, recipe, ClassifierHead(parts.classes), device)
+    world = TwoStage(
+        tokenizer, texts, finetuning, recipe, ClassifierHead(parts.classes), _questions(tokenizer, parts), device=device
+    )
     return LabelSetting(world, parts)

@@ -13,8 +13,13 @@ HALVES_STREAM = 22
 
 
 def losses_on_halves(retrainings: Retrainings, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """(masks bool (M, N), losses (M, S, Q)) of M halves, that each of S pairs is trained on again."""
+    """(masks bool (M, N), losses (M, S, O, Q)) of M halves, that each of S pairs is trained on again in O orders."""
     masks = random_halves(generator(sizes.seed, HALVES_STREAM), sizes.halves, len(retrainings.world.texts))
-    trainings = [Training.without(np.flatnonzero(~mask), seed) for mask in masks for seed in sizes.training_seeds]
+    trainings = [
+        Training.without(np.flatnonzero(~mask), seed, order)
+        for order in range(sizes.orders)
+        for mask in masks
+        for seed in sizes.training_seeds
+    ]
     losses = retrainings.losses(trainings, "trainings on halves")
-    return masks, losses.reshape(len(masks), sizes.seeds, -1)
+    return masks, np.moveaxis(losses.reshape(sizes.orders, len(masks), sizes.seeds, -1), 0, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ from torch import nn
 from transformers import GPTNeoXForCausalLM
 
 from experiments.common.cache import built
-from experiments.retraining.two_stage import TwoStage
+from experiments.common.training import Trained
+from experiments.retraining.two_stage import STAGES, TwoStage
 from msif.attribution.gradients import Side
 from msif.attribution.stages import FittedStage
 from msif.curvature.fit import FitSettings, fit
 from msif.models.objectives import CausalLM, Objective
 from msif.models.select import track_modules
-from msif.models.training import natural_tau
+from msif.models.training import natural_tau, training_segments
 
 MODULES = {True: "maps", False: "layers"}
 """Every linear map that both stages share: the unembedding, too, if fine-tuning keeps it."""
+SEGMENTS = {"pretrained": 4, "finetuned": 2}
+"""Of a stage's training, each of as many steps, with a checkpoint at its end."""
 LABEL_SAMPLES = 4
 """Draws of labels for each sequence and pass: with a few hundred sequences, factors of one draw are noisy."""
 
@@ -61,6 +64,23 @@ class Model:
         """The same with another basis of the unembedding's rows."""
         return self._stage(self.modules, f"{basis.replace(':', '-')}-factors", basis)
 
+    @cached_property
+    def in_segments(self) -> FittedStage:
+        """With a stage for each checkpoint of its training."""
+        folders = training_segments(self.folder, self.folder)
+        since = [None, *folders]
+        parts = [self._segment(*pair) for pair in zip(folders, since[:-1], strict=True)]
+        return FittedStage(self.stage.side, segments=parts)
+
+    def _segment(self, folder: Path, since: Path | None) -> FittedStage:
+        """The steps from one checkpoint to another."""
+        one = self
+        if folder != self.folder:
+            model = type(self.model).from_pretrained(folder).to(self.model.device)  # type: ignore[attr-defined]
+            one = replace(self, folder=folder, model=model)
+        tau = natural_tau(folder, one.model, one.stage.side.tracked, since=since)
+        return replace(one.stage, tau=tau)
+
     def _stage(self, modules: str, name: str, basis: str = "identity") -> FittedStage:
         tracked = track_modules(self.model, modules, vocabulary_basis=basis)
         factors = self.folder.with_name(f"{self.folder.name}-{name}")
@@ -83,10 +103,15 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
     """Trains a pair into the folder, or loads the one that is there."""
 
     def build(part: Path) -> None:
-        for name, trained in zip(("pretrained", "finetuned"), world.train(seed), strict=True):
-            trained.save(part / name, world.tokenizer)
+        def keep(stage: str, trained: Trained) -> None:
+            step, places = len(trained.log), range(1, SEGMENTS[stage])
+            if step in [round(place * trained.steps / SEGMENTS[stage]) for place in places]:
+                trained.save(part / stage / f"checkpoint-{step}", world.tokenizer)
 
-    built(folder, {"seed": seed}, build)
+        for stage, trained in zip(STAGES, world.train(seed, after_step=keep), strict=True):
+            trained.save(part / stage, world.tokenizer)
+
+    built(folder, {"seed": seed, "segments": SEGMENTS}, build)
     modules = MODULES[world.head.one_objective]
     pretrained = GPTNeoXForCausalLM.from_pretrained(folder / "pretrained").to(world.device)
     finetuned = world.head.model_class.from_pretrained(folder / "finetuned").to(world.device)

@@ -38,6 +38,7 @@ SETTINGS = {
 """What scores of all methods depend on, beside the models."""
 
 MULTI_STAGE, SOURCE, GDP = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters", "gradient dot product"
+SEGMENTED = f"{SOURCE}, checkpoints in segments"
 DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
 """What the command line takes where the training is known."""
 SOLVED = "multi-stage, EK-FAC-preconditioned CG"
@@ -90,6 +91,7 @@ def _multi_stage() -> Iterator[Method]:
     for value in SWEEP:
         yield Method(MULTI_STAGE, f"{value:g}", scorer=_staged("multi-stage", Damping(value)), main=False)
     yield Method(SOURCE, scorer=_staged("source"))
+    yield Method(SEGMENTED, scorer=_staged("source", stage=attrgetter("in_segments")))
     solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
     yield Method(SOLVED, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
 

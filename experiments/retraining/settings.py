@@ -16,6 +16,7 @@ class Sizes:
         removed: how many of a query's top documents are taken out of pre-training, several numbers.
         seeds: model pairs that are explained; each is trained again from its own first weights, in its own order.
         halves: random halves of the documents that each pair is trained on again.
+        orders: trainings of a pair on each half, from the same first weights, with batches of their own.
         seed: decides the data, the halves and all first weights.
 
     Raises:
@@ -24,12 +25,13 @@ class Sizes:
 
     queries: int = 8
     removed: tuple[int, ...] = (5, 20)
-    seeds: int = 3
-    halves: int = 60
+    seeds: int = 5
+    halves: int = 100
+    orders: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("queries", 1), ("seeds", 2), ("halves", 8)):
+        for name, least in (("queries", 1), ("seeds", 2), ("halves", 8), ("orders", 1)):
             if getattr(self, name) < least:
                 raise MsifError(f"--{name} is {getattr(self, name)}: give {least} or more.")
         if not self.removed or min(self.removed) < 1:

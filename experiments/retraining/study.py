@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, TwoStage
 from msif.errors import MsifError
 
-Choose = Callable[[TwoStage, list[Member]], Asked]
-"""The queries, of which the first are those that removals are made for."""
+Choose = Callable[[np.ndarray], Sequence[int]]
+"""From the pairs' losses of all questions, (S, all), to the places of what is explained; removals are made for the
+first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Study:
     """All parts are kept in the folder as they are made, and made when they are first asked for.
 
     Attributes:
-        choose: finds the queries when the pairs are trained.
+        choose: finds the questions that are explained when the pairs are trained.
         processes: trainings, or pairs, at once.
     """
 
@@ -70,17 +71,22 @@ class Study:
         return [make(number) for number in numbers]
 
     @cached_property
-    def asked(self) -> Asked:
-        asked = self.choose(self.world, self.members)
-        if len(asked) < self.sizes.queries:
+    def places(self) -> list[int]:
+        """Of what is explained among all questions."""
+        chosen = list(self.choose(self.all_losses))
+        if len(chosen) < self.sizes.queries:
             raise MsifError(
-                f"there are {len(asked)} queries for --queries {self.sizes.queries}: give a smaller number."
+                f"there are {len(chosen)} queries for --queries {self.sizes.queries}: give a smaller number."
             )
-        return asked
+        return chosen
+
+    @cached_property
+    def asked(self) -> Asked:
+        return self.world.questions.chosen(self.places)
 
     @cached_property
     def parts(self) -> Cache:
-        """Of scores and retrainings, which depend on the queries."""
+        """Of scores, which depend on the queries."""
         name = hashlib.sha256(repr(self.asked).encode()).hexdigest()[:12]
         return Cache(self.cache.folder / f"asked-{name}", {"queries": list(self.asked.titles)})
 
@@ -98,13 +104,23 @@ class Study:
 
     @cached_property
     def retrainings(self) -> Retrainings:
-        return Retrainings(self.world, self.asked.examples, self.parts, self.processes)
+        return replace(self._all_retrainings, queries=self.places)
+
+    @property
+    def _all_retrainings(self) -> Retrainings:
+        everything = range(len(self.world.questions))
+        return Retrainings(self.world, "finetuned", everything, self.cache, self.processes)
 
     @cached_property
+    def all_losses(self) -> np.ndarray:
+        """Of all questions by the pairs, (S, all)."""
+        trainings = [Training(seed) for seed in self.sizes.training_seeds]
+        return self._all_retrainings.losses(trainings, "trainings on all documents")
+
+    @property
     def baseline(self) -> np.ndarray:
         """The queries' losses by the pairs, (S, Q)."""
-        trainings = [Training(seed) for seed in self.sizes.training_seeds]
-        return self.retrainings.losses(trainings, "trainings on all documents")
+        return self.all_losses[:, self.places]
 
     @cached_property
     def judge(self) -> Judge:
@@ -113,8 +129,7 @@ class Study:
     @cached_property
     def judge_of_removals(self) -> Judge:
         """The same on the queries of removals alone."""
-        masks, losses = losses_on_halves(self.retrainings, self.sizes)
-        return Judge(masks, losses[:, :, : self.sizes.queries])
+        return self.judge.of_queries(range(self.sizes.queries))
 
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:

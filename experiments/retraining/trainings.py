@@ -12,8 +12,7 @@ import numpy as np
 
 from experiments.common.cache import Cache
 from experiments.common.parallel import spread
-from experiments.common.training import Example
-from experiments.retraining.two_stage import TwoStage, measured_losses
+from experiments.retraining.two_stage import TwoStage
 from msif.errors import MsifError
 
 
@@ -24,35 +23,41 @@ class Training:
     Attributes:
         seed: of first weights and batches.
         left_out: rows of the pre-training documents that it never sees, ascending.
+        order: of batches, see ``TwoStage.train``.
     """
 
     seed: int
     left_out: tuple[int, ...] = ()
+    order: int = 0
 
     @classmethod
-    def without(cls, rows: Collection[int], seed: int) -> Training:
-        return cls(seed, tuple(sorted(int(row) for row in rows)))
+    def without(cls, rows: Collection[int], seed: int, order: int = 0) -> Training:
+        return cls(seed, tuple(sorted(int(row) for row in rows)), order)
 
     @property
     def key(self) -> str:
         digest = hashlib.sha256(repr(self.left_out).encode()).hexdigest()[:16]
-        return f"{self.seed}-{digest}" if self.left_out else f"{self.seed}-all"
+        order = f".{self.order}" if self.order else ""
+        return f"{self.seed}{order}-{digest if self.left_out else 'all'}"
 
 
 @dataclass(frozen=True)
 class Retrainings:
-    """What the queries' losses are after any training of a two-stage model.
+    """What the losses of a model's queries are after any training of both stages.
 
     Every training is a file of its own in the cache, under a name made of its seed and its documents: one that two
-    methods ask for is made once, and one that an interrupted run made is there.
+    methods ask for is made once, and one that an interrupted run made is there. It holds the losses of all questions
+    and statements.
 
     Attributes:
-        queries: what is measured after each.
+        stage: whose losses are read, "pretrained" or "finetuned".
+        queries: places of what is read among all that this stage may be asked.
         processes: trainings at once, with a thread each; their results do not depend on it.
     """
 
     world: TwoStage
-    queries: Sequence[Example]
+    stage: str
+    queries: Sequence[int]
     cache: Cache
     processes: int = 1
 
@@ -72,21 +77,19 @@ class Retrainings:
             spread(work, list(needed.values()), self.processes if len(needed) > 1 else 1, title)
         except BrokenProcessPool as error:
             raise MsifError("a training process was killed: run the same command again, and it goes on.") from error
-        return np.stack([_train(self, training) for training in trainings])
+        return np.stack([_train(self, training)[self.stage][list(self.queries)] for training in trainings])
 
 
 def _name(training: Training) -> str:
     return f"trainings/{training.key}"
 
 
-def _train(retrainings: Retrainings, training: Training) -> np.ndarray:
-    """The queries' losses after a training, (Q,): read, or made and kept."""
+def _train(retrainings: Retrainings, training: Training) -> dict[str, np.ndarray]:
+    """The losses of all statements and questions after a training: read, or made and kept."""
 
     def compute() -> dict[str, np.ndarray]:
         world = retrainings.world
-        _, finetuned = world.train(training.seed, training.left_out)
-        return {
-            "losses": measured_losses(finetuned.model, world.head.objective, world.query_batches(retrainings.queries))
-        }
+        pretrained, finetuned = world.train(training.seed, training.left_out, training.order)
+        return world.measured(pretrained.model, finetuned.model)
 
-    return retrainings.cache.arrays(_name(training), compute)["losses"]
+    return retrainings.cache.arrays(_name(training), compute)

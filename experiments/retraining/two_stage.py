@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -44,6 +44,10 @@ class Asked:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+
+STAGES = ("pretrained", "finetuned")
+NOTHING = Asked((), (), (), ())
 
 
 class Head(Protocol):
@@ -96,6 +100,8 @@ class TwoStage:
     Attributes:
         texts: the pre-training documents, by row number.
         finetuning: what the second stage is trained on, never left out.
+        questions: all that the fine-tuned model may be asked, whose losses are measured after every training.
+        statements: the same of the pre-trained model.
         device: of trainings.
     """
 
@@ -104,6 +110,8 @@ class TwoStage:
     finetuning: Sequence[Example]
     recipe: Recipe
     head: Head
+    questions: Asked
+    statements: Asked = NOTHING
     device: str = "cpu"
 
     @property
@@ -114,6 +122,8 @@ class TwoStage:
             list(self.finetuning),
             self.recipe,
             repr(self.head),
+            list(self.questions.examples),
+            list(self.statements.examples),
             sorted(self.tokenizer.get_vocab().items()),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -122,13 +132,37 @@ class TwoStage:
     def pretraining(self) -> list[Example]:
         return plain_text(self.tokenizer, self.texts)
 
-    def train(self, seed: int, left_out: Collection[int] = ()) -> tuple[Trained, Trained]:
-        """Both stages; the seed decides first weights and batches, and leaving documents out changes neither."""
-        recipe = self.recipe
+    def train(
+        self,
+        seed: int,
+        left_out: Collection[int] = (),
+        order: int = 0,
+        after_step: Callable[[str, Trained], None] | None = None,
+    ) -> tuple[Trained, Trained]:
+        """Both stages; the seed decides first weights and batches, and leaving documents out changes neither.
+
+        Args:
+            order: 0 for the seed's own batches, else others from the same first weights.
+            after_step: is called after every step, with the stage's name.
+        """
+        recipe, batches = self.recipe, f"{seed}:{order}" if order else seed
+        call: list[Any] = [after_step and partial(after_step, stage) for stage in STAGES]
         model = new_model(self.tokenizer, recipe.size, seed).to(self.device)
-        first = train(model, self.pretraining, recipe.pretraining, seed, None, left_out=left_out)
+        first = train(model, self.pretraining, recipe.pretraining, batches, None, left_out=left_out, after_step=call[0])
         model = self.head.start(first.model, seed)
-        return first, train(model, self.finetuning, recipe.finetuning, seed, None, self.head.task)
+        last = train(model, self.finetuning, recipe.finetuning, batches, None, self.head.task, after_step=call[1])
+        return first, last
+
+    def measured(self, pretrained: nn.Module, finetuned: nn.Module) -> dict[str, np.ndarray]:
+        """The losses of all statements by the one and of all questions by the other: STAGES -> (Q,)."""
+        asked = (
+            (pretrained, LanguageHead(), self.statements),
+            (finetuned, self.head, self.questions),
+        )
+        return {
+            stage: measured_losses(model, head.objective, _batches(head, queries.examples))
+            for stage, (model, head, queries) in zip(STAGES, asked, strict=True)
+        }
 
     def pretraining_batches(self) -> list[Batch]:
         return _batches(LanguageHead(), self.pretraining)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from msif.attribution.projection import Projection
 from msif.attribution.scoring import route_costs
 from msif.curvature.work import Work, products, temporaries
@@ -27,6 +29,7 @@ class Cost:
         index_batch: (documents, positions) -> of a batch of them.
         solve: of their curvature, once.
         stored: bytes of a candidate that are read in place of its forward and backward pass.
+        models: that a candidate goes through beside that of the candidates' side.
     """
 
     vector: float
@@ -38,6 +41,7 @@ class Cost:
     index_batch: Callable[[int, int], Work] = lambda B, T: Work()
     solve: Work = Work()  # noqa: RUF009
     stored: float = 0.0
+    models: Sequence[nn.Module] = ()
 
 
 def score_work(

@@ -55,7 +55,7 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     speed = measure(side.model, side.tracked, side.objective, plan.candidates, cotangents)
     parameters = sum(module.d_out * module.shape[1] for module in side.tracked)
     blocks = sum(len(module.blocks) for module in side.tracked)
-    machines, models = plan.machines, [s.model for s in (side, scorer.query_side)]
+    machines, models = plan.machines, [side.model, scorer.query_side.model, *cost.models]
     weights = machines.weights(models)
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
     made, kept = (min(plan.queries, count) for count in capacities(cost, plan.room))
@@ -65,7 +65,7 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     if cost.stored:
         scoring += passes * plan.candidates.documents * cost.stored / DISK
     else:
-        scoring += passes * speed.passes(plan.candidates, "candidates")
+        scoring += passes * (1 + len(cost.models)) * speed.passes(plan.candidates, "candidates")
         scoring *= machines.rounds(plan.candidates.batches)
     scoring += passes * plan.candidates.reading  # by each process
     index = 0.0

@@ -25,6 +25,7 @@ READ_BY = {
     "alpha": ("multi-stage",),
     "adapter_hop": ("multi-stage",),
     "learning_rate_sum": STAGED,
+    "checkpoints": ("source",),
     "ihvp": DAMPED,
     "ihvp_iterations": DAMPED,
     "ihvp_tolerance": DAMPED,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -215,6 +216,12 @@ class InfluenceScorer:
 
         ``partial`` holds what an interrupted run of the same pass had done, and takes in the rest.
         """
+        with self.scoring(vectors) as score:
+            return score_batches(candidates, score, partial)
+
+    @contextmanager
+    def scoring(self, vectors: dict[str, QueryVectors]) -> Iterator[Callable[[Any], Tensor]]:
+        """A batch of B candidates -> its scores (B, Q), within the context."""
         side, normalized = self.candidate_side, self.normalize != "none"
         device, _ = device_and_dtype(side.model)
         consumer = ScorePass(vectors, with_norms=normalized)
@@ -226,7 +233,7 @@ class InfluenceScorer:
             return consumer.scores / consumer.norms.clamp(min=torch.finfo(consumer.scores.dtype).tiny)[:, None]
 
         with Capture(side.model, side.tracked, consumer) as capture:
-            return score_batches(candidates, score, partial)
+            yield score
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         return self.score_vectors(self.query_vectors(queries), candidates)

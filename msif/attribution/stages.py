@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from msif.attribution.methods import INDEXED, METHODS, PROJECTED
 from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer
+from msif.attribution.segments import SegmentedScorer
 from msif.attribution.trak import TRAKCheckpoint, TRAKOptions
 from msif.curvature.factors import Factors
 from msif.curvature.filters import Accumulation, DampedInverse, Decay, Scale
@@ -39,6 +40,7 @@ class FittedStage:
             of its parameters, see ``adapter_tau``.
         batches: the stage's own training data, for an inverse that is solved for on it, or the hop of an adapter.
         adapter: what was trained, where the stage is to be taken as an adapter's and not as a training of all weights.
+        segments: for method "source" a stage for each segment of the training, in order, whose τ are the segment's.
     """
 
     side: Side
@@ -46,6 +48,12 @@ class FittedStage:
     tau: Mapping[str, Tensor] | None = None
     batches: Iterable[Any] | None = None
     adapter: Adapted | None = None
+    segments: Sequence[FittedStage] = ()
+
+    @property
+    def parts(self) -> Sequence[FittedStage]:
+        """The segments of its training, or the whole of it as one."""
+        return self.segments or [self]
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def build_scorer(
     of the first inverse (``AdapterHop``).
     single-stage: ∇m(q; θ)ᵀ (H + λ I)⁻¹ ∇L(z; θ) on the pre-trained model, or on the only one given.
     source: ∇m(q; θ_ft)ᵀ exp(−τ_ft H_ft) (1 − exp(−τ_pt H_pt)) H_pt⁻¹ ∇L(z; θ_pt), without a damping (Bae et al. 2024,
-    arXiv 2405.12186), or the second factor of the only stage given.
+    arXiv 2405.12186), or the second factor of the only stage given; by ``SegmentedScorer`` where stages have segments.
     gdp: ∇m(q; θ_ft)ᵀ ∇L(z; θ_pt). cosine: the same of unit vectors.
     cka: linear CKA of the same two gradients (``CKAScorer``). trak, logra: φ_m(q; θ_ft)ᵀ (K + λI)⁻¹ φ_L(z; θ_pt) of
     projected gradients (``TRAKCheckpoint``, ``LoGraScorer``), K from the batches of the candidates' stage.
@@ -161,7 +169,7 @@ def build_scorer(
         factors = factors_of(first, "pretrained" if pretrained else "finetuned")
         stages = [ihvp.build(first.side, factors, damping.first(first), first.batches)]
     elif method == "source":
-        stages = _source(first, last)
+        return _source(first, last, options)
     elif method == "cosine":
         options = {**options, "normalize": "both"}
     return InfluenceScorer(last.side, first.side, stages, **options)
@@ -192,16 +200,18 @@ def _options_of(method: str) -> set[str]:
     return named - {"damping", "damping_scale", "curvature_data"} | ({"projection"} if method == "logra" else set())
 
 
-def _source(first: FittedStage, last: FittedStage) -> list[Preconditioner]:
-    """What the first stage accumulates from a gradient, and what fine-tuning, if there is one, keeps of it."""
-    stages = [first] if first is last else [first, last]
-    result: list[Preconditioner] = []
-    for stage, which in zip(stages, ("pretrained", "finetuned"), strict=False):
-        if stage.tau is None:
-            raise MsifError("method 'source' needs τ of each stage's training: give --learning-rate-sum.")
-        filter = Accumulation(stage.tau) if stage is first else Decay(stage.tau)
-        result.append(EKFAC(factors_of(stage, which), filter))
-    return result
+def _source(first: FittedStage, last: FittedStage, options: Mapping[str, Any]) -> PairScorer:
+    """What each segment of the first stage accumulates from a gradient, and what all that follow keep of it."""
+    later = [] if first is last else last.parts
+    of = [(part, "pretrained") for part in first.parts] + [(part, "finetuned") for part in later]
+    if any(part.tau is None for part, _ in of):
+        raise MsifError("method 'source' needs τ of each stage's training: give --learning-rate-sum.")
+    kept = [EKFAC(factors_of(part, which), Decay(part.tau)) for part, which in of[1:] if part.tau]
+    accumulated = [EKFAC(factors_of(part, which), Accumulation(part.tau)) for part, which in of if part.tau]
+    accumulated = accumulated[: len(first.parts)]
+    if len(accumulated) == 1:
+        return InfluenceScorer(last.side, first.parts[0].side, [*accumulated, *kept], **options)
+    return SegmentedScorer(last.side, [part.side for part in first.parts], accumulated, kept, **options)
 
 
 def _projected(

@@ -53,6 +53,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.learning_rate_sum and len(args.learning_rate_sum) != 1 + both:
         raise MsifError("--learning-rate-sum needs one number for each model: pre-training, then fine-tuning.")
+    if args.checkpoints and len(args.checkpoints) != 1 + both:
+        raise MsifError(
+            "--checkpoints needs one folder for each model: pre-training, then fine-tuning; a model's own folder takes "
+            "its training as one segment."
+        )
     if args.output:
         check_output(Path(args.output), args)
 

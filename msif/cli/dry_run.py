@@ -33,4 +33,4 @@ def describe(job: Job, machines: Machines) -> str:
         room=job.room,
         machines=machines,
     )
-    return describe_scoring(job.scorer, plan, [stage.factors for stage in job.stages])
+    return describe_scoring(job.scorer, plan, [part.factors for part in job.parts])

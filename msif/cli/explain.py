@@ -62,6 +62,7 @@ def _stage(args: argparse.Namespace, which: str, task: str, place: int) -> Stage
         task=task,
         **stage_arguments(args),
         learning_rate_sum=rates[place],
+        checkpoints=args.checkpoints[place] if args.checkpoints else None,
         moved_to=data if factors else None,
         fsdp=args.fsdp and not args.dry_run,
     )

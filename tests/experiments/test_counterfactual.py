@@ -24,7 +24,7 @@ from experiments.retraining.report import lds_table, query_table, removal_table
 from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import MEAN, REFERENCE, Study
 from experiments.retraining.trainings import Retrainings, Training
-from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage
+from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, measured_losses
 from msif.errors import MsifError
 
 NAMES = ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"]
@@ -45,23 +45,22 @@ def world() -> TwoStage:
     texts = sentences()
     tokenizer = build_tokenizer(texts + texts, 300)
     tuned = [completion(tokenizer, f"{n} likes", f" {c}") for n, c in zip(NAMES[1:], COLOURS[1:], strict=True)]
-    return TwoStage(tokenizer, texts, tuned, RECIPE, LanguageHead())
+    return TwoStage(tokenizer, texts, tuned, RECIPE, LanguageHead(), asked(tokenizer, 2), asked(tokenizer, 3))
 
 
-@pytest.fixture(scope="module")
-def asked(world: TwoStage) -> Asked:
-    pairs = [(f"{name} likes", f" {colour}") for name, colour in zip(NAMES[:2], COLOURS[:2], strict=True)]
-    examples = [completion(world.tokenizer, *pair, end=False) for pair in pairs]
-    return Asked(examples, [a + b for a, b in pairs], NAMES[:2], COLOURS[:2])
+def asked(tokenizer, number: int) -> Asked:
+    pairs = [(f"{name} likes", f" {colour}") for name, colour in zip(NAMES[:number], COLOURS, strict=False)]
+    examples = [completion(tokenizer, *pair, end=False) for pair in pairs]
+    return Asked(examples, [a + b for a, b in pairs], NAMES[:number], COLOURS[:number])
 
 
 @pytest.fixture
-def retrainings(world: TwoStage, asked: Asked, tmp_path) -> Retrainings:
-    return Retrainings(world, asked.examples, Cache(tmp_path / "cache", {}))
+def retrainings(world: TwoStage, tmp_path) -> Retrainings:
+    return Retrainings(world, "finetuned", range(2), Cache(tmp_path / "cache", {}))
 
 
-def weights(world: TwoStage, seed: int, left_out=()) -> torch.Tensor:
-    _, finetuned = world.train(seed, left_out)
+def weights(world: TwoStage, seed: int, left_out=(), order: int = 0) -> torch.Tensor:
+    _, finetuned = world.train(seed, left_out, order)
     return torch.cat([p.detach().flatten() for p in finetuned.model.parameters()])
 
 
@@ -69,6 +68,31 @@ def test_leaving_nothing_out_changes_nothing_and_the_seed_decides(world: TwoStag
     assert torch.equal(weights(world, 3), weights(world, 3, []))
     assert not torch.equal(weights(world, 3), weights(world, 4))
     assert not torch.equal(weights(world, 3), weights(world, 3, [5]))
+
+
+def test_another_order_starts_from_the_same_weights(world: TwoStage) -> None:
+    """And has the same documents in other batches, on every epoch."""
+    still = replace(world, recipe=replace(RECIPE, pretraining=Schedule(1, 0.0, 4), finetuning=Schedule(1, 0.0, 2)))
+    assert torch.equal(weights(still, 3), weights(still, 3, order=1))
+    assert torch.equal(weights(world, 3, order=1), weights(world, 3, order=1))
+    assert not torch.equal(weights(world, 3), weights(world, 3, order=1))
+    assert not torch.equal(weights(world, 3, order=2), weights(world, 3, order=1))
+    assert [Training(3, order=order).key for order in (0, 1)] == ["3-all", "3.1-all"]
+
+
+def test_both_stages_losses_are_kept(world: TwoStage, retrainings: Retrainings) -> None:
+    """Statements of the pre-trained model, questions of the fine-tuned one, whichever are read."""
+    training = Training.without([1], 2)
+    pretrained, finetuned = (trained.model for trained in world.train(2, (1,)))
+    found = world.measured(pretrained, finetuned)
+    assert [len(found[stage]) for stage in ("pretrained", "finetuned")] == [3, 2]
+    objective = LanguageHead.objective
+    expected = measured_losses(pretrained, objective, world.query_batches(world.statements.examples))
+    assert np.array_equal(found["pretrained"], expected)
+    last = replace(retrainings, queries=[1])
+    assert np.array_equal(last.losses([training], "")[0], found["finetuned"][[1]])
+    first = replace(retrainings, stage="pretrained", queries=[2, 0])
+    assert np.array_equal(first.losses([training], "")[0], found["pretrained"][[2, 0]])
 
 
 def test_a_document_that_is_left_out_could_be_any_other(world: TwoStage) -> None:
@@ -99,7 +123,7 @@ def test_an_interrupted_run_goes_on(retrainings: Retrainings, monkeypatch) -> No
     train, made = TwoStage.train, []
     monkeypatch.setattr(TwoStage, "train", lambda self, *a: made.append(a) or train(self, *a))
     losses = retrainings.losses(trainings, "all")
-    assert made == [(0, (2, 4))]
+    assert made == [(0, (2, 4), 0)]
     assert np.array_equal(losses[0], done[0]) and np.array_equal(losses[1], losses[2])
     retrainings.losses(trainings, "again")
     assert len(made) == 1
@@ -120,7 +144,7 @@ def test_a_killed_process_is_a_sentence(retrainings: Retrainings, monkeypatch) -
         retrainings.losses([Training(0)], "")
 
 
-def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, asked: Asked, retrainings, tmp_path) -> None:
+def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, retrainings, tmp_path) -> None:
     """And scores say so: Ada's sentences are proponents of what is said of Ada, sentences of blue and green are not."""
     sizes = Sizes(queries=1, removed=(3,), seeds=2)
     planted = np.zeros((1, 1, len(world.texts)))
@@ -134,7 +158,7 @@ def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, asked:
     member = make_member(world, tmp_path / "member", 0, 100)
     named = ("multi-stage EK-FAC, λ = 0.1", "gradient dot product", "BM25+")
     for method in [method for method in all_methods(True) if method.name in named]:
-        scores = member_scores(method, world, member, asked.chosen([0]))[0]
+        scores = member_scores(method, world, member, world.questions.chosen([0]))[0]
         assert scores[:3].mean() > max(0.0, scores[3:].mean()), method.name
 
 
@@ -152,12 +176,16 @@ def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypa
     monkeypatch.setattr(
         Retrainings, "losses", lambda self, t, _: seen.extend(t) or np.arange(2.0 * len(t)).reshape(-1, 2)
     )
-    masks, losses = losses_on_halves(retrainings, Sizes(halves=8, seeds=2))
-    assert losses.shape == (8, 2, 2) and losses[1, 0, 0] == 4.0
-    assert [t.seed for t in seen[:2]] == [0, 1] and seen[2].left_out == tuple(np.flatnonzero(~masks[1]))
+    masks, losses = losses_on_halves(retrainings, Sizes(halves=8, seeds=2, orders=3))
+    assert losses.shape == (8, 2, 3, 2)
+    for (half, seed, order), first in np.ndenumerate(losses[..., 0]):
+        training = seen[int(first) // 2]
+        assert training == Training.without(np.flatnonzero(~masks[half]), seed, order)
 
 
-@pytest.mark.parametrize("wrong", [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"seeds": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"seeds": 1}, {"orders": 0}]
+)
 def test_sizes_with_which_nothing_is_measured(wrong) -> None:
     with pytest.raises(MsifError):
         Sizes(**wrong)
@@ -195,9 +223,9 @@ def fact_data() -> FactData:
 def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     kept = lambda _: [m for m in all_methods(True) if m.name in (REFERENCE, "random", "BM25+") or "1e-06" in m.name]  # noqa: E731
     monkeypatch.setattr(study, "all_methods", kept)
-    sizes = Sizes(queries=2, removed=(1, 3), seeds=2, halves=8)
+    sizes = Sizes(queries=2, removed=(1, 3), seeds=2, halves=8, orders=2)
     setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
-    assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.others) == 3
+    assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.world.questions) == 3
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
     assert len(set(one.asked.answers)) == len(one.asked)
     assert one.scores[REFERENCE].shape == (2, 2, 18) and one.scores["BM25+"].shape == (1, 2, 18)

@@ -108,20 +108,17 @@ def test_the_body_is_kept_and_the_head_is_the_seeds(setting: LabelSetting) -> No
     assert pretrained.base_model.embed_in.weight.any()
 
 
-class Fixed(LabelSetting):
+def test_queries_are_of_each_class_in_turn_and_explain_what_the_pairs_say() -> None:
     """Four held out, of which pairs are sure as written here."""
-
-    def predicted(self, members) -> np.ndarray:
-        first = [[0.6, 0.4], [0.1, 0.9], [0.05, 0.95], [0.7, 0.3]]
-        second = [[0.6, 0.4], [0.3, 0.7], [0.05, 0.95], [0.4, 0.6]]
-        return np.array([first, second])
-
-
-def test_queries_are_of_each_class_in_turn_and_explain_what_the_pairs_say(setting: LabelSetting) -> None:
     held_out = [("a", 1), ("b", 1), ("c", 0), ("d", 0)]
-    fixed = Fixed(setting.world, replace(setting.parts, classes=("x", "y"), held_out=held_out))
-    assert fixed.order().tolist() == [2, 0, 3, 1]
-    asked = fixed.choose(setting.world, [])
+    parts = Parts(("x", "y"), [("a", 0), ("b", 1)], [("c", 0)], held_out, [()] * 4, label_data())
+    small = label_setting(parts, RECIPE)
+    first = [[0.6, 0.4], [0.1, 0.9], [0.05, 0.95], [0.7, 0.3]]
+    second = [[0.6, 0.4], [0.3, 0.7], [0.05, 0.95], [0.4, 0.6]]
+    losses = -np.log(np.array([first, second]).reshape(2, 8))
+    assert small.order().tolist() == [2, 0, 3, 1]
+    assert np.allclose(small.predicted(losses)[1], second)
+    asked = small.world.questions.chosen(small.choose(losses))
     assert asked.texts == ["c", "a", "d", "b"] and asked.answers == ["y, wrongly: x", "x, wrongly: y", "x", "y"]
     assert [label for _, label in asked.examples] == [1, 0, 0, 1] and asked.titles[0] == "held out 2"
 
@@ -131,7 +128,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch) -> None:
     assert not any(method.family.startswith("single-stage") for method in all_methods(False))
     monkeypatch.setattr(study, "all_methods", lambda one: [m for m in all_methods(one) if m.name in names])
     setting = label_setting(SUBJECT.parts(subject_data(), 0), LEARNING)
-    sizes = Sizes(queries=2, removed=(2,), seeds=2, halves=8)
+    sizes = Sizes(queries=2, removed=(2,), seeds=2, halves=8, orders=1)
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
     accuracy = {row["classifier"]: row["right"] for row in accuracy_table(setting, one).records()}
     assert accuracy["the best constant answer"] == 0.5 and accuracy["one pair"] > 0.5

@@ -29,7 +29,11 @@ log = logging.getLogger(__name__)
 
 
 def natural_tau(
-    folder: str | Path, model: nn.Module, tracked: Sequence[TrackedModule], learning_rate_sum: float | None = None
+    folder: str | Path,
+    model: nn.Module,
+    tracked: Sequence[TrackedModule],
+    learning_rate_sum: float | None = None,
+    since: str | Path | None = None,
 ) -> dict[str, Tensor]:
     """τ of every block of a stage: module name -> (nb,), in units of 1/curvature; 1/τ is the natural damping.
 
@@ -41,6 +45,7 @@ def natural_tau(
         folder: of ``optimizer.pt``, and of ``trainer_state.json`` and ``scheduler.pt``, from which Σ η is taken.
         learning_rate_sum: Σ η of the first group of parameters that learns, where it is known. With it and without
             ``optimizer.pt`` the model is taken to be trained by SGD.
+        since: folder of an earlier checkpoint of the same training, from which on its steps are counted.
 
     Raises:
         TrainingUnknown: an ``MsifError`` that names what is missing, or what in the files cannot be used.
@@ -51,7 +56,14 @@ def natural_tau(
             f"{folder} is an adapter, and how its own parameters were trained says nothing of the weights that it is "
             "merged into"
         )
-    return _natural_tau(folder, model, tracked, learning_rate_sum)
+    before = 0.0
+    if since is not None:
+        since = Path(since).expanduser()
+        state = optimizer_state(since)
+        if state is None:
+            raise no_optimizer(since)
+        before = _summed(SavedOptimizer(since, state, model))
+    return _natural_tau(folder, model, tracked, learning_rate_sum, before)
 
 
 def adapter_tau(folder: str | Path, adapted: Adapted, learning_rate_sum: float | None = None) -> dict[str, Tensor]:
@@ -67,12 +79,16 @@ def adapter_tau(folder: str | Path, adapted: Adapted, learning_rate_sum: float |
 
 
 def _natural_tau(
-    folder: Path, model: nn.Module, tracked: Sequence[TrackedModule], learning_rate_sum: float | None
+    folder: Path,
+    model: nn.Module,
+    tracked: Sequence[TrackedModule],
+    learning_rate_sum: float | None,
+    before: float = 0.0,
 ) -> dict[str, Tensor]:
     try:
         state = optimizer_state(folder)
         if state is not None:
-            return _taus(SavedOptimizer(folder, state, model), tracked, learning_rate_sum)
+            return _taus(SavedOptimizer(folder, state, model), tracked, learning_rate_sum, before)
         if learning_rate_sum is None:
             trainer_state(folder)
             raise no_optimizer(folder)
@@ -103,15 +119,19 @@ def _frozen(what: str, folder: Path) -> TrainingUnknown:
     )
 
 
-def _taus(saved: SavedOptimizer, tracked: Sequence[TrackedModule], given: float | None) -> dict[str, Tensor]:
-    """See ``natural_tau``."""
+def _summed(saved: SavedOptimizer) -> float:
+    """Σ η of the first group that learns."""
+    return learning_rates_summed(saved.folder, saved.groups, saved.shares.index(1.0))
+
+
+def _taus(
+    saved: SavedOptimizer, tracked: Sequence[TrackedModule], given: float | None, before: float
+) -> dict[str, Tensor]:
+    """See ``natural_tau``; of steps after those whose rates sum to ``before``."""
     weights = [stored(saved.model, module)[0] for module in tracked]
     names = [saved.names[id(weight)] for weight in weights]
     places = saved.places(names)
-    first = saved.shares.index(1.0)
-    total = _above_zero(
-        saved.folder, learning_rates_summed(saved.folder, saved.groups, first) if given is None else given
-    )
+    total = _above_zero(saved.folder, (_summed(saved) if given is None else given) - before)
     result = {}
     for module, weight, name in zip(tracked, weights, names, strict=True):
         place = places[name]
