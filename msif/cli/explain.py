@@ -34,7 +34,7 @@ def asked_of(args: argparse.Namespace) -> Asked:
     pretrained, finetuned = _stage(args, "pretrained", "lm", 0), _stage(args, "finetuned", args.task, -1)
     for stage in (pretrained, finetuned):
         if stage is not None:
-            _ = stage.opened
+            _ = [part.opened for part in stage.segments]
     queries = _queries(args)
     corpus = load_corpus(args.corpus, split=args.split, max_examples=args.max_examples)
     return Asked(
