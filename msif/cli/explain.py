@@ -88,6 +88,7 @@ def _options(args: argparse.Namespace) -> Options:
         examples=args.ihvp_examples,
         candidates=args.candidates,
         embedding_model=args.embedding_model,
+        prior=args.prior,
         measurement=args.measurement,
         scorer=_scorer_options(args),
         max_new_tokens=args.max_new_tokens,
