@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.methods import Method
+from experiments.retraining.additive import taught_additive
 from experiments.retraining.methods import MULTI_STAGE
 from experiments.retraining.removal import RANDOM, Changes
 from experiments.retraining.study import REFERENCE, Study
@@ -89,6 +90,29 @@ def lds_table(study: Study) -> Table:
         f"{sizes.queries} of them of removals; noise ceiling of mean scores {judge.ceiling:.2f}",
         {columns[4]: ".3f", columns[5]: ".3f", columns[6]: ".0%", columns[7]: ".3f"},
     )
+
+
+def ceiling_table(study: Study) -> Table:
+    """What the truth's noise allows, and what retraining itself could teach an additive score."""
+    judge, mean = study.judge, study.scores[REFERENCE].mean(0)
+    own = judge.own_ceiling
+    pairs = range(judge.losses.shape[1])
+    by_pair = [taught_additive(judge.masks, judge.losses[:, pair], study.scores[REFERENCE][pair]) for pair in pairs]
+    rows = [
+        [REFERENCE, judge.own(study.scores[REFERENCE]).mean, judge.score(mean)],
+        [
+            "the same, corrected by retrainings on nine tenths of the halves",
+            float(np.mean(by_pair)),
+            taught_additive(judge.masks, judge.measured, mean),
+        ],
+        ["the expected loss itself: noise ceiling", own, judge.ceiling],
+    ]
+    title = (
+        f"What can be reached: {study.sizes.halves} halves, {study.sizes.seeds} pairs, {study.sizes.orders} trainings "
+        "of each pair on each half"
+    )
+    columns = ["foretold by", "each pair by its own", "mean scores, mean losses"]
+    return Table(columns, rows, title, dict.fromkeys(columns[1:], ".3f"))
 
 
 SHOWN = 64
