@@ -39,13 +39,17 @@ def test_commands_are_found_on_every_page_that_is_about_them():
     assert {"README.md", "docs/tutorial.md", "docs/user-guide.md", "docs/scaling.md", *how_to} <= pages
 
 
-@pytest.mark.parametrize(("path", "module", "arguments"), SHOWN, ids=[f"{p.stem}-{n}" for n, (p, *_) in enumerate(SHOWN)])
+@pytest.mark.parametrize(
+    ("path", "module", "arguments"), SHOWN, ids=[f"{p.stem}-{n}" for n, (p, *_) in enumerate(SHOWN)]
+)
 def test_every_flag_that_a_page_shows_exists(path, module, arguments):
     known = {flag for action in PARSERS[module]._actions for flag in action.option_strings}
     assert not [flag for flag in flags_of(arguments) if flag not in known]
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if p.parent.name == "how-to" or p.stem in ("tutorial", "index")], ids=str)
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if p.parent.name == "how-to" or p.stem in ("tutorial", "index")], ids=str
+)
 def test_values_of_the_how_to_pages_are_accepted(path):
     for module, arguments in commands_of(path.read_text(encoding="utf-8")):
         PARSERS[module].parse_args(arguments)  # exits on what it does not know
