@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from msif import build_index, fit_factors, influence, page
+from msif import build_index, fit_factors, influence
+from msif import page as html_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "results" not in p.parts)]
-PARSERS = {f"msif.{c.__name__.rpartition('.')[2]}": c.parser() for c in (fit_factors, influence, build_index, page)}
+HOW_TO = [page for page in PAGES if page.parent.name == "how-to"]
+PARSERS = {
+    f"msif.{c.__name__.rpartition('.')[2]}": c.parser() for c in (fit_factors, influence, build_index, html_page)
+}
 CODE = re.compile(r"^```(?:sh|bash)?\n(.*?)^```|^((?: {4}.*\n|\n)+)", re.M | re.S)
 
 
@@ -35,7 +39,7 @@ SHOWN = [(path, *command) for path in PAGES for command in commands_of(path.read
 
 def test_commands_are_found_on_every_page_that_is_about_them():
     pages = {path.relative_to(ROOT).as_posix() for path, *_ in SHOWN}
-    how_to = {p.relative_to(ROOT).as_posix() for p in PAGES if p.parent.name == "how-to" and p.stem != "add-a-method"}
+    how_to = {p.relative_to(ROOT).as_posix() for p in HOW_TO if p.stem != "add-a-method"}
     assert {"README.md", "docs/tutorial.md", "docs/user-guide.md", "docs/scaling.md", *how_to} <= pages
 
 
@@ -55,7 +59,7 @@ def test_values_of_the_how_to_pages_are_accepted(path):
         PARSERS[module].parse_args(arguments)  # exits on what it does not know
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if p.parent.name == "how-to"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", HOW_TO, ids=lambda p: p.stem)
 def test_python_of_the_how_to_pages_compiles_and_imports(path):
     for block in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S):
         exec(compile(block, path.name, "exec"), {"__name__": "page"})
