@@ -12,9 +12,8 @@ from msif import page as html_page
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "results" not in p.parts)]
 HOW_TO = [page for page in PAGES if page.parent.name == "how-to"]
-PARSERS = {
-    f"msif.{c.__name__.rpartition('.')[2]}": c.parser() for c in (fit_factors, influence, build_index, html_page)
-}
+COMMANDS = (fit_factors, influence, build_index, html_page)
+PARSERS = {f"msif.{command.__name__.rpartition('.')[2]}": command.parser() for command in COMMANDS}
 CODE = re.compile(r"^```(?:sh|bash)?\n(.*?)^```|^((?: {4}.*\n|\n)+)", re.M | re.S)
 
 
