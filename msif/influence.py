@@ -209,6 +209,11 @@ def _add_method_flags(group: Any) -> None:
         "--query-rank", type=positive_int, metavar="R", help="keep rank R of each query vector; the error is reported"
     )
     group.add_argument(
+        "--prior",
+        metavar="bm25:W",
+        help="add what words say: W standard deviations of score for one of BM25+ over the candidates (default none)",
+    )
+    group.add_argument(
         "--normalize",
         choices=["none", "unit"],
         help="unit: divide each score by the candidate's gradient norm (default none; trackstar: unit, of both)",

@@ -155,6 +155,7 @@ def _shown_for(
 ) -> Iterator[Shown]:
     """The chosen documents of one query, and the parts of their scores that are known."""
     rows = [int(ranking.rows[place]) for _, place in chosen]
+    parts = {row: part.scaled(ranking.scale) for row, part in parts.items()}
     tokens, blocks = _by_token(job, parts), _by_block(job, parts)
     texts = {
         row: job.format.text_of(values, f"row {row}")
@@ -171,6 +172,7 @@ def _shown_for(
             rank=place + 1,
             candidate_id=ids[row],
             score=float(ranking.scores[place]),
+            prior=0.0 if ranking.prior is None else float(ranking.prior[place]),
             text=texts[row],
             tokens=tokens.get(row, []),
             blocks=blocks.get(row, {}),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.methods import Method
-from experiments.common.search import bm25_scores, embedding_scores
+from experiments.common.search import embedding_scores, search_by_words
 from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.retraining.trackstar import SETTINGS as PROJECTED_GRADIENTS
 from experiments.retraining.trackstar import MultiStageIndexScorer, TrackStarScorer
@@ -63,7 +63,7 @@ def all_methods(one_objective: bool) -> list[Method]:
         *_trackstar(),
         *_multi_stage_index(),
         Method("representation similarity", scorer=_staged("representation")),
-        Method("BM25+", search=bm25_scores),
+        Method("BM25+", search=search_by_words),
         Method("sentence embeddings", search=embedding_scores),
         Method("random", scorer=_random, main=False),
     ]
