@@ -111,7 +111,7 @@ def query_table(study: Study) -> Table:
 
 
 def single_best(study: Study) -> list[tuple[Method, str]]:
-    """The methods of removals, and the best of the swept ones, best first, with a note on the latter."""
+    """The main methods, and the best of the swept ones, best first, with a note on the latter."""
     judged = [m for m in study.methods if not m.dear]
     score = {m.name: study.judge.own(study.scores[m.name]).mean for m in judged}
     rows = [(m, "") for m in judged if m.main or m.family == "random"]

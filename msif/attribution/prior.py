@@ -17,6 +17,15 @@ class Prior:
 
     weight: float
 
+    def beside(self, influences: np.ndarray, lexical: np.ndarray) -> tuple[float, np.ndarray]:
+        """1/σ(influence), and W · BM25/σ(BM25), of k candidates: score = scale · influence + added.
+
+        BM25 is not centred: what shares no word with the query keeps its influence. A constant side adds nothing to
+        the order and is not divided.
+        """
+        spread, wide = (float(np.std(values)) or 1.0 for values in (influences, lexical))
+        return 1 / spread, self.weight * lexical / wide
+
 
 def parse_prior(text: str) -> Prior:
     """
@@ -37,16 +46,12 @@ def parse_prior(text: str) -> Prior:
 
 
 def with_prior(ranking: Ranking, lexical: np.ndarray, prior: Prior) -> Ranking:
-    """score = influence/σ(influence) + W · BM25/σ(BM25), σ over the query's k candidates, ranked anew.
-
-    BM25 is not centred: what shares no word with the query keeps its influence. A constant side adds nothing to the
-    order and is not divided.
+    """A query's candidates with the prior (``Prior.beside``), ranked anew.
 
     Args:
         lexical: BM25+ of the ranking's rows, (k,).
     """
-    spread, wide = (float(np.std(values)) or 1.0 for values in (ranking.scores, lexical))
-    added = prior.weight * lexical / wide
-    scores = ranking.scores / spread + added
+    scale, added = prior.beside(ranking.scores, lexical)
+    scores = scale * ranking.scores + added
     order = np.lexsort((ranking.rows, -scores))
-    return replace(ranking, rows=ranking.rows[order], scores=scores[order], prior=added[order], scale=1 / spread)
+    return replace(ranking, rows=ranking.rows[order], scores=scores[order], prior=added[order], scale=scale)
