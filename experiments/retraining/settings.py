@@ -29,7 +29,7 @@ class Sizes:
     seeds: int = 5
     removal_seeds: int = 3
     halves: int = 100
-    orders: int = 2
+    orders: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
