@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Toolkit:
     adapter: str
     package: str
     version: str
-    settings: Sequence[Setting]
+    settings: tuple[Setting, ...]
 
     @property
     def flag(self) -> str:
@@ -101,7 +101,7 @@ def _dattri() -> list[Setting]:
 
 
 TOOLKITS = (
-    Toolkit("Kronfluence", "kronfluence", "kronfluence", "1.0.1", _kronfluence()),
-    Toolkit("Bergson", "bergson", "bergson", "2.5.1", _bergson()),
-    Toolkit("dattri-llm", "dattri", "dattri-llm", "0.1.0", _dattri()),
+    Toolkit("Kronfluence", "kronfluence", "kronfluence", "1.0.1", tuple(_kronfluence())),
+    Toolkit("Bergson", "bergson", "bergson", "2.5.1", tuple(_bergson())),
+    Toolkit("dattri-llm", "dattri", "dattri-llm", "0.1.0", tuple(_dattri())),
 )
