@@ -76,7 +76,7 @@ def _bergson() -> list[Setting]:
         *(of("EK-FAC", f"damping {c} mean", "ekfac", *EKFAC, DAMPING_FLAG, c) for c in ("0.01", "1")),
         of("EV-Shampoo", "damping 0.1 mean (default)", "ekfac", "--method", "shampoo", "--hessian_cfg.ev_correction"),
         of("TrackStar", "16 × 16 features (default)", "trackstar"),
-        of("TrackStar", "64 × 64 features, Adam's moments", "trackstar", "--projection_dim", "64", *MOMENTS),
+        of("TrackStar", "16 × 16 features, Adam's moments", "trackstar", *MOMENTS),
         of("TRAK", "16 columns (default)", "trak", *TRAK),
         of("SOURCE", "4 segments, Adam", "approxunrolling", *unrolled, *UNROLLED),
         of("EK-FAC and CG", "12 steps on all documents", "ekfac", *EKFAC, *CG),
