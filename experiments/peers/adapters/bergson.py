@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from bergson.__main__ import main
-from bergson.data import load_scores
+from bergson.data import load_scores_loss_signed
 from transformers import AutoModelForCausalLM
 
 from experiments.peers.adapters.serving import Score, Scored, serve
@@ -35,7 +34,9 @@ def prepare(request: Request, documents: list[Row], queries: list[Row]) -> Score
             flags += PLACES[flag](Path(request.model), work) if flag in PLACES else [flag]
         sys.argv = ["bergson", options["command"], str(work / "run"), *flags]
         main()
-        return Scored(np.asarray(load_scores(work / "run" / "scores")[:], dtype=np.float64).T)
+        # its SOURCE has scores of the other sign than its other methods; this reads the store's own note of it
+        changes, _ = load_scores_loss_signed(str(work / "run" / "scores"))
+        return Scored(-changes.double().numpy().reshape(len(documents), len(queries)).T)
 
     return score
 
