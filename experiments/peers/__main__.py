@@ -23,22 +23,31 @@ from experiments.peers.toolkits import TOOLKITS
 from experiments.retraining.command import NUMBERS, chosen_sizes, write
 from experiments.retraining.settings import Sizes
 from msif.cli.parsing import Parser, run
+from msif.errors import MsifError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
     quiet(options.threads)
+    if options.models is not None and options.models < 2:
+        raise MsifError(f"--models is {options.models}: give 2 or more.")
     sizes, facts = chosen_sizes(options, replace(Sizes(orders=1), seed=options.seed)), FactSizes()
     data = load_lama(options.data, facts.relations)
     templates = load_questions(Path(options.data) / "lama_questions.jsonl")
     setting = fact_setting(data, templates, facts, RECIPE, sizes.seed, options.device)
     environments = _environments(options)
     output = Path(options.output)
-    study = PeerStudy(setting, sizes, output, environments, options.jobs, options.overwrite)
+    study = PeerStudy(setting, sizes, output, environments, options.models, options.jobs, options.overwrite)
     rows = study.rows
     table = score_table(study.judge, rows, absent_toolkits(rows))
     versions = {one.toolkit.package: one.toolkit.version for one in environments}
-    configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(RECIPE), "toolkits": versions}
+    configuration = {
+        "sizes": asdict(sizes),
+        "models": options.models,
+        "facts": asdict(facts),
+        "recipe": asdict(RECIPE),
+        "toolkits": versions,
+    }
     write(Path(options.results or output / "report"), "peers", table, configuration)
 
 
@@ -49,6 +58,9 @@ def _parser() -> Parser:
     for name in ("seeds", "halves"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=NUMBERS[name])
     parser.add_argument("--orders", type=int, metavar="N", help="trainings of each on a half (default: 1)")
+    parser.add_argument(
+        "--models", type=int, metavar="N", help="explain the first of the pairs, 2 or more (default: all)"
+    )
     for toolkit in TOOLKITS:
         text = f"interpreter of an environment with {toolkit.package} {toolkit.version}"
         parser.add_argument(toolkit.flag, metavar="PATH", help=text)

@@ -25,12 +25,14 @@ class PeerStudy:
 
     Attributes:
         environments: of the toolkits that take part.
+        models: how many of the seeds' models are explained, the first; statements are chosen by all.
     """
 
     setting: FactSetting
     sizes: Sizes
     folder: Path
     environments: Sequence[Environment] = ()
+    models: int | None = None
     processes: int = 1
     overwrite: bool = False
 
@@ -51,12 +53,14 @@ class PeerStudy:
 
     @cached_property
     def judge(self) -> Judge:
-        return Judge(*losses_on_halves(replace(self._retrainings, queries=self.places), self.sizes))
+        masks, losses = losses_on_halves(replace(self._retrainings, queries=self.places), self.sizes)
+        return Judge(masks, losses[:, : self.models])
 
     @cached_property
     def rows(self) -> list[Row]:
         """The library's, then those of each toolkit."""
-        world, members, cache = self.setting.world, self.study.members, parts(self.study, self.asked)
+        world, members = self.setting.world, self.study.members[: self.models]
+        cache = parts(self.study, self.asked)
         rows = own_rows(world, members, self.asked, cache)
         for one in self.environments:
             models = [member.pretrained.folder for member in members]
