@@ -52,7 +52,8 @@ def _checkpoints(model: Path, work: Path) -> list[str]:
     """All of the training, under names that end in their steps."""
     last = work / f"checkpoint-{json.loads((model / 'trainer_state.json').read_text())['global_step']}"
     last.symlink_to(model, target_is_directory=True)
-    return [*map(str, sorted(model.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))), str(last)]
+    steps = sorted(int(path.name.split("-")[1]) for path in model.glob("checkpoint-*") if path.name[11:].isdigit())
+    return [*(str(model / f"checkpoint-{step}") for step in steps), str(last)]
 
 
 def _one_group(model: Path, work: Path) -> list[str]:
