@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from msif.atomic import write_json
+from msif import distributed
+from msif.atomic import write_json, write_json_lines
 from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.tokens import pieces
 from msif.errors import MsifError
 from msif.job import Job, Scored
 from msif.provenance import versions
+from msif.reporting.lexical import Overlap
+from msif.told import overlap_of, short_fields, told_of
 
-SCORES, TOP, MANIFEST = "scores.parquet", "top.jsonl", "manifest.json"
+SCORES, TOP, MANIFEST, QUERIES = "scores.parquet", "top.jsonl", "manifest.json", "queries.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Result:
         shown: the strongest proponents and opponents of each query, with their texts and the parts of their scores.
         ids: row number of the corpus -> what a candidate is called.
         provenance: configuration, versions, fingerprints, what was left out and why.
+        told: what is known of each query beside its ranking (``msif.told``).
     """
 
     rankings: Sequence[Ranking]
     shown: Sequence[Shown]
     ids: Mapping[int, int | str]
     provenance: Mapping[str, Any]
+    told: Sequence[Mapping[str, Any]] = ()
 
     def top(self, query: int | str = 0, k: int = 10, kind: str = "proponent") -> list[Shown]:
         """The first k documents that are shown for a query.
@@ -90,7 +95,7 @@ class Result:
         return pandas.concat(frames, ignore_index=True)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes scores.parquet, manifest.json, top.jsonl and page.html, each whole or not at all.
+        """Writes scores.parquet, manifest.json, queries.jsonl, top.jsonl and page.html, each whole or not at all.
 
         Raises:
             MsifError: a file cannot be written.
@@ -100,6 +105,7 @@ class Result:
         folder = Path(folder)
         write_scores(folder / SCORES, self.rankings, self.ids, self.provenance)
         write_json(folder / MANIFEST, dict(self.provenance))
+        write_json_lines(folder / QUERIES, self.told)
         write_shown(folder / TOP, self.shown)
         write_page(folder)
         return folder
@@ -120,7 +126,15 @@ class Result:
 
 def result_of(job: Job, scored: Scored) -> Result:
     """With the parts of the scores of what is shown."""
-    return Result(scored.rankings, shown_documents(job, scored), scored.ids, provenance_of(job))
+    shown, told = explained(job, scored)
+    return Result(scored.rankings, shown, scored.ids, provenance_of(job), told)
+
+
+def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any]]]:
+    """The documents that are shown, and what is known of the queries."""
+    queries = [ranking.query for ranking in scored.rankings]
+    overlap = overlap_of(job, queries) if distributed.leads() else None
+    return shown_documents(job, scored, overlap), told_of(job, queries, overlap)
 
 
 def provenance_of(job: Job) -> dict[str, Any]:
@@ -135,14 +149,15 @@ def provenance_of(job: Job) -> dict[str, Any]:
     }
 
 
-def shown_documents(job: Job, scored: Scored) -> list[Shown]:
+def shown_documents(job: Job, scored: Scored, overlap: Overlap | None = None) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
     shown: list[Shown] = []
     for number, ranking in enumerate(scored.rankings):
         chosen = ranking.shown(job.options.top_k)
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]
-            shown.extend(_shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen))
+            shared = {} if overlap is None else overlap.of(number, rows)
+            shown.extend(_shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen, shared))
     return shown
 
 
@@ -152,14 +167,15 @@ def _shown_for(
     ids: Mapping[int, int | str],
     ranking: Ranking,
     chosen: Sequence[tuple[str, int]],
+    shared: Mapping[int, dict[str, Any]],
 ) -> Iterator[Shown]:
     """The chosen documents of one query, and the parts of their scores that are known."""
     rows = [int(ranking.rows[place]) for _, place in chosen]
     tokens, blocks = _by_token(job, parts), _by_block(job, parts)
-    texts = {
-        row: job.format.text_of(values, f"row {row}")
-        for row, values in job.corpus.rows(rows, columns=job.format.columns)
-    }
+    texts, fields = {}, {}
+    for row, values in job.corpus.rows(rows):
+        texts[row] = job.format.text_of(values, f"row {row}")
+        fields[row] = short_fields(values, ["id", *job.format.columns])
     query = ranking.query
     for row, (kind, place) in zip(rows, chosen, strict=True):
         yield Shown(
@@ -174,6 +190,9 @@ def _shown_for(
             text=texts[row],
             tokens=tokens.get(row, []),
             blocks=blocks.get(row, {}),
+            fields=fields[row],
+            norm=parts[row].norm if row in parts else None,
+            lexical=shared.get(row),
         )
 
 

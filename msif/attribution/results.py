@@ -47,6 +47,9 @@ class Shown:
         rank: its place among the query's candidates, from 1.
         tokens: (token, its part of the score) in the order of the text; empty where scores are no such sums.
         blocks: the parts of the parameter blocks, the largest magnitudes first; empty likewise.
+        fields: what else its row of the corpus says in a few words.
+        norm: of its gradient, where that is known.
+        lexical: what it shares with the query in words (``msif.reporting.lexical``).
     """
 
     query_id: str
@@ -60,6 +63,9 @@ class Shown:
     label: Any = None
     tokens: list[tuple[str, float]] = field(default_factory=list)
     blocks: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    norm: float | None = None
+    lexical: dict[str, Any] | None = None
 
 
 def rank(scores: Scores, queries: Sequence[Query], candidates: Sequence[np.ndarray]) -> list[Ranking]:

@@ -83,6 +83,7 @@ def test_two_commands_as_a_user_types_them(world, tmp_path):
         "config.yaml",
         "manifest.json",
         "page.html",
+        "queries.jsonl",
         "scores.parquet",
         "top.jsonl",
     ]
