@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from msif import distributed
+from msif.answer_parts import Parts, answer_parts
 from msif.atomic import write_json, write_json_lines
 from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
@@ -77,22 +78,12 @@ class Result:
         return self.rankings[0].query.id
 
     def to_pandas(self) -> Any:
-        """One row for each query and candidate: query_id, candidate_id, row, score, rank (from 1)."""
+        """A tidy table, one row for each query and candidate: query_id, candidate_id, row, score, rank (from 1), share (of
+        all scores of its sign), prompt, answer.
+        """
         import pandas
 
-        frames = [
-            pandas.DataFrame(
-                {
-                    "query_id": ranking.query.id,
-                    "candidate_id": [self.ids[row] for row in ranking.rows.tolist()],
-                    "row": ranking.rows,
-                    "score": ranking.scores,
-                    "rank": np.arange(1, len(ranking.rows) + 1),
-                }
-            )
-            for ranking in self.rankings
-        ]
-        return pandas.concat(frames, ignore_index=True)
+        return pandas.concat([pandas.DataFrame(_columns(one, self.ids)) for one in self.rankings], ignore_index=True)
 
     def save(self, folder: str | Path) -> Path:
         """Writes scores.parquet, manifest.json, queries.jsonl, top.jsonl and page.html, each whole or not at all.
@@ -115,13 +106,29 @@ class Result:
 
         with TemporaryDirectory() as folder:
             page = (self.save(folder) / "page.html").read_text(encoding="utf-8")
-        # in a frame, so that its style stays its own
-        return f'<iframe srcdoc="{html.escape(page)}" style="width:100%;height:70vh;border:0"></iframe>'
+        # in a frame that may run the page's own script and reach nothing else
+        frame = 'sandbox="allow-scripts" title="Influence" style="width:100%;height:80vh;border:0"'
+        return f'<iframe {frame} srcdoc="{html.escape(page)}"></iframe>'
 
     def __repr__(self) -> str:
         counts = {len(ranking.rows) for ranking in self.rankings}
         among = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
         return f"Result({len(self.rankings)} queries × {among} candidates, {len(self.shown)} documents shown)"
+
+
+def _columns(ranking: Ranking, ids: Mapping[int, int | str]) -> dict[str, Any]:
+    query, scores = ranking.query, ranking.scores
+    totals = np.where(scores > 0, scores[scores > 0].sum(), -scores[scores < 0].sum())
+    return {
+        "query_id": query.id,
+        "candidate_id": [ids[row] for row in ranking.rows.tolist()],
+        "row": ranking.rows,
+        "score": scores,
+        "rank": np.arange(1, len(scores) + 1),
+        "share": np.divide(scores, totals, out=np.zeros(len(scores)), where=totals != 0),
+        "prompt": query.prompt,
+        "answer": query.completion if query.label is None else str(query.label),
+    }
 
 
 def result_of(job: Job, scored: Scored) -> Result:
@@ -134,7 +141,8 @@ def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any
     """The documents that are shown, and what is known of the queries."""
     queries = [ranking.query for ranking in scored.rankings]
     overlap = overlap_of(job, queries) if distributed.leads() else None
-    return shown_documents(job, scored, overlap), told_of(job, queries, overlap)
+    split = answer_parts(job, scored)
+    return shown_documents(job, scored, overlap, split), told_of(job, queries, overlap)
 
 
 def provenance_of(job: Job) -> dict[str, Any]:
@@ -149,7 +157,9 @@ def provenance_of(job: Job) -> dict[str, Any]:
     }
 
 
-def shown_documents(job: Job, scored: Scored, overlap: Overlap | None = None) -> list[Shown]:
+def shown_documents(
+    job: Job, scored: Scored, overlap: Overlap | None = None, split: Mapping[int, Parts] | None = None
+) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
     shown: list[Shown] = []
     for number, ranking in enumerate(scored.rankings):
@@ -157,7 +167,10 @@ def shown_documents(job: Job, scored: Scored, overlap: Overlap | None = None) ->
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]
             shared = {} if overlap is None else overlap.of(number, rows)
-            shown.extend(_shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen, shared))
+            by_answer = (split or {}).get(number, {})
+            for one in _shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen):
+                row = int(ranking.rows[one.rank - 1])
+                shown.append(replace(one, lexical=shared.get(row), by_answer=by_answer.get(row, [])))
     return shown
 
 
@@ -167,7 +180,6 @@ def _shown_for(
     ids: Mapping[int, int | str],
     ranking: Ranking,
     chosen: Sequence[tuple[str, int]],
-    shared: Mapping[int, dict[str, Any]],
 ) -> Iterator[Shown]:
     """The chosen documents of one query, and the parts of their scores that are known."""
     rows = [int(ranking.rows[place]) for _, place in chosen]
@@ -192,7 +204,6 @@ def _shown_for(
             blocks=blocks.get(row, {}),
             fields=fields[row],
             norm=parts[row].norm if row in parts else None,
-            lexical=shared.get(row),
         )
 
 

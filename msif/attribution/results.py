@@ -49,6 +49,7 @@ class Shown:
         blocks: the parts of the parameter blocks, the largest magnitudes first; empty likewise.
         fields: what else its row of the corpus says in a few words.
         norm: of its gradient, where that is known.
+        by_answer: for each token of the answer the parts of this document's tokens; empty where it is not split.
         lexical: what it shares with the query in words (``msif.reporting.lexical``).
     """
 
@@ -65,6 +66,7 @@ class Shown:
     blocks: dict[str, float] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     norm: float | None = None
+    by_answer: list[list[float]] = field(default_factory=list)
     lexical: dict[str, Any] | None = None
 
 

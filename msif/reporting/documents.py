@@ -46,6 +46,13 @@ class Documents:
         """For each document the place of the first that says nearly the same."""
         return near_duplicates(self._texts)
 
+    @staticmethod
+    def by_answer(row: Mapping[str, Any]) -> list[list[float]]:
+        """For each token of the answer the part of each word."""
+        names = [str(token) for token, _ in row["tokens"]]
+        split = [words(row["text"], list(zip(names, parts, strict=True))) for parts in row.get("by_answer") or ()]
+        return [[unit.part for unit in found if unit.part is not None] for found in split]
+
 
 def permille(parts: Sequence[float], score: float) -> list[int]:
     """Parts in thousandths of the score's size; of a score of nothing in thousandths of the largest part."""

@@ -106,6 +106,8 @@ def _view(
         total = positive if score > 0 else negative
         entry: dict[str, Any] = {"d": document, "kind": row["kind"], "rank": row["rank"], "score": score}
         entry |= {"share": score / total if total else 0.0, "words": permille(parts, score)}
+        if split := documents.by_answer(row):
+            entry["answer"] = [permille(own, score) for own in split]
         if row["blocks"]:
             unit = (abs(score) or 1.0) / 1000
             entry |= {"cells": cells(row["blocks"], kinds, layers, unit)}

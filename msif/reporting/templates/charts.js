@@ -1,9 +1,11 @@
 // Charts as vector graphics, with the same numbers in words.
 
-const WIDTH = 640;
+// as wide as there is room for, so that letters keep their size
+let WIDTH = 640;
+const measure = () => { WIDTH = Math.max(280, Math.min(640, byId("main").clientWidth)); };
 
 function axis(low, high, x, y, shown) {
-  const ticks = 4;
+  const ticks = WIDTH < 480 ? 2 : 4;
   const marks = [svg("line", { class: "axis", x1: x(low), x2: x(high), y1: y, y2: y })];
   for (let i = 0; i <= ticks; i++) {
     const value = low + ((high - low) * i) / ticks;
@@ -73,8 +75,9 @@ function slopes(rows, names) {
     svg("text", { class: row.source ? "source" : null, x: side ? right + 6 : left - 6, y: y(row, side) + 4, "text-anchor": side ? "start" : "end" },
       row.ranks[side] + " · " + (row.id.length > 8 ? row.id.slice(0, 7) + "…" : row.id))));
   const heads = [svg("text", { x: 0, y: 12 }, names[0]), svg("text", { x: WIDTH, y: 12, "text-anchor": "end" }, names[1])];
+  const lost = rows.some((row) => row.ranks.includes(null));
   const chart = drawing(deepest + 24, "Ranks of documents in " + names[0] + " and in " + names[1], heads, lines, ends,
-    svg("text", { x: WIDTH / 2, y: deepest + 20, "text-anchor": "middle" }, "down here: not a candidate of that run"));
+    lost && svg("text", { x: WIDTH / 2, y: deepest + 20, "text-anchor": "middle" }, "down here: not a candidate of that run"));
   chart.classList.add("slope");
   return chart;
 }

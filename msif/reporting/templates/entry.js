@@ -40,7 +40,7 @@ function sharedWords(entry) {
 function body(entry, view, own) {
   const text = el("p", { class: "text", dir: "auto" });
   fill(text, wordsOf(own, entry.words));
-  const parts = [text, carried(own, entry.words, entry.score < 0 ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
+  const parts = [text, carried(own, entry.words, entry.kind === "opponent" ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
   if (entry.cells) {
     const more = el("details", null, el("summary", null, "Layers and maps that carry it"));
     more.addEventListener("toggle", () => {
@@ -55,16 +55,18 @@ function body(entry, view, own) {
 
 function card(entry, view, scale, link) {
   const own = data("documents")[entry.d];
-  const largest = Math.max(...view.entries.map((one) => Math.abs(one.score)));
-  const side = entry.score < 0 || entry.kind === "opponent" ? "opp" : "pro";
-  const [name, value] = scaled(entry, view, scale);
+  const side = entry.kind === "opponent" ? "opp" : "pro";
+  const [name, value] = entry.ofToken === undefined ? scaled(entry, view, scale) : ["of this token ", number(entry.ofToken)];
+  const size = (one) => Math.abs(one.ofToken ?? one.score);
+  const largest = Math.max(...view.entries.map(size));
   const title = "rank-" + side + "-" + entry.rank;
   const head = el("div", { class: "head" },
     el("h3", { id: title }, "rank " + count(entry.rank)),
     el("a", { href: link(own.id), title: "address of this document" }, el("code", null, own.id)),
     el("span", { class: "score" }, name + value),
-    el("span", { class: "soft" }, percent(entry.share, 1) + (view.whole ? " of all that speaks " : " of what is shown that speaks ") + (side === "pro" ? "for it" : "against it")),
-    el("span", { class: "bar", "aria-hidden": "true" }, el("i", { w: (largest ? Math.abs(entry.score) / largest : 0).toFixed(3) })));
+    entry.ofToken !== undefined ? el("span", { class: "soft" }, percent(entry.ofToken / Math.abs(entry.score)) + " of its score " + number(entry.score))
+      : el("span", { class: "soft" }, percent(entry.share, 1) + (view.whole ? " of all that speaks " : " of what is shown that speaks ") + (side === "pro" ? "for it" : "against it")),
+    el("span", { class: "bar", "aria-hidden": "true" }, el("i", { w: (largest ? size(entry) / largest : 0).toFixed(3) })));
   const rest = el("div");
   const whole = el("article", { class: side, "aria-labelledby": title, tabindex: -1 }, head, marks(entry, view), rest);
   rest.style.minHeight = "5rem";

@@ -4,6 +4,7 @@ const VIEWS = { queries: showQueries, query: showQuery, compare: showCompare };
 
 function show(moved) {
   forgetWaiting();
+  measure();
   const sections = [...document.querySelectorAll("main > section")];
   const known = place.view === "run" || (VIEWS[place.view] && byId("view-" + place.view));
   if (!known) place = { view: "queries", id: null, params: {} };

@@ -53,7 +53,8 @@ function filterControls(params) {
   }
   for (const name of index.fields) {
     const values = [...new Set(index.queries.filter((query) => name in query.fields).map((query) => fieldText(query.fields[name])))];
-    if (values.length < 2 || values.length > 40) continue;
+    // one that tells every query apart is found by its text
+    if (values.length < 2 || values.length > Math.min(40, index.queries.length / 2)) continue;
     const options = [["", "any"], ...values.sort().map((value) => [value, value])];
     controls.push(choice(name, options, params["f." + name] || "", change("f." + name)));
   }

@@ -7,12 +7,39 @@ function asked(entry, part) {
   return el("h1", { id: "query-title", class: "asked", tabindex: -1, dir: "auto" }, nodes);
 }
 
-function answerTokens(part) {
+function answerTokens(part, view) {
   if (!part.tokens || part.tokens.length < 1 || !part.tokens[0][0]) return null;
-  return el("div", null,
-    el("p", { class: "soft", id: "tokens-title" }, "The answer's tokens with their probabilities"),
-    el("ul", { class: "tokens", "aria-labelledby": "tokens-title" }, part.tokens.map(([text, log]) =>
-      el("li", { class: "token" }, el("span", null, text.trim() || "␣"), el("small", null, probability(Math.exp(log)))))));
+  const split = view && view.entries.some((one) => one.answer);
+  const chosen = tokenOf(part, view);
+  const inside = (text, log) => [el("span", null, text.trim() || "␣"), el("small", null, probability(Math.exp(log)))];
+  const press = (number) => () => {
+    keep({ token: number === chosen ? "" : number });
+    show(false);
+    byId("view-query").querySelectorAll("button.token")[number].focus();
+  };
+  const tokens = part.tokens.map(([text, log], number) => el("li", null, split
+    ? el("button", { type: "button", class: "token", "aria-pressed": String(number === chosen), on: { click: press(number) } }, inside(text, log))
+    : el("span", { class: "token" }, inside(text, log))));
+  const said = split ? "The answer's tokens with their probabilities; choose one for the documents and words that carry it"
+    : "The answer's tokens with their probabilities";
+  return el("div", null, el("p", { class: "soft", id: "tokens-title" }, said),
+    el("ul", { class: "tokens", "aria-labelledby": "tokens-title" }, tokens));
+}
+
+function tokenOf(part, view) {
+  const number = Number.parseInt(place.params.token ?? "", 10);
+  const split = view && view.entries.some((one) => one.answer);
+  return split && number >= 0 && number < part.tokens.length ? number : -1;
+}
+
+// The same documents by what one token of the answer gives to their scores.
+function forToken(view, token) {
+  const entries = view.entries.filter((one) => one.answer).map((one) => {
+    const own = one.answer[token];
+    const sum = own.reduce((total, value) => total + value, 0) / 1000;
+    return { ...one, words: own, ofToken: sum * Math.abs(one.score), kind: sum < 0 ? "opponent" : "proponent", cells: null };
+  });
+  return { ...view, entries: entries.sort((a, b) => Math.abs(b.ofToken) - Math.abs(a.ofToken)) };
 }
 
 function told(entry, part, view) {
@@ -142,14 +169,16 @@ function showQuery() {
   const entry = data("index").queries[number];
   const part = data("query-" + number);
   const params = place.params;
-  const view = part.runs[runOf(params)];
+  const whole_ = part.runs[runOf(params)];
+  const token = tokenOf(part, whole_);
+  const view = token < 0 ? whole_ : forToken(whole_, token);
   const chart = view && view.histogram && el("figure", null,
     histogram(view.histogram, view.entries.map((one) => one.score), "Scores of " + count(view.scored) + " documents; those that are shown are marked", "score"),
     el("figcaption", null, "All " + count(view.scored) + " scores; the ticks are the documents below. Heights grow with the square root of the count."));
   const shown = !view ? [el("p", { class: "note" }, "This run has no such query.")]
     : view.entries.length ? lists(view, entry, params)
     : [el("p", { class: "note" }, "No score differs from zero.")];
-  fill(section, ways(number, params), asked(entry, part), told(entry, part, view), answerTokens(part),
+  fill(section, ways(number, params), asked(entry, part), told(entry, part, view), answerTokens(part, whole_),
     view && sourceChips(view), queryControls(view, entry, params), chart,
     view && view.entries.some((one) => one.words.length) && legend(), shown);
   if (params.doc) requestAnimationFrame(() => jump(params.doc));
