@@ -78,8 +78,8 @@ class Result:
         return self.rankings[0].query.id
 
     def to_pandas(self) -> Any:
-        """A tidy table, one row for each query and candidate: query_id, candidate_id, row, score, rank (from 1), share (of
-        all scores of its sign), prompt, answer.
+        """A tidy table, one row for each query and candidate: query_id, candidate_id, row, score, rank (from 1),
+        share (of all scores of its sign), prompt, answer.
         """
         import pandas
 

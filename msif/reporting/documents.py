@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from msif.reporting.duplicates import near_duplicates
 from msif.reporting.words import words
 
@@ -19,11 +21,16 @@ class Documents:
         self._texts: list[str] = []
         self._places: dict[tuple[str, str, tuple[str, ...]], int] = {}
 
-    def add(self, row: Mapping[str, Any]) -> tuple[int, list[float]]:
-        """(the document's place, the part of each of its words)."""
-        tokens = [(str(token), float(part)) for token, part in row["tokens"]]
+    def add(self, row: Mapping[str, Any]) -> tuple[int, list[list[float]]]:
+        """(the document's place, the parts of its words: of the whole answer, and then of each of its tokens)."""
+        split = [*zip(*row.get("by_answer") or (), strict=True)]
+        # parts of several kinds are summed at once
+        tokens = [
+            (str(token), np.array([part, *split[place]]) if split else float(part))
+            for place, (token, part) in enumerate(row["tokens"])
+        ]
         key = str(row["candidate_id"]), row["text"], tuple(token for token, _ in tokens)
-        found = words(row["text"], tokens) if tokens else []
+        found: list[Any] = words(row["text"], tokens) if tokens else []  # type: ignore[arg-type]
         if key not in self._places:
             self._places[key] = len(self.rows)
             read = [unit for unit in found if unit.part is not None]
@@ -31,7 +38,8 @@ class Documents:
             unread = [unit.space + unit.text for unit in found if unit.part is None] if tokens else [row["text"]]
             self.rows.append(document | self._rest("".join(unread), cut=bool(tokens)))
             self._texts.append(row["text"])
-        return self._places[key], [unit.part for unit in found if unit.part is not None]
+        parts = [unit.part for unit in found if unit.part is not None]
+        return self._places[key], np.array(parts).T.tolist() if split else [parts]
 
     @staticmethod
     def _rest(text: str, cut: bool) -> dict[str, Any]:
@@ -45,13 +53,6 @@ class Documents:
     def groups(self) -> list[int]:
         """For each document the place of the first that says nearly the same."""
         return near_duplicates(self._texts)
-
-    @staticmethod
-    def by_answer(row: Mapping[str, Any]) -> list[list[float]]:
-        """For each token of the answer the part of each word."""
-        names = [str(token) for token, _ in row["tokens"]]
-        split = [words(row["text"], list(zip(names, parts, strict=True))) for parts in row.get("by_answer") or ()]
-        return [[unit.part for unit in found if unit.part is not None] for found in split]
 
 
 def permille(parts: Sequence[float], score: float) -> list[int]:

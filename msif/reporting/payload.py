@@ -101,12 +101,12 @@ def _view(
     kinds, layers = kinds_and_layers(blocks)
     entries = []
     for row in rows:
-        document, parts = documents.add(row)
+        document, (parts, *split) = documents.add(row)
         score = float(row["score"])
         total = positive if score > 0 else negative
         entry: dict[str, Any] = {"d": document, "kind": row["kind"], "rank": row["rank"], "score": score}
         entry |= {"share": score / total if total else 0.0, "words": permille(parts, score)}
-        if split := documents.by_answer(row):
+        if split:
             entry["answer"] = [permille(own, score) for own in split]
         if row["blocks"]:
             unit = (abs(score) or 1.0) / 1000

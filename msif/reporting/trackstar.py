@@ -39,7 +39,7 @@ def _rows(run: Run, truth: Truth) -> Iterator[dict[str, Any]]:
         shown = [row for row in run.shown if row["query_id"] == query]
         told = run.told.get(query) or (shown[0] if shown else {"prompt": "", "completion": ""})
         fields = told.get("fields") or {}
-        known = truth.of(query, fields)
+        known = truth.of(query, fields, told)
         yield {
             "example_id": query,
             "query_set": run.name,

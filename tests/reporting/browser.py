@@ -114,6 +114,13 @@ class Browser:
         self.js(f"void (location.hash = {json.dumps(hash)})")
         self.settle()
 
+    def until(self, expression):
+        """Waits for what is drawn when it comes near the window."""
+        end = time.monotonic() + PATIENCE
+        while not self.js(f"!!({expression})"):
+            assert time.monotonic() < end, expression
+            self.settle()
+
     def text(self, selector="body"):
         return self.js(f"document.querySelector({json.dumps(selector)}).innerText")
 
