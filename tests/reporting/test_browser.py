@@ -118,6 +118,7 @@ def test_a_token_of_the_answer_shows_what_carries_it(browser, pages):
     browser.go("#/query/q0?token=1")
     assert browser.js("document.querySelectorAll('button.token')[1].getAttribute('aria-pressed')") == "true"
     assert ids(browser, "opp")
+    browser.js("document.querySelector('#view-query article.opp').scrollIntoView()")
     browser.until("document.querySelector('#view-query article.opp .text .o')")
 
 

@@ -4,12 +4,22 @@
 let WIDTH = 640;
 const measure = () => { WIDTH = Math.max(280, Math.min(640, byId("main").clientWidth)); };
 
-function axis(low, high, x, y, shown) {
-  const ticks = WIDTH < 480 ? 2 : 4;
+const steps = () => (WIDTH < 480 ? 2 : 4);
+
+function evenly(low, high) {
+  return Array.from({ length: steps() + 1 }, (_, i) => low + ((high - low) * i) / steps());
+}
+
+function wholeNumbers(low, high) {
+  const step = Math.max(1, Math.ceil((high - low) / steps()));
+  const first = Math.ceil(low);
+  return Array.from({ length: Math.floor((high - first) / step) + 1 }, (_, i) => first + i * step);
+}
+
+function axis(low, high, x, y, places, shown) {
   const marks = [svg("line", { class: "axis", x1: x(low), x2: x(high), y1: y, y2: y })];
-  for (let i = 0; i <= ticks; i++) {
-    const value = low + ((high - low) * i) / ticks;
-    const anchor = i === 0 ? "start" : i === ticks ? "end" : "middle";
+  for (const value of places) {
+    const anchor = x(value) < 20 ? "start" : x(value) > WIDTH - 20 ? "end" : "middle";
     marks.push(svg("line", { class: "axis", x1: x(value), x2: x(value), y1: y, y2: y + 4 }));
     marks.push(svg("text", { x: x(value), y: y + 16, "text-anchor": anchor }, shown(value)));
   }
@@ -38,7 +48,7 @@ function histogram(found, scores, label, unit) {
   const ticks = scores.map((score) =>
     svg("line", { class: "tick " + (score > 0 ? "pro" : "opp"), x1: x(score), x2: x(score), y1: 92, y2: 103 }));
   return drawing(142, label, bars(found.counts, found.low, found.high, x, 90), ticks,
-    axis(found.low, found.high, x, 106, (value) => number(value, 2)),
+    axis(found.low, found.high, x, 106, evenly(found.low, found.high), (value) => number(value, 2)),
     svg("text", { x: WIDTH / 2, y: 139, "text-anchor": "middle" }, unit));
 }
 
@@ -51,7 +61,7 @@ function spectrum(found) {
   ] : [];
   const label = "Histogram of the eigenvalues Λ, by their logarithm" + (shift ? ", with the damping in it" : "");
   return drawing(136, label, bars(found.counts, found.low, found.high, x, 90), marks,
-    axis(found.low, found.high, x, 92, (value) => "1e" + value.toFixed(1)),
+    axis(found.low, found.high, x, 92, wholeNumbers(found.low, found.high), (value) => "1e" + value),
     svg("text", { x: WIDTH / 2, y: 130, "text-anchor": "middle" }, "eigenvalue Λ (loss per parameter², logarithmic)"));
 }
 

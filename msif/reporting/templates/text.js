@@ -1,6 +1,6 @@
 // A document's words in the colour of their parts; of a long text those around its strongest words.
 
-const AROUND = 18, SHORT = 110, PEAKS = 5, FAINT = 0.02;
+const AROUND = 18, SHORT = 110, PEAKS = 5, WORTH = 0.1, FAINT = 0.02;
 
 function tinted(name, text, part, strongest, title) {
   const strength = strongest ? Math.abs(part) / strongest : 0;
@@ -16,7 +16,8 @@ const split = (unit) => {
 // [from, to) of the words that are shown at first
 function windows(sizes) {
   if (sizes.length <= SHORT) return [[0, sizes.length]];
-  const peaks = sizes.map((size, place) => [size, place]).sort((a, b) => b[0] - a[0]).slice(0, PEAKS);
+  const least = WORTH * Math.max(...sizes);
+  const peaks = sizes.map((size, place) => [size, place]).filter(([size]) => size >= least).sort((a, b) => b[0] - a[0]).slice(0, PEAKS);
   const wanted = peaks.map(([, place]) => [Math.max(0, place - AROUND), Math.min(sizes.length, place + AROUND + 1)]);
   const joined = [];
   for (const [from, to] of wanted.sort((a, b) => a[0] - b[0])) {
