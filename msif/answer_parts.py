@@ -18,6 +18,7 @@ from msif.job import Job, Scored
 log = logging.getLogger(__name__)
 
 LONGEST = 32  # tokens of an answer that is split
+ALWAYS = 256  # gradients that are worth it in any case
 
 Parts = Mapping[int, list[list[float]]]
 """Row number -> for each token of the answer its parts of the document's tokens."""
@@ -38,7 +39,7 @@ def answer_parts(job: Job, scored: Scored) -> dict[int, Parts]:
     asked = {place: _one_by_one(document) for place, document in enumerate(job.encoded(queries))}
     split = {place: own for place, own in asked.items() if shown[place] and 1 < len(own) <= LONGEST}
     work = sum(len(own) + len(shown[place]) for place, own in split.items())
-    if work > len(scored.ids):
+    if work > max(ALWAYS, len(scored.ids)):
         log.info("scores are not split by the answers' tokens: it would take longer than they did")
         return {}
     return {place: _parts_for(job, own, shown[place]) for place, own in split.items()}

@@ -1,6 +1,7 @@
 """How plots look: told apart by colour vision of any kind, and in grey.
 
-Colours are Okabe and Ito's, in an order in which neighbours differ in lightness; lines differ in their dashes, too. Blue is for proponents and what is better, orange for opponents, as on the page.
+Colours are those of Okabe and Ito, neighbours of different lightness; lines differ in their dashes, too. Blue
+is for proponents and what is better, orange for opponents, as on the page.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ DASHES = ("-", "--", "-.", ":")
 DPI = 120
 
 
-def style() -> dict[str, Any]:
+def style() -> Any:
     """Settings for ``matplotlib.rc_context``."""
     from cycler import cycler
 
