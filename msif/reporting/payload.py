@@ -21,7 +21,7 @@ from msif.reporting.trackstar import answer_of
 from msif.reporting.truth import Known, Truth
 
 BINS = 48
-COMMON = 0.5  # of the queries, in whose first ten a document has to be to be called common
+COMMON = 0.5  # of the queries, among whose first ten (and first half) a document has to be to be called common
 FEWEST = 4  # queries that there must be for that
 
 
@@ -53,7 +53,7 @@ def payload(runs: Sequence[Run], truth: Truth) -> Payload:
             None if query not in run.scores else _view(run, query, own.get(query, []), known, documents, often)
             for run, own, often in zip(runs, shown, common, strict=True)
         ]
-        _add_ranks(views, [run.scores.get(query) for run in runs])
+        _add_ranks(views, [run.scores.get(query) for run in runs], documents)
         parts.append(_part(told, known, views))
         asked.append(_entry(query, told, known, views))
     groups = documents.groups()
@@ -116,7 +116,7 @@ def _view(
         if str(row["candidate_id"]) in sources:
             entry["source"] = True
         if often := common.get(str(row["candidate_id"])):
-            entry["common"] = often
+            entry["common"] = [often, len(run.scores)]
         entries.append(entry)
     found = _found(scored, sources) if sources else None
     view: dict[str, Any] = {"scored": len(scored.ids), "positive": positive, "negative": negative, "sources": found}
@@ -144,22 +144,18 @@ def _common(run: Run) -> dict[str, int]:
     queries = len(run.scores)
     if queries < FEWEST:
         return {}
-    counted = Counter(id for scored in run.scores.values() for id in scored.ids[:FIRST])
+    counted = Counter(id for one in run.scores.values() for id in one.ids[: min(FIRST, len(one.ids) // 2)])
     return {id: count for id, count in counted.items() if count >= COMMON * queries}
 
 
-def _add_ranks(views: Sequence[dict[str, Any] | None], scored: Sequence[Scored | None]) -> None:
+def _add_ranks(views: Sequence[dict[str, Any] | None], scored: Sequence[Scored | None], documents: Documents) -> None:
     """The ranks of every shown document in all runs, where there are several."""
     if len(views) < 2:
         return
-    ranks = [None if one is None else ranks_of(one) for one in scored]
-    for number, view in enumerate(views):
+    ranks = [{} if one is None else ranks_of(one) for one in scored]
+    for view in views:
         for entry in view["entries"] if view else ():
-            own = scored[number]
-            assert own is not None
-            place = entry["rank"] - 1
-            id = own.ids[place] if place < len(own.ids) else None
-            entry["ranks"] = [None if one is None or id is None else one.get(id) for one in ranks]
+            entry["ranks"] = [own.get(documents.rows[entry["d"]]["id"]) for own in ranks]
 
 
 def _part(told: Mapping[str, Any], known: Known | None, views: Sequence[Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_it_is_what_the_command_does_on_its_own_factors(stages, world, multi_sta
     assert [token for token, _ in told["tokens"]] == list(" Linz") and all(p < 0 for _, p in told["tokens"])
     assert told["occurrences"] == 2 and told["documents"] == len(FACTS)  # "Linz" stands in two of them
     for one in best:  # each letter of the answer has its own parts, which add up to the whole
-        assert len(one.by_answer) == len(" Linz") and one.norm > 0 and one.lexical["rank"] >= 1
+        assert len(one.by_answer) == len(" Linz") and one.norm > 0 and one.lexical["score"] >= 0
         summed = [sum(parts) for parts in zip(*one.by_answer, strict=True)]
         largest = max(abs(part) for _, part in one.tokens)
         assert summed == pytest.approx([part for _, part in one.tokens], abs=2e-3 * largest)

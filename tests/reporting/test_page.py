@@ -161,7 +161,7 @@ def test_what_is_known_of_queries_and_documents(tmp_path):
     view = found.queries[0]["runs"][0]
     assert view["sources"][0] == {"id": "Linz-1", "rank": 2} and view["sources"][-1]["rank"] is None
     assert [entry.get("source", False) for entry in view["entries"]] == [False, True, False, False, True, False, False]
-    assert view["entries"][0]["common"] == 6 and "common" not in view["entries"][1]
+    assert view["entries"][0]["common"] == [6, 6] and "common" not in view["entries"][1]
     documents = found.documents
     one, other = (documents[view["entries"][place]["d"]] for place in (1, 2))
     assert one["group"] == other["group"] and one["group"] != documents[view["entries"][0]["d"]]["group"]

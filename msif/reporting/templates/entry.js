@@ -14,8 +14,8 @@ function marks(entry, view) {
   const chip = (text, kind, title) => found.push(el("li", { class: "chip " + (kind || ""), title }, text));
   if (entry.source) chip("true source", "good", "a document that is known to state the answer");
   if (entry.common) {
-    const queries = data("index").queries.length;
-    chip("common: first ten of " + entry.common + " of " + queries + " queries", "odd", "it ranks high whatever is asked");
+    const [often, queries] = entry.common;
+    chip("common: among the first of " + often + " of " + queries + " queries", "odd", "it ranks high whatever is asked");
   }
   const shared = entry.lexical;
   if (shared) {

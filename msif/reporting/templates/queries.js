@@ -87,7 +87,10 @@ function listQueries(length = STEP) {
   const run = runOf(place.params);
   const found = chosen(place.params);
   const all = data("index").queries.length;
-  byId("queries-count").textContent = found.length === all ? count(all) + (all === 1 ? " query" : " queries") : count(found.length) + " of " + count(all) + " queries";
+  const many = found.length === all ? count(all) + (all === 1 ? " query" : " queries") : count(found.length) + " of " + count(all) + " queries";
+  const known = found.map((query) => query.runs[run]?.mrr).filter((value) => value !== null && value !== undefined);
+  byId("queries-count").textContent = many + (known.length ? " · mean reciprocal rank of the true sources " + number(mean(known), 3)
+    + (known.length < found.length ? " (of " + count(known.length) + ")" : "") : "");
   fill(byId("queries-list"), found.slice(0, length).map((query) => el("li", null,
     el("a", { href: address("query", query.id, { run: run || "" }) },
       el("span", { class: "ask", dir: "auto" }, query.prompt, " ", el("b", null, query.answer || "—")), factsOf(query, run)))));
