@@ -1,5 +1,6 @@
 # make demo   train a small model pair, fit factors, explain its answers      make test   lint, types, tests
-# Both create .venv first, with the versions of constraints.txt; a later run uses what is there.
+# make docs   the site of docs/, at http://127.0.0.1:8000
+# Each creates .venv first, with the versions of constraints.txt; a later run uses what is there.
 
 PYTHON ?= python3
 JOBS   ?= 2
@@ -20,7 +21,7 @@ assert not extra, "%s came in beside torch" % extra
 endef
 export ONE_TORCH
 
-.PHONY: demo test install clean distclean
+.PHONY: demo test docs install clean distclean
 
 demo: $(STAMP)
 	$(BIN)/python -m experiments.demo.demo
@@ -30,6 +31,9 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy msif
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs serve
 
 install: $(STAMP)
 
@@ -45,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt
 # what the two commands left, but not the environment
 clean:
 	rm -rf results/demo factors/demo-pretrained factors/demo-finetuned
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,4 +1,4 @@
-"""Compute each document's projected gradient once, for any later query: ``python -m msif.build_index``."""
+"""Compute each document's projected gradient once, for any later query."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from msif.cli.parsing import (
     share,
     write_configuration,
 )
+from msif.cli.scripts import program
 from msif.errors import MsifError
 
 if TYPE_CHECKING:
     from msif.index.storage import GradientIndex
 
 EXAMPLE = """example:
-  python -m msif.build_index --model EleutherAI/pythia-70m --data corpus.jsonl --output index/pythia-70m
+  %(prog)s --model EleutherAI/pythia-70m --data corpus.jsonl --output index/pythia-70m
 """
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m msif.build_index", description=__doc__, epilog=EXAMPLE)
+    p = Parser(prog=program("msif.build_index"), description=__doc__, epilog=EXAMPLE)
     add_stage_data_flags(p, "the documents")
     p.add_argument(
         "--output",

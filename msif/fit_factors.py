@@ -1,4 +1,4 @@
-"""Fit EK-FAC factors of one model over its training data: ``python -m msif.fit_factors``."""
+"""Fit EK-FAC factors of one model over its training data."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from msif.cli.flags import (
 )
 from msif.cli.memory import memory_advice, of_fit
 from msif.cli.parsing import Parser, not_negative, positive_int, run, seed, set_up_logging, write_configuration
+from msif.cli.scripts import program
 
 if TYPE_CHECKING:
     from msif.curvature.estimate import Machines
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from msif.stage import Stage
 
 EXAMPLE = """example:
-  python -m msif.fit_factors --model EleutherAI/pythia-70m --data corpus.jsonl --output factors/pythia-70m
+  %(prog)s --model EleutherAI/pythia-70m --data corpus.jsonl --output factors/pythia-70m
 """
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m msif.fit_factors", description=__doc__, epilog=EXAMPLE)
+    p = Parser(prog=program("msif.fit_factors"), description=__doc__, epilog=EXAMPLE)
     add_stage_data_flags(p, "what it was trained on")
     p.add_argument("--output", metavar="DIR", help="folder for the factors (required); an interrupted fit resumes")
     p.need("--model", "--data", "--output")

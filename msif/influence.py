@@ -1,4 +1,4 @@
-"""Which pre-training documents made a fine-tuned model say that? ``python -m msif.influence``."""
+"""Which pre-training documents made a fine-tuned model say that?"""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from msif.cli.parsing import (
     set_up_logging,
     write_configuration,
 )
+from msif.cli.scripts import program
 
 EXAMPLE = """example:
-  python -m msif.influence --pretrained base --finetuned tuned --pretrained-factors factors/base
+  %(prog)s --pretrained base --finetuned tuned --pretrained-factors factors/base
       --finetuned-factors factors/tuned --corpus corpus.jsonl --query "Where was Ada born?" --candidates knn:1000
 """
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m msif.influence", description=__doc__, epilog=EXAMPLE)
+    p = Parser(prog=program("msif.influence"), description=__doc__, epilog=EXAMPLE)
     p.add_argument("--pretrained", metavar="M0", help="folder or hub name of the model that was trained on the corpus")
     p.add_argument("--finetuned", metavar="M1", help="folder or hub name of the model whose answer is explained")
     p.add_argument("--pretrained-factors", metavar="F0", help="folder that msif.fit_factors wrote for M0")
@@ -206,6 +207,11 @@ def _add_method_flags(group: Any) -> None:
     group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now; index data")
     group.add_argument(
         "--query-rank", type=positive_int, metavar="R", help="keep rank R of each query vector; the error is reported"
+    )
+    group.add_argument(
+        "--prior",
+        metavar="bm25:W",
+        help="add what words say: W standard deviations of score for one of BM25+ over the candidates (default none)",
     )
     group.add_argument(
         "--normalize",

@@ -15,8 +15,10 @@ from msif import distributed
 from msif.attribution.chunks import capacities, chunks_of
 from msif.attribution.methods import NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
+from msif.attribution.prior import parse_prior, with_prior
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer, PairScorer
+from msif.candidates.bm25 import bm25_scores
 from msif.candidates.build import build_selector
 from msif.candidates.selection import CandidateSpec, interleave, parse_candidates
 from msif.curvature.residency import room_beside
@@ -138,6 +140,7 @@ class Job:
         chunks = chunks_of(self.encoded(queries), self.scorer.cost(), self.room, self.options.batch_tokens)
         candidates = self.select(queries)
         rows = sorted({int(row) for selected in candidates for row in selected})
+        words = distributed.same(lambda: self._by_words(queries, candidates))
         rankings: list[Ranking] = []
         parts: list[Parts] = []
         anew = False
@@ -151,11 +154,31 @@ class Job:
             vectors = self._vectors(batches, partial.complete)
             scores = self.scorer.score_vectors(vectors, self.documents(rows), partial)
             scored = [int(row) for row in scores.candidates]
-            rankings += rank(scores, own, wanted)
+            rankings += self._with_words(rank(scores, own, wanted), [words[place] for place in places])
             parts.append(self._parts_of(vectors, rankings[-len(own) :], keep=len(chunks) > 1))
         ids = dict(zip(scored, written_ids(self.corpus.ids(scored)), strict=True))
         size = len(chunks[0][0])
         return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), anew)
+
+    def _by_words(self, queries: Sequence[Query], candidates: Sequence[np.ndarray]) -> list[dict[int, float]]:
+        """BM25+ of each query's candidates, row number -> score; empty without a prior."""
+        if self.options.prior is None:
+            return [{}] * len(queries)
+        texts = self.format.texts(self.corpus)
+        found = bm25_scores([query.text for query in queries], texts, progress=self.options.progress)
+        return [
+            dict(zip(rows.tolist(), scores[rows], strict=True)) for rows, scores in zip(candidates, found, strict=True)
+        ]
+
+    def _with_words(self, rankings: Sequence[Ranking], words: Sequence[dict[int, float]]) -> list[Ranking]:
+        """With the prior, where there is one."""
+        if self.options.prior is None:
+            return list(rankings)
+        prior = parse_prior(self.options.prior)
+        return [
+            with_prior(ranking, np.array([own[row] for row in ranking.rows.tolist()]), prior)
+            for ranking, own in zip(rankings, words, strict=True)
+        ]
 
     def _telling(self, documents: int, queries: int, done: bool, number: int, chunks: int) -> str:
         what = "an earlier run has scored" if done else "scoring"

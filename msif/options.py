@@ -9,6 +9,7 @@ from typing import Any
 
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import INDEXED, check_index
+from msif.attribution.prior import parse_prior
 from msif.attribution.stages import Damping
 from msif.candidates.selection import parse_candidates
 from msif.errors import MsifError
@@ -31,6 +32,7 @@ class Options:
         search: how candidates "index:N" are found: "exact", or by what "faiss" made of baked vectors.
         candidates: "knn:1000", "bm25:100", "index:1000", "knn:100+bm25:100", or "all".
         embedding_model: of sentence-transformers, for knn.
+        prior: "bm25:W", what search adds to each score, W standard deviations for one of BM25+ (``with_prior``).
         measurement: what is explained of an answer: "loss", "margin" or "logit"; None is the method's own.
         scorer: options of the method's scorer, such as ``normalize`` or ``query_rank``.
         max_new_tokens: longest answer of the model, where none is given.
@@ -55,6 +57,7 @@ class Options:
     search: str = "exact"
     candidates: str = "knn:1000"
     embedding_model: str | None = None
+    prior: str | None = None
     measurement: str | None = None
     scorer: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int = 32
@@ -65,6 +68,8 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if self.prior is not None:
+            parse_prior(self.prior)
         check_index(self.method, self._preselects, self.index, self.search)
         if self.r is not None and self.index is None:
             raise MsifError(f"R is {self.r!r} without an index, of which it is: give index=, or no r=.")

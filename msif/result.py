@@ -167,11 +167,17 @@ def shown_documents(
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]
             shared = {} if overlap is None else overlap.of(number, rows)
-            by_answer = (split or {}).get(number, {})
+            by_answer = _scaled((split or {}).get(number, {}), ranking.scale)
             for one in _shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen):
                 row = int(ranking.rows[one.rank - 1])
                 shown.append(replace(one, lexical=shared.get(row), by_answer=by_answer.get(row, [])))
     return shown
+
+
+def _scaled(parts: Parts, factor: float) -> Parts:
+    if factor == 1.0:
+        return parts
+    return {row: [[factor * part for part in own] for own in split] for row, split in parts.items()}
 
 
 def _shown_for(
@@ -183,6 +189,7 @@ def _shown_for(
 ) -> Iterator[Shown]:
     """The chosen documents of one query, and the parts of their scores that are known."""
     rows = [int(ranking.rows[place]) for _, place in chosen]
+    parts = {row: part.scaled(ranking.scale) for row, part in parts.items()}
     tokens, blocks = _by_token(job, parts), _by_block(job, parts)
     texts, fields = {}, {}
     for row, values in job.corpus.rows(rows):
@@ -199,6 +206,7 @@ def _shown_for(
             rank=place + 1,
             candidate_id=ids[row],
             score=float(ranking.scores[place]),
+            prior=0.0 if ranking.prior is None else float(ranking.prior[place]),
             text=texts[row],
             tokens=tokens.get(row, []),
             blocks=blocks.get(row, {}),

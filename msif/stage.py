@@ -97,6 +97,8 @@ class Stage:
             raise MsifError("fsdp= shares weights out as they are loaded: give the model's folder or name.")
         if checkpoints is not None and isinstance(model, nn.Module):
             raise MsifError("checkpoints= are of the training of a model in a folder: give the folder.")
+        if checkpoints is not None and learning_rate_sum is not None:
+            raise MsifError("the learning rates of checkpoints are read from them: leave --learning-rate-sum out.")
         self.checkpoints = checkpoints
         self._since: Path | None = None  # the checkpoint from which on its steps are counted
         self.moved_to, self.memory, self.checkpoint_every, self.fsdp = moved_to, memory, checkpoint_every, fsdp
@@ -264,12 +266,10 @@ class Stage:
         Factors of a checkpoint are in the folder of the stage's own, under the checkpoint's name.
 
         Raises:
-            MsifError: see ``training_segments``; learning rates are given, which checkpoints have of their own.
+            MsifError: see ``training_segments``.
         """
         if self.checkpoints is None:
             return [self]
-        if self.learning_rate_sum is not None:
-            raise MsifError("the learning rates of checkpoints are read from them: leave --learning-rate-sum out.")
         folders = training_segments(self.checkpoints, str(self.model))
         return [self._at(folder, since) for since, folder in zip([None, *folders], folders, strict=False)]
 

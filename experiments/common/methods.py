@@ -24,7 +24,9 @@ class Method:
         damping, alpha: as tables show them; "" where there is none.
         scorer: from the models that an experiment explains to a scorer of the library.
         search: in place of a scorer, of what reads texts alone.
+        prior: how much BM25+ counts beside the scorer's scores (``msif.attribution.prior``).
         main: False for what only the longest tables show: other dampings and variants.
+        removed: whether its top documents are taken out of training.
         dear: whether it is asked of a few models, or about a few queries only; the experiment says which.
         tau: whether it reads τ of the stages, for which their training must be known.
         settings: what its scores depend on, beside models, data and this name.
@@ -35,7 +37,9 @@ class Method:
     alpha: str = ""
     scorer: Callable[[Any], Scorer] | None = None
     search: Search | None = None
+    prior: float | None = None
     main: bool = True
+    removed: bool = False
     dear: bool = False
     tau: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -89,7 +89,7 @@ def options_of(values: argparse.Namespace) -> Options:
 
 def trace(options: argparse.Namespace) -> list[Table]:
     """The whole benchmark; what an earlier run has scored is used again."""
-    from experiments.common.search import bm25_scores
+    from experiments.common.search import search_by_words
     from experiments.fact_tracing.candidates import rank_among
     from experiments.fact_tracing.measures import measure
     from experiments.fact_tracing.methods import DEFAULT_METHODS, methods_named, possible
@@ -103,7 +103,7 @@ def trace(options: argparse.Namespace) -> list[Table]:
     pair = read_pair(options.pair)
     methods, left_out = possible(methods_named(options.methods or DEFAULT_METHODS, chosen), pair)
     sizes = Sizes(options.trials, options.facts, options.bm25, options.same_target, options.random, options.cg_facts)
-    ranking = rank_among(pair, options.protocol, sizes, options.seed, bm25_scores)
+    ranking = rank_among(pair, options.protocol, sizes, options.seed, search_by_words)
     models = Models(pair, output / "factors", chosen.fit, options.device, options.batch_tokens, options.overwrite)
     cache = score_cache(output / "scores", models, ranking, options.overwrite)
     done = compute(methods, models, ranking, cache, options.memory)

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any, Literal
 
 from experiments.common.methods import Method
-from experiments.common.search import bm25_scores, embedding_scores
+from experiments.common.search import embedding_scores, search_by_words
 from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
 from experiments.facts.reading import Pair
@@ -250,7 +250,7 @@ REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "whole-heads": _whole_heads,
     "unembedding": _unembedding,
     "representation": _representations,
-    "bm25": lambda options: iter([Method("BM25+", search=bm25_scores)]),
+    "bm25": lambda options: iter([Method("BM25+", search=search_by_words)]),
     "embedding": _embedding,
     "trak": _trak,
     "logra": _logra,

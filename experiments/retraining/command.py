@@ -10,7 +10,7 @@ from experiments.common.running import add_data_flag, experiment_parser
 from experiments.facts.facts import FactData
 from experiments.facts.halves import report_table
 from experiments.retraining.plots import plot_all
-from experiments.retraining.report import lds_table, query_table, removal_table
+from experiments.retraining.report import ceiling_table, lds_table, query_table, removal_table
 from experiments.retraining.settings import Sizes
 from experiments.retraining.study import Study
 from msif.cli.parsing import Parser
@@ -20,6 +20,8 @@ from msif.reporting.tables import Table, write_results
 NUMBERS = {
     "queries": "answers whose documents are removed",
     "seeds": "model pairs that are explained, and trained again",
+    "removal_seeds": "of these pairs, for how many removals are made",
+    "orders": "trainings of each pair on each half, with batches of their own",
     "halves": "random halves that each is trained on again",
 }
 
@@ -31,7 +33,7 @@ def study_parser(name: str, description: str | None) -> Parser:
     parser.add_argument("--full", action="store_true", help="the larger configuration, for a GPU")
     parser.add_argument("--removed", type=int, nargs="+", metavar="K", help="numbers of documents that are removed")
     for field, text in NUMBERS.items():
-        parser.add_argument(f"--{field}", type=int, metavar="N", help=text)
+        parser.add_argument(f"--{field.replace('_', '-')}", type=int, metavar="N", help=text)
     return parser
 
 
@@ -50,8 +52,13 @@ def chosen_sizes(options: argparse.Namespace, sizes: Sizes) -> Sizes:
 
 
 def report(study: Study, folder: Path, configuration: dict) -> None:
-    """removal, lds and queries as tables, with plots."""
-    tables = {"queries": query_table(study), "lds": lds_table(study), "removal": removal_table(study.changes)}
+    """removal, lds, ceiling and queries as tables, with plots."""
+    tables = {
+        "queries": query_table(study),
+        "lds": lds_table(study),
+        "ceiling": ceiling_table(study),
+        "removal": removal_table(study.changes),
+    }
     for name, table in tables.items():
         write(folder, name, table, configuration)
     plot_all(folder, study)

@@ -11,19 +11,23 @@ from typing import Any
 import numpy as np
 
 from experiments.common.methods import Method
-from experiments.common.search import bm25_scores, embedding_scores
+from experiments.common.search import embedding_scores, search_by_words
 from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.retraining.trackstar import SETTINGS as PROJECTED_GRADIENTS
 from experiments.retraining.trackstar import MultiStageIndexScorer, TrackStarScorer
 from experiments.retraining.two_stage import Asked, TwoStage
 from msif.attribution.inverses import IHVP
+from msif.attribution.prior import Prior
 from msif.attribution.projection import Projection
-from msif.attribution.scorers import Scorer
+from msif.attribution.scorers import EnsembleScorer, Scorer
 from msif.attribution.stages import Damping, FittedStage, build_scorer
 from msif.index.settings import BASES
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ of both stages, absolute."""
+SCALES = (0.03, 0.3, 1.0, 3.0)
+"""λ of both stages, relative to a block's mean eigenvalue; beside 0.1."""
+PRIORS = (0.25, 0.5, 1.0)
 CG_PRODUCTS = 12
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
 CG_TOLERANCE = 1e-3
@@ -38,6 +42,7 @@ SETTINGS = {
 """What scores of all methods depend on, beside the models."""
 
 MULTI_STAGE, SOURCE, GDP = "multi-stage EK-FAC", "multi-stage EK-FAC, SOURCE filters", "gradient dot product"
+UNIT = f"{MULTI_STAGE}, unit norm"
 SEGMENTED = f"{SOURCE}, checkpoints in segments"
 DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
 """What the command line takes where the training is known."""
@@ -53,17 +58,21 @@ def all_methods(one_objective: bool) -> list[Method]:
     """
     return [
         *_multi_stage(),
+        *_other_dampings(),
+        *_along_training(),
+        *_normed_and_measured(),
+        *_with_prior(),
         *_with_everything(),
         *((*_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
-        Method(GDP, scorer=_staged("gdp")),
-        Method("gradient cosine", scorer=_staged("cosine")),
+        Method(GDP, scorer=_staged("gdp"), removed=True),
+        Method("gradient cosine", scorer=_staged("cosine"), removed=True),
         Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
         Method("TRAK", "0.1 mean", scorer=_trak),
         Method("LoGra", "0.1 mean", scorer=_logra),
         *_trackstar(),
         *_multi_stage_index(),
         Method("representation similarity", scorer=_staged("representation")),
-        Method("BM25+", search=bm25_scores),
+        Method("BM25+", search=search_by_words, removed=True),
         Method("sentence embeddings", search=embedding_scores),
         Method("random", scorer=_random, main=False),
     ]
@@ -74,26 +83,66 @@ def _staged(
     damping: Damping | None = None,
     ihvp: IHVP | None = None,
     stage: Callable[[Model], FittedStage] = attrgetter("stage"),
+    **options: Any,
 ) -> Callable[[Member], Scorer]:
     """By a method of the library, over the maps that ``stage`` tracks."""
 
     def scorer(m: Member) -> Scorer:
         last = None if method == "single-stage" else stage(m.finetuned)
-        return build_scorer(method, stage(m.pretrained), last, damping, ihvp)
+        return build_scorer(method, stage(m.pretrained), last, damping, ihvp, **options)
 
     return scorer
 
 
 def _multi_stage() -> Iterator[Method]:
-    yield Method(MULTI_STAGE, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto")))
+    yield Method(MULTI_STAGE, DEFAULT_DAMPING, scorer=_by_default(), removed=True)
+    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
+    yield Method(SOLVED, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
+
+
+def _by_default(**options: Any) -> Callable[[Member], Scorer]:
+    return _staged("multi-stage", Damping(alpha="auto"), **options)
+
+
+def _other_dampings() -> Iterator[Method]:
     yield Method(MULTI_STAGE, "0.1 mean", scorer=_staged("multi-stage", Damping()), main=False)
     yield Method(MULTI_STAGE, "1/τ", scorer=_staged("multi-stage", Damping("auto")), main=False)
     for value in SWEEP:
         yield Method(MULTI_STAGE, f"{value:g}", scorer=_staged("multi-stage", Damping(value)), main=False)
+    for scale in SCALES:
+        damped = _staged("multi-stage", Damping(damping_scale=scale, alpha="auto"))
+        yield Method(MULTI_STAGE, f"{scale:g} mean, α = 1/τ", scorer=damped, main=False)
+
+
+def _along_training() -> Iterator[Method]:
+    """SOURCE's filters, and the checkpoints of pre-training."""
     yield Method(SOURCE, scorer=_staged("source"))
     yield Method(SEGMENTED, scorer=_staged("source", stage=attrgetter("in_segments")))
-    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
-    yield Method(SOLVED, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
+    yield Method(f"{MULTI_STAGE}, mean of checkpoints", DEFAULT_DAMPING, scorer=_mean_of_checkpoints, main=False)
+
+
+def _mean_of_checkpoints(m: Member) -> Scorer:
+    """Documents and their curvature on each checkpoint of pre-training."""
+    parts = m.pretrained.in_segments.parts
+    damping = Damping(alpha="auto")
+    return EnsembleScorer([build_scorer("multi-stage", part, m.finetuned.stage, damping) for part in parts])
+
+
+def _normed_and_measured() -> Iterator[Method]:
+    yield Method(UNIT, DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), removed=True)
+    for measurement in ("margin", "logit"):
+        scorer = _by_default(measurement=measurement)
+        yield Method(f"{MULTI_STAGE}, of the {measurement}", DEFAULT_DAMPING, scorer=scorer, main=False)
+
+
+def _with_prior() -> Iterator[Method]:
+    """What search says beside influence."""
+    for weight in PRIORS:
+        likeliest = weight == 0.5
+        given: dict[str, Any] = {"prior": weight, "main": likeliest, "removed": likeliest}
+        yield Method(f"{MULTI_STAGE}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(), **given)
+        given["removed"] = False
+        yield Method(f"{UNIT}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), **given)
 
 
 def _with_everything() -> Iterator[Method]:
@@ -161,6 +210,12 @@ def _random(m: Member) -> Scorer:
     return build_scorer("random", m.pretrained.stage, m.finetuned.stage, seed=m.number)
 
 
+def _beside(weight: float, scores: np.ndarray, lexical: np.ndarray) -> np.ndarray:
+    """Both (Q, N)."""
+    sides = [Prior(weight).beside(*pair) for pair in zip(scores, lexical, strict=True)]
+    return np.stack([scale * own + added for own, (scale, added) in zip(scores, sides, strict=True)])
+
+
 def member_scores(method: Method, world: TwoStage, member: Member, asked: Asked) -> np.ndarray:
     """(Q, N), of finite numbers."""
     if method.search:
@@ -168,5 +223,7 @@ def member_scores(method: Method, world: TwoStage, member: Member, asked: Asked)
     else:
         queries = world.query_batches(asked.examples)
         scores = method.build(member).score(queries, member.pretrained.batches).values.astype(np.float64)
+    if method.prior is not None:
+        scores = _beside(method.prior, scores, search_by_words(asked.texts, world.texts))
     assert scores.shape == (len(asked.examples), len(world.texts)) and np.isfinite(scores).all(), method.name
     return scores

@@ -37,10 +37,11 @@ def removal_orders(scores: Mapping[str, np.ndarray], opponents_of: str, sizes: S
     strongest proponent; ties by row. And by chance; and by ``opponents_of``, the strongest opponent first."""
     _, queries, documents = next(iter(scores.values())).shape
     draw = generator(sizes.seed, REMOVAL_STREAM)
-    orders = {RANDOM: np.array([[draw.permutation(documents) for _ in range(queries)] for _ in range(sizes.seeds)])}
-    orders |= {title: np.argsort(-values, axis=2, kind="stable") for title, values in scores.items()}
-    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of], axis=2, kind="stable")
-    return {title: np.broadcast_to(order, (sizes.seeds, *order.shape[1:])) for title, order in orders.items()}
+    pairs = len(sizes.pairs_of_removals)
+    orders = {RANDOM: np.array([[draw.permutation(documents) for _ in range(queries)] for _ in range(pairs)])}
+    orders |= {title: np.argsort(-values[:pairs], axis=2, kind="stable") for title, values in scores.items()}
+    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of][:pairs], axis=2, kind="stable")
+    return {title: np.broadcast_to(order, (pairs, *order.shape[1:])) for title, order in orders.items()}
 
 
 def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> dict[tuple[str, int], Changes]:
@@ -57,7 +58,7 @@ def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> 
         raise MsifError(
             f"--removed {max(sizes.removed)} of {documents} documents leaves nothing: give smaller numbers."
         )
-    seeds = sizes.training_seeds
+    seeds = sizes.pairs_of_removals
     before = retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
     keys = [(title, k) for title in orders for k in sizes.removed]
     queries = range(next(iter(orders.values())).shape[1])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.methods import Method
+from experiments.retraining.additive import taught_additive
 from experiments.retraining.methods import MULTI_STAGE
 from experiments.retraining.removal import RANDOM, Changes
 from experiments.retraining.study import REFERENCE, Study
@@ -91,6 +92,29 @@ def lds_table(study: Study) -> Table:
     )
 
 
+def ceiling_table(study: Study) -> Table:
+    """What the truth's noise allows, and what retraining itself could teach an additive score."""
+    judge, mean = study.judge, study.scores[REFERENCE].mean(0)
+    own = judge.own_ceiling
+    pairs = range(judge.losses.shape[1])
+    by_pair = [taught_additive(judge.masks, judge.losses[:, pair], study.scores[REFERENCE][pair]) for pair in pairs]
+    rows = [
+        [REFERENCE, judge.own(study.scores[REFERENCE]).mean, judge.score(mean)],
+        [
+            "the same, corrected by retrainings on nine tenths of the halves",
+            float(np.mean(by_pair)),
+            taught_additive(judge.masks, judge.measured, mean),
+        ],
+        ["the expected loss itself: noise ceiling", own, judge.ceiling],
+    ]
+    title = (
+        f"What can be reached: {study.sizes.halves} halves, {study.sizes.seeds} pairs, {study.sizes.orders} trainings "
+        "of each pair on each half"
+    )
+    columns = ["foretold by", "each pair by its own", "mean scores, mean losses"]
+    return Table(columns, rows, title, dict.fromkeys(columns[1:], ".3f"))
+
+
 SHOWN = 64
 """Characters of a query: sentences of a corpus are not repeated whole in results."""
 
@@ -111,7 +135,7 @@ def query_table(study: Study) -> Table:
 
 
 def single_best(study: Study) -> list[tuple[Method, str]]:
-    """The methods of removals, and the best of the swept ones, best first, with a note on the latter."""
+    """The main methods, and the best of the swept ones, best first, with a note on the latter."""
     judged = [m for m in study.methods if not m.dear]
     score = {m.name: study.judge.own(study.scores[m.name]).mean for m in judged}
     rows = [(m, "") for m in judged if m.main or m.family == "random"]

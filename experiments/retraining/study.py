@@ -134,7 +134,7 @@ class Study:
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:
         """Of removals by each pair's own scores, and of some methods by the pairs' mean, too."""
-        chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.main}
+        chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.removed}
         for name in [name for name in AVERAGED if name in chosen]:
             chosen[name + MEAN] = chosen[name].mean(0, keepdims=True)
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)

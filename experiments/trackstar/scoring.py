@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.cache import Cache, hashed
-from experiments.common.search import bm25_scores, embedding_scores
+from experiments.common.search import embedding_scores, search_by_words
 from experiments.trackstar.settings import Configuration, Sizes
 from experiments.trackstar.world import Known, World
 from msif.attribution.scorers import Scorer
@@ -68,7 +68,7 @@ class Run:
 
     def by_texts(self, name: str, queries: Sequence[Query]) -> Scores:
         asked, texts = [query.text for query in queries], list(self.world.texts)
-        search = {"BM25+": bm25_scores, "sentence embeddings": embedding_scores}[name]
+        search = {"BM25+": search_by_words, "sentence embeddings": embedding_scores}[name]
         return self._kept(name.replace(" ", "-"), name, queries, lambda: search(asked, texts))
 
     def by_scorer(self, name: str, queries: Sequence[Query]) -> Scores:

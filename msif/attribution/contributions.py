@@ -39,6 +39,9 @@ class Contributions:
         """Those of one query, Q = 1."""
         return Contributions(self.index, self.tokens[query : query + 1], self.blocks[query : query + 1], self.norm)
 
+    def scaled(self, factor: float) -> Contributions:
+        return Contributions(self.index, self.tokens * factor, self.blocks * factor, self.norm)
+
     @property
     def scores(self) -> Tensor:
         return self.blocks.sum(1)

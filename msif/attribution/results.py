@@ -23,12 +23,20 @@ class Ranking:
 
     Attributes:
         rows: int64, (k,), row numbers of the candidates.
-        scores: (k,), positive for proponents.
+        scores: (k,), positive for proponents: prior + scale · influence.
+        prior: (k,), what search adds (``with_prior``); None where there is no prior.
     """
 
     query: Query
     rows: np.ndarray
     scores: np.ndarray
+    prior: np.ndarray | None = None
+    scale: float = 1.0
+
+    @property
+    def influences(self) -> np.ndarray:
+        """The scores of the method itself, (k,)."""
+        return self.scores if self.prior is None else (self.scores - self.prior) / self.scale
 
     def shown(self, k: int) -> list[tuple[str, int]]:
         """(kind, place) of the first k with positive scores, and of the last k with negative ones, strongest first."""
@@ -45,6 +53,7 @@ class Shown:
     Attributes:
         kind: "proponent" or "opponent".
         rank: its place among the query's candidates, from 1.
+        prior: what search adds to the score; tokens sum to the rest, and so do blocks.
         tokens: (token, its part of the score) in the order of the text; empty where scores are no such sums.
         blocks: the parts of the parameter blocks, the largest magnitudes first; empty likewise.
         fields: what else its row of the corpus says in a few words.
@@ -68,6 +77,7 @@ class Shown:
     norm: float | None = None
     by_answer: list[list[float]] = field(default_factory=list)
     lexical: dict[str, Any] | None = None
+    prior: float = 0.0
 
 
 def rank(scores: Scores, queries: Sequence[Query], candidates: Sequence[np.ndarray]) -> list[Ranking]:
@@ -84,7 +94,7 @@ def rank(scores: Scores, queries: Sequence[Query], candidates: Sequence[np.ndarr
 def write_scores(
     path: Path, rankings: Sequence[Ranking], ids: Mapping[int, Any], provenance: Mapping[str, Any]
 ) -> None:
-    """One row for each query and candidate: query_id, candidate_id, row, score, rank (from 1).
+    """One row for each query and candidate: query_id, candidate_id, row, score, rank (from 1); influence with a prior.
 
     A positive score names a proponent. ``provenance`` is kept as JSON in the schema's metadata under "msif".
 
@@ -100,6 +110,9 @@ def write_scores(
     rows = np.concatenate([ranking.rows for ranking in rankings])
     named = _named(np.unique(rows).tolist(), ids)
     names = [named[row] for row in rows.tolist()]
+    own = {}
+    if any(ranking.prior is not None for ranking in rankings):
+        own = {"influence": pa.array(np.concatenate([r.influences for r in rankings]).astype(np.float64))}
     table = pa.table(
         {
             "query_id": pa.array([r.query.id for r in rankings for _ in r.rows], pa.string()),
@@ -107,6 +120,7 @@ def write_scores(
             "row": pa.array(rows, pa.int64()),
             "score": pa.array(np.concatenate([r.scores for r in rankings]).astype(np.float64)),
             "rank": pa.array(np.concatenate([np.arange(1, len(r.rows) + 1) for r in rankings]), pa.int64()),
+            **own,
         }
     ).replace_schema_metadata({"msif": json.dumps(provenance, default=str)})
     with atomic_path(path) as part:

@@ -97,6 +97,10 @@ class SegmentedScorer:
         batches = list(candidates)
         found = [part.explain(v, batches, queries) for part, v in zip(self.parts, vectors, strict=True)]
         return [
-            Contributions(own[0].index, sum(one.tokens for one in own), sum(one.blocks for one in own))  # type: ignore[arg-type]
+            Contributions(
+                own[0].index,
+                torch.stack([one.tokens for one in own]).sum(0),
+                torch.stack([one.blocks for one in own]).sum(0),
+            )
             for own in zip(*found, strict=True)
         ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from msif.candidates.selection import at_most
 from msif.candidates.words import neighbours, unpointed, words
-from msif.progress import progress
+from msif.progress import progress as bar_of
 
 # A pair of characters is no more common than each of them, but they may come many times apart. At three times the
 # weight, a text that has the pair goes before one that has not, however often that one has the two.
@@ -29,16 +29,19 @@ class BM25Selector:
         self.progress = progress
 
     def select(self, queries: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
-        from rank_bm25 import BM25Plus
-
         count = at_most(self.count, texts)
-        # A list of terms for each text: given plain strings, the index would be one of characters.
-        hidden = not self.progress
-        index = BM25Plus([terms(text) for text in progress(texts, hidden=hidden, unit="doc", desc="BM25 index")])
-        if index.avgdl == 0:  # no text has a word: nothing to rank by
-            return [np.arange(count, dtype=np.int64) for _ in queries]
-        bar = progress(queries, hidden=hidden, unit="query", desc="BM25")
-        return [top_rows(_scores(index, query), count) for query in bar]
+        return [top_rows(scores, count) for scores in bm25_scores(queries, texts, progress=self.progress)]
+
+
+def bm25_scores(queries: Sequence[str], texts: Sequence[str], *, progress: bool = True) -> Iterator[np.ndarray]:
+    """BM25+ of all N texts for one query after the other, (N,); the frequencies are those of all texts."""
+    from rank_bm25 import BM25Plus
+
+    # A list of terms for each text: given plain strings, the index would be one of characters.
+    index = BM25Plus([terms(text) for text in bar_of(texts, hidden=not progress, unit="doc", desc="BM25 index")])
+    for query in bar_of(queries, hidden=not progress, unit="query", desc="BM25"):
+        # without any word there is nothing to rank by
+        yield np.zeros(len(texts)) if index.avgdl == 0 else _scores(index, query)
 
 
 def _scores(index: Any, query: str) -> np.ndarray:

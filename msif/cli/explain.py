@@ -34,7 +34,7 @@ def asked_of(args: argparse.Namespace) -> Asked:
     pretrained, finetuned = _stage(args, "pretrained", "lm", 0), _stage(args, "finetuned", args.task, -1)
     for stage in (pretrained, finetuned):
         if stage is not None:
-            _ = stage.opened
+            _ = [part.opened for part in stage.segments]
     queries = _queries(args)
     corpus = load_corpus(args.corpus, split=args.split, max_examples=args.max_examples)
     return Asked(
@@ -88,6 +88,7 @@ def _options(args: argparse.Namespace) -> Options:
         examples=args.ihvp_examples,
         candidates=args.candidates,
         embedding_model=args.embedding_model,
+        prior=args.prior,
         measurement=args.measurement,
         scorer=_scorer_options(args),
         max_new_tokens=args.max_new_tokens,

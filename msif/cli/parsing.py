@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from msif.cli.version import ShowVersion
 from msif.errors import MsifError, one_line
 
 
@@ -27,6 +28,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--config", metavar="FILE", help="YAML of flags that an earlier run wrote; flags given override it"
         )
+        self.add_argument("--version", action=ShowVersion, help="versions of msif, torch and transformers")
 
     def need(self, *flags: str) -> None:
         """Flags that must be given, on the command line or in the configuration."""

@@ -112,7 +112,7 @@ def _view(
             unit = (abs(score) or 1.0) / 1000
             entry |= {"cells": cells(row["blocks"], kinds, layers, unit)}
             entry |= {"blocks": strongest_blocks(row["blocks"], unit)}
-        entry |= {name: row[name] for name in ("norm", "lexical") if row.get(name) is not None}
+        entry |= {name: row[name] for name in ("norm", "lexical", "prior") if row.get(name)}
         if str(row["candidate_id"]) in sources:
             entry["source"] = True
         if often := common.get(str(row["candidate_id"])):

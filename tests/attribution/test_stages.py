@@ -193,6 +193,50 @@ def test_source_is_accumulation_then_decay(stages):
         build_scorer("source", first, stages[1])
 
 
+def test_source_in_segments_is_a_sum_over_checkpoints_of_what_later_segments_keep(stages):
+    """Two segments of pre-training and two of fine-tuning, each in its own eigenbasis, written out."""
+    segments, rates = [], (40, 30, 7, 5)
+    for seed, (stage, rate) in enumerate(zip((stages[0], stages[0], stages[1], stages[1]), rates, strict=True)):
+        model = tiny_lm(10 + seed)
+        tracked = track_modules(model, "mlp")
+        _, _, factors = fitted(model, tracked, stage.side.objective, [collate(documents([6, 8, 4], seed=20 + seed))])
+        tau = {m.name: torch.full((len(m.blocks),), rate).double() for m in tracked}
+        segments.append(FittedStage(Side(model, tracked, stage.side.objective), factors, tau))
+    first, last = FittedStage(stages[0].side, segments=segments[:2]), FittedStage(stages[1].side, segments=segments[2:])
+    queries, texts = [collate(documents([5, 7], seed=3, prompt=2))], [collate(documents([6, 4, 9], seed=4))]
+
+    def filtered(stage, vectors, of):
+        return {n: f.rotate_back(f.rotate(vectors[n]) * of(f.Lambda)) for n, f in stage.factors.items()}
+
+    kept, total = query_gradients(last.side, queries), torch.zeros(2, 3, dtype=torch.float64)
+    for number in (3, 2, 1, 0):
+        tau = rates[number]
+        if number < 2:
+            accumulated = filtered(
+                segments[number], kept, lambda L, t=tau: torch.where(L > 1e-12, -torch.expm1(-t * L) / L, float(t))
+            )
+            right = query_gradients(segments[number].side, texts)
+            total += sum(accumulated[n].flatten(1) @ right[n].flatten(1).T for n in kept)
+        kept = filtered(segments[number], kept, lambda L, t=tau: torch.exp(-t * L))
+    scorer = build_scorer("source", first, last)
+    assert torch.allclose(torch.from_numpy(scorer.score(queries, texts).values), total, rtol=1e-8)
+
+    vectors = scorer.query_vectors(queries)
+    for row, own in enumerate(scorer.explain(vectors, texts)):
+        torch.testing.assert_close(own.tokens.sum(1), total[:, row])
+        torch.testing.assert_close(own.blocks.sum(1), total[:, row])
+    assert [len(part.tokens) for part in scorer.explain(vectors, texts, [1])] == [1, 1, 1]
+    whole, parts = scorer.cost(), [part.cost() for part in scorer.parts]
+    assert whole.vector == sum(cost.vector for cost in parts) and len(whole.models) == 1
+    assert whole.batch(3, 9, 2).multiply_adds == pytest.approx(sum(c.batch(3, 9, 2).multiply_adds for c in parts))
+    compressed = build_scorer("source", first, last, query_rank=2)
+    compressed.query_vectors(queries)
+    assert torch.equal(compressed.rank_errors, torch.stack([part.rank_errors for part in compressed.parts]).amax(0))
+    unknown = replace(first, segments=[segments[0], replace(segments[1], tau=None)])
+    with pytest.raises(MsifError, match="needs τ of each stage's training"):
+        build_scorer("source", unknown, last)
+
+
 def test_representations_are_means_over_real_tokens_of_the_last_model(stages):
     queries, texts = documents([5, 7], seed=3), documents([6, 4, 9], seed=4)
     scores = build_scorer("representation", *stages).score([collate(queries)], [collate(texts)]).values

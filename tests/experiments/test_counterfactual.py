@@ -20,7 +20,7 @@ from experiments.retraining.members import make_member
 from experiments.retraining.methods import all_methods, member_scores
 from experiments.retraining.plots import plot_all
 from experiments.retraining.removal import OPPONENTS, RANDOM, measure_removals, removal_orders
-from experiments.retraining.report import lds_table, query_table, removal_table
+from experiments.retraining.report import ceiling_table, lds_table, query_table, removal_table
 from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import MEAN, REFERENCE, Study
 from experiments.retraining.trainings import Retrainings, Training
@@ -237,6 +237,9 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     judged = {(row["method"], row["λ"]): row for row in lds_table(one).records()}
     assert len(judged) == 4 and judged["BM25+", None]["each pair by its own"]
     assert len(query_table(one).rows) == 2
+    scored, taught, ceiling = ceiling_table(one).rows
+    assert scored[1] == pytest.approx(one.judge.own(one.scores[REFERENCE]).mean)
+    assert ceiling[1:] == [one.judge.own_ceiling, one.judge.ceiling] and -1 <= taught[1] <= 1
     plot_all(tmp_path / "report", one)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"removal.png", "lds.png"}
 

@@ -8,7 +8,7 @@ import pytest
 from experiments.common import training
 from experiments.common.cache import Cache, keyed
 from experiments.common.methods import Method
-from experiments.common.search import bm25_scores
+from experiments.common.search import search_by_words
 from experiments.fact_tracing import running, stacked
 from experiments.fact_tracing.candidates import rank_among
 from experiments.fact_tracing.measures import measure, readings
@@ -36,7 +36,7 @@ def models(pair, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranking(pair):
-    return rank_among(pair, "rerank", SMALL, 0, bm25_scores)
+    return rank_among(pair, "rerank", SMALL, 0, search_by_words)
 
 
 def rigged(kind, ranking):

@@ -47,6 +47,23 @@ def test_each_seed_is_judged_by_its_own_retrainings():
     assert same.mean == pytest.approx(judge.own(np.repeat(noisy[:1], 2, axis=0)).mean)
 
 
+def test_several_orders_are_averaged_and_tell_a_seeds_own_ceiling():
+    """Against noise of orders, the expected loss of a seed reaches the ceiling that its orders tell."""
+    draw = np.random.default_rng(2)
+    masks = draw.random((400, 30)) < 0.5
+    true = draw.standard_normal((2, 6, 30))
+    expected = np.stack([-(masks @ one.T) for one in true], axis=1)[:, :, None]
+    losses = expected + 4 * draw.standard_normal((400, 2, 4, 6))
+    judge = Judge(masks, losses)
+    assert np.array_equal(judge.losses, losses.mean(2)) and judge.own_ceiling is not None
+    assert judge.own(true).mean == pytest.approx(judge.own_ceiling, abs=0.03) and judge.own_ceiling < 0.97
+    assert Judge(masks, losses[:, :, 0]).own_ceiling is None
+    some = judge.of_queries([4, 1])
+    assert some.own(true[:, [4, 1]]).mean == pytest.approx(
+        np.mean([linear_datamodelling_score(true[s][[4, 1]], masks, judge.losses[:, s][:, [4, 1]]) for s in (0, 1)])
+    )
+
+
 def test_halves_are_halves_and_the_seed_decides():
     masks = random_halves(generator(0, 1), 8, 9)
     assert masks.shape == (8, 9) and (masks.sum(1) == 4).all() and len(np.unique(masks, axis=0)) == 8

@@ -17,6 +17,7 @@ function marks(entry, view) {
     const [often, queries] = entry.common;
     chip("common: among the first of " + often + " of " + queries + " queries", "odd", "it ranks high whatever is asked");
   }
+  if (entry.prior) chip("of it " + number(entry.prior) + " by search", "odd", "the prior, which no word and no layer carries");
   const shared = entry.lexical;
   if (shared) {
     const rank = shared.rank ? "words in common: BM25 rank " + count(shared.rank) : "no words in common";
