@@ -72,6 +72,13 @@ def test_queries_are_found_sorted_and_kept_in_the_address(browser, pages):
     assert titles(browser) == ["Graz now"]
     browser.go("#/queries?sort=mrr")
     assert titles(browser)[:2] == ["Linz now", "Graz now"]
+    browser.go("#/queries?f.relation=born")
+    browser.click("#queries-list a")
+    assert "All 3 queries found" in browser.text(".ways") and "previous" not in browser.text(".ways")
+    browser.click(".ways a:nth-of-type(2)")  # the next of those that were found
+    assert browser.js("location.hash") == "#/query/q3"
+    browser.click(".ways a")
+    assert browser.js("location.hash") == "#/queries?f.relation=born" and len(titles(browser)) == 3
     browser.go("#/queries?text=.*")  # no pattern
     assert titles(browser) == []
 

@@ -78,10 +78,10 @@ function showCompare() {
     + number(mean(known.map((row) => row.spearman)), 3) + " on average, and " + number(mean(known.map((row) => row.overlap)), 3)
     + " documents in common among the first ten." + (whole ? "" : " Of a file only the documents that it shows are known."));
   const parts = [el("h1", { id: "compare-title", tabindex: -1 }, "Side by side"), controls, said];
-  const number_ = place.id === null ? -1 : numberOf(place.id);
-  if (number_ >= 0 && a !== b) {
-    const query = index.queries[number_];
-    const found = movers(data("query-" + number_), a, b);
+  const at = place.id === null ? -1 : numberOf(place.id);
+  if (at >= 0 && a !== b) {
+    const query = index.queries[at];
+    const found = movers(data("query-" + at), a, b);
     parts.push(el("h2", null, query.prompt + " " + query.answer),
       el("p", { class: "ways" }, [a, b].map((run) => el("a", { href: address("query", query.id, { run: run || "" }) }, "documents of " + index.runs[run].name))),
       found.length ? el("figure", null, slopes(found, names), el("figcaption", null,

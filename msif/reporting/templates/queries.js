@@ -83,7 +83,11 @@ function factsOf(query, run) {
   return el("div", { class: "facts" }, facts);
 }
 
+// what the list was last asked for, to come back to
+let listed = {};
+
 function listQueries(length = STEP) {
+  listed = place.params;
   const run = runOf(place.params);
   const found = chosen(place.params);
   const all = data("index").queries.length;

@@ -72,16 +72,16 @@ function sourceChips(view) {
     })));
 }
 
-function ways(number, params) {
-  const all = chosen({ ...place.params, text: params.text });
-  const list = data("index").queries;
-  const at = (step) => list[number + step];
+// To the queries before and after in the list as it was last filtered and sorted.
+function ways(entry, params) {
+  const found = chosen(listed);
+  const list = found.includes(entry) ? found : data("index").queries;
+  const at = list.indexOf(entry);
   const link = (query, text) => query && el("a", { href: address("query", query.id, { run: params.run }) }, text);
   return el("nav", { class: "ways", "aria-label": "Other queries" },
-    el("a", { href: address("queries", null, {}) }, "All " + count(all.length) + " queries"),
-    link(at(-1), "← previous"), link(at(1), "next →"),
-    list.length && data("index").runs.length > 1
-      && el("a", { href: address("compare", list[number].id, {}) }, "Side by side"));
+    el("a", { href: address("queries", null, list === found ? listed : {}) }, "All " + count(list.length) + " queries" + (list.length < data("index").queries.length ? " found" : "")),
+    link(list[at - 1], "← previous"), link(list[at + 1], "next →"),
+    data("index").runs.length > 1 && el("a", { href: address("compare", entry.id, {}) }, "Side by side"));
 }
 
 function lists(view, entry, params) {
@@ -169,16 +169,16 @@ function showQuery() {
   const entry = data("index").queries[number];
   const part = data("query-" + number);
   const params = place.params;
-  const whole_ = part.runs[runOf(params)];
-  const token = tokenOf(part, whole_);
-  const view = token < 0 ? whole_ : forToken(whole_, token);
+  const all = part.runs[runOf(params)];
+  const token = tokenOf(part, all);
+  const view = token < 0 ? all : forToken(all, token);
   const chart = view && view.histogram && el("figure", null,
     histogram(view.histogram, view.entries.map((one) => one.score), "Scores of " + count(view.scored) + " documents; those that are shown are marked", "score"),
     el("figcaption", null, "All " + count(view.scored) + " scores; the ticks are the documents below. Heights grow with the square root of the count."));
   const shown = !view ? [el("p", { class: "note" }, "This run has no such query.")]
     : view.entries.length ? lists(view, entry, params)
     : [el("p", { class: "note" }, "No score differs from zero.")];
-  fill(section, ways(number, params), asked(entry, part), told(entry, part, view), answerTokens(part, whole_),
+  fill(section, ways(entry, params), asked(entry, part), told(entry, part, view), answerTokens(part, all),
     view && sourceChips(view), queryControls(view, entry, params), chart,
     view && view.entries.some((one) => one.words.length) && legend(), shown);
   if (params.doc) requestAnimationFrame(() => jump(params.doc));

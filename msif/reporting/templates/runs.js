@@ -1,23 +1,21 @@
 // How a run was made: the page brings its tables; charts are drawn here.
 
-function drawScores(number) {
-  const node = byId("scores-" + number);
+function drawScores(run) {
+  const node = byId("scores-" + run);
   if (node.childElementCount) return;
-  const found = data("index").runs[number].histogram;
+  const found = data("index").runs[run].histogram;
   if (!found) {
     put(node, [el("p", { class: "soft" }, "There are no scores that differ.")]);
     return;
   }
   put(node, [el("figure", null, histogram(found, [], "Scores of all queries, each over the largest of its query", "score over the largest of its query"),
     el("figcaption", null, "Scores of all queries, each over the largest of its query. The first ten of a query lie above "
-      + number_(found.first) + " in the median. Heights grow with the square root of the count."))]);
+      + number(found.first, 3) + " in the median. Heights grow with the square root of the count."))]);
 }
 
-const number_ = (value) => number(value, 3);
-
-function drawSpectra(number) {
-  data("runs")[number].factors.forEach((stage, place) => {
-    const node = byId("spectrum-" + number + "-" + place);
+function drawSpectra(run) {
+  data("runs")[run].factors.forEach((stage, place) => {
+    const node = byId("spectrum-" + run + "-" + place);
     const found = stage.spectrum;
     if (node.childElementCount || !found || !found.counts.length) return;
     const shift = found.shift;
@@ -29,8 +27,8 @@ function drawSpectra(number) {
 }
 
 function showRun() {
-  const number = Number.parseInt(place.id ?? "0", 10) || 0;
-  const section = byId("view-run-" + number) || byId("view-run-0");
+  const asked = Number.parseInt(place.id ?? "0", 10) || 0;
+  const section = byId("view-run-" + asked) || byId("view-run-0");
   const own = Number(section.id.slice("view-run-".length));
   drawScores(own);
   drawSpectra(own);
