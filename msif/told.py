@@ -55,8 +55,12 @@ def overlap_of(job: Job, queries: Sequence[Query]) -> Overlap | None:
     if job.corpus.streaming:
         return None
     rows = job.corpus.rows(columns=job.format.columns)
-    texts = ((row, job.format.text_of(values, f"row {row}")) for row, values in rows)
-    return Overlap([query.text for query in queries], [query.completion or "" for query in queries], texts)
+    texts = (job.format.text_of(values, f"row {row}") for row, values in rows)
+    try:
+        return Overlap([query.text for query in queries], [query.completion or "" for query in queries], texts)
+    except MsifError as error:  # of a row that is no candidate; scores do not wait for it
+        log.warning("words in common with the queries are not shown: %s", error)
+        return None
 
 
 def short_fields(row: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:

@@ -27,10 +27,10 @@ class Overlap:
         occurrences: (Q,), in how many of them the query's answer stands.
     """
 
-    def __init__(self, queries: Sequence[str], answers: Sequence[str], texts: Iterable[tuple[int, str]]) -> None:
+    def __init__(self, queries: Sequence[str], answers: Sequence[str], texts: Iterable[str]) -> None:
         """
         Args:
-            texts: (row number, text) of every document.
+            texts: of every document, in the order of their row numbers.
         """
         self.terms = [sorted(set(terms(query))) for query in queries]
         known = {term for own in self.terms for term in own}
@@ -39,16 +39,14 @@ class Overlap:
         watched = known | by_word.keys()
         self.occurrences = [0] * len(queries)
         self.places: dict[str, list[tuple[int, int]]] = {term: [] for term in known}
-        self.place_of: dict[int, int] = {}
         lengths = []
-        for place, (row, text) in enumerate(texts):
+        for row, text in enumerate(texts):
             found = terms(text)
-            self.place_of[row] = place
             lengths.append(len(found))
             counted = Counter(term for term in found if term in watched)
             for term, count in counted.items():
                 if term in known:
-                    self.places[term].append((place, count))
+                    self.places[term].append((row, count))
             self._count_answers(text, counted, by_word)
         self.lengths = np.asarray(lengths, dtype=np.float64)
         self.documents = len(lengths)
@@ -72,15 +70,12 @@ class Overlap:
         ordered = np.sort(total)
         found = {}
         for row in rows:
-            place = self.place_of.get(row)
-            if place is None:
-                continue
-            rank = self.documents - int(np.searchsorted(ordered, total[place], side="right")) + 1
-            shared = {term: _at(places, scores, place) for term, (places, scores) in parts.items()}
+            rank = self.documents - int(np.searchsorted(ordered, total[row], side="right")) + 1
+            shared = {term: _at(places, scores, row) for term, (places, scores) in parts.items()}
             named = sorted(((term, part) for term, part in shared.items() if part), key=lambda pair: -pair[1])
             found[row] = {
-                "score": round(float(total[place]), 3),
-                "rank": rank if total[place] > 0 else None,
+                "score": round(float(total[row]), 3),
+                "rank": rank if total[row] > 0 else None,
                 "words": [[term, round(part, 3)] for term, part in named[:NAMED]],
             }
         return found
