@@ -107,7 +107,8 @@ def _view(
         entry: dict[str, Any] = {"d": document, "kind": row["kind"], "rank": row["rank"], "score": score}
         entry |= {"share": score / total if total else 0.0, "words": permille(parts, score)}
         if split:
-            entry["answer"] = [permille(own, score) for own in split]
+            # a token may give next to nothing, and its words still have to be told apart
+            entry["answer"] = [{"part": sum(own), "words": permille(own, sum(own))} for own in split]
         if row["blocks"]:
             unit = (abs(score) or 1.0) / 1000
             entry |= {"cells": cells(row["blocks"], kinds, layers, unit)}

@@ -165,7 +165,7 @@ def test_what_is_known_of_queries_and_documents(tmp_path):
     documents = found.documents
     one, other = (documents[view["entries"][place]["d"]] for place in (1, 2))
     assert one["group"] == other["group"] and one["group"] != documents[view["entries"][0]["d"]]["group"]
-    assert [len(parts) for parts in view["entries"][0]["answer"]] == [len(view["entries"][0]["words"])] * 2
+    assert [len(token["words"]) for token in view["entries"][0]["answer"]] == [len(view["entries"][0]["words"])] * 2
 
 
 def test_runs_are_compared_by_the_ids_of_documents(tmp_path):

@@ -40,7 +40,7 @@ function sharedWords(entry) {
 
 function body(entry, view, own) {
   const text = el("p", { class: "text", dir: "auto" });
-  fill(text, wordsOf(own, entry.words));
+  fill(text, wordsOf(own, entry.words, entry.ofToken === undefined ? "the score" : "this token's part"));
   const parts = [text, carried(own, entry.words, entry.kind === "opponent" ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
   if (entry.cells) {
     const more = el("details", null, el("summary", null, "Layers and maps that carry it"));
@@ -65,7 +65,7 @@ function card(entry, view, scale, link) {
     el("h3", { id: title }, "rank " + count(entry.rank)),
     el("a", { href: link(own.id), title: "address of this document" }, el("code", null, own.id)),
     el("span", { class: "score" }, name + value),
-    entry.ofToken !== undefined ? el("span", { class: "soft" }, percent(entry.ofToken / Math.abs(entry.score)) + " of its score " + number(entry.score))
+    entry.ofToken !== undefined ? el("span", { class: "soft" }, share((1000 * entry.ofToken) / Math.abs(entry.score), 1) + " of its score " + number(entry.score))
       : el("span", { class: "soft" }, percent(entry.share, 1) + (view.whole ? " of all that speaks " : " of what is shown that speaks ") + (side === "pro" ? "for it" : "against it")),
     el("span", { class: "bar", "aria-hidden": "true" }, el("i", { w: (largest ? size(entry) / largest : 0).toFixed(3) })));
   const rest = el("div");

@@ -35,9 +35,8 @@ function tokenOf(part, view) {
 // The same documents by what one token of the answer gives to their scores.
 function forToken(view, token) {
   const entries = view.entries.filter((one) => one.answer).map((one) => {
-    const own = one.answer[token];
-    const sum = own.reduce((total, value) => total + value, 0) / 1000;
-    return { ...one, words: own, ofToken: sum * Math.abs(one.score), kind: sum < 0 ? "opponent" : "proponent", cells: null };
+    const { part, words } = one.answer[token];
+    return { ...one, words, ofToken: part, kind: part < 0 ? "opponent" : "proponent", cells: null };
   });
   return { ...view, entries: entries.sort((a, b) => Math.abs(b.ofToken) - Math.abs(a.ofToken)) };
 }

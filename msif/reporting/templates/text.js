@@ -28,7 +28,7 @@ function windows(sizes) {
   return joined;
 }
 
-function wordsOf(own, parts) {
+function wordsOf(own, parts, of) {
   if (!own.words.length) return [own.plain ?? "", ...unread(own)];
   const sizes = parts.map(Math.abs);
   const strongest = Math.max(...sizes, 0);
@@ -36,7 +36,7 @@ function wordsOf(own, parts) {
     const at = from + offset;
     const [space, text] = split(unit);
     const next = own.words[at + 1];
-    const title = share(parts[at], 1) + " of the score" + (next ? ", predicting “" + next.trim() + "”" : "");
+    const title = share(parts[at], 1) + " of " + of + (next ? ", predicting “" + next.trim() + "”" : "");
     return [space, tinted("span", text, parts[at], strongest, title)];
   });
   const gap = (from, to) => {
