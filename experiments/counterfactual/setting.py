@@ -118,7 +118,9 @@ def fact_setting(
     finetuning = [completion(tokenizer, *pairs[fact.id]) for fact in tuned]
     asked = _asked(tokenizer, [(fact, *pairs[fact.id]) for fact in others])
     statements = _asked(tokenizer, _unseen_statements(plain, small, Plain(sizes.words, sizes.lead), seed))
-    world = TwoStage(tokenizer, texts, finetuning, recipe, LanguageHead(), asked, statements, device)
+    unseen = [sentence.text for sentence in plain.sentences if sentence.text not in set(texts)]
+    held_out = random.Random(f"{seed}:held out").sample(unseen, min(len(unseen), len(texts)))
+    world = TwoStage(tokenizer, texts, finetuning, recipe, LanguageHead(), asked, statements, held_out, device)
     return FactSetting(world, small, sizes.asked)
 
 

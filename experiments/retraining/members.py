@@ -37,6 +37,7 @@ class Model:
         folder: of the model; its factors lie beside it.
         batches: of what the stage was trained on.
         modules: which parameters count, as ``track_modules`` takes it.
+        held_out: batches that the stage was not trained on.
     """
 
     folder: Path
@@ -44,11 +45,18 @@ class Model:
     objective: Objective
     batches: Sequence[Any]
     modules: str
+    held_out: Sequence[Any] = ()
 
     @cached_property
     def stage(self) -> FittedStage:
         """With factors, which are fitted when they are first asked for, τ of each block and the stage's data."""
         return self._stage(self.modules, "factors")
+
+    @cached_property
+    def held_out_stage(self) -> FittedStage:
+        """The same with curvature of held-out data."""
+        other = replace(self, batches=self.held_out)
+        return other._stage(self.modules, "held-out-factors")
 
     @cached_property
     def layers(self) -> FittedStage:
@@ -117,6 +125,13 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
     finetuned = world.head.model_class.from_pretrained(folder / "finetuned").to(world.device)
     return Member(
         number,
-        Model(folder / "pretrained", pretrained, CausalLM(), world.pretraining_batches(), modules),
+        Model(
+            folder / "pretrained",
+            pretrained,
+            CausalLM(),
+            world.pretraining_batches(),
+            modules,
+            world.held_out_batches(),
+        ),
         Model(folder / "finetuned", finetuned, world.head.objective, world.finetuning_batches(), modules),
     )

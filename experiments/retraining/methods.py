@@ -19,8 +19,8 @@ from experiments.retraining.two_stage import Asked, TwoStage
 from msif.attribution.inverses import IHVP
 from msif.attribution.prior import Prior
 from msif.attribution.projection import Projection
-from msif.attribution.scorers import EnsembleScorer, Scorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
+from msif.attribution.stages import Damping, FittedStage, build_scorer, factors_of, later_stage
 from msif.index.settings import BASES
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -28,7 +28,7 @@ SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SCALES = (0.03, 0.3, 1.0, 3.0)
 """λ of both stages, relative to a block's mean eigenvalue; beside 0.1."""
 PRIORS = (0.25, 0.5, 1.0)
-CG_PRODUCTS = 12
+CG_PRODUCTS = 4
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
 CG_TOLERANCE = 1e-3
 TRAK_PROJECTION, LOGRA_PROJECTION = Projection(64, 64, dimension=1024), Projection(16, 16)
@@ -36,7 +36,6 @@ INDEX_PROJECTIONS = (8, 32, 64, 128)
 SETTINGS = {
     "label samples": LABEL_SAMPLES,
     "modules": MODULES,
-    "cg": [CG_PRODUCTS, CG_TOLERANCE],
     "projections": [asdict(TRAK_PROJECTION), asdict(LOGRA_PROJECTION)],
 }
 """What scores of all methods depend on, beside the models."""
@@ -63,7 +62,7 @@ def all_methods(one_objective: bool) -> list[Method]:
         *_normed_and_measured(),
         *_with_prior(),
         *_with_everything(),
-        *((*_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
+        *((*_solved_and_held_out(), *_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
         Method(GDP, scorer=_staged("gdp"), removed=True),
         Method("gradient cosine", scorer=_staged("cosine"), removed=True),
         Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
@@ -96,8 +95,6 @@ def _staged(
 
 def _multi_stage() -> Iterator[Method]:
     yield Method(MULTI_STAGE, DEFAULT_DAMPING, scorer=_by_default(), removed=True)
-    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
-    yield Method(SOLVED, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), solver), dear=True)
 
 
 def _by_default(**options: Any) -> Callable[[Member], Scorer]:
@@ -143,6 +140,26 @@ def _with_prior() -> Iterator[Method]:
         yield Method(f"{MULTI_STAGE}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(), **given)
         given["removed"] = False
         yield Method(f"{UNIT}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), **given)
+
+
+def _solved_and_held_out() -> Iterator[Method]:
+    """The curvature of pre-training from its own documents, or from sentences that no training saw; by EK-FAC, or by CG
+    from EK-FAC's answer on. That of fine-tuning is EK-FAC's."""
+    stages = {"": attrgetter("stage"), ", curvature of held-out data": attrgetter("held_out_stage")}
+    for name, stage in stages.items():
+        if name:
+            yield Method(MULTI_STAGE + name, DEFAULT_DAMPING, scorer=partial(_solved, stage, IHVP()), main=False)
+        solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
+        settings = {"products": CG_PRODUCTS, "tolerance": CG_TOLERANCE}
+        scorer = partial(_solved, stage, solver)
+        yield Method(SOLVED + name, DEFAULT_DAMPING, scorer=scorer, dear=True, settings=settings)
+
+
+def _solved(stage: Callable[[Model], FittedStage], ihvp: IHVP, m: Member) -> Scorer:
+    first, last, damping = stage(m.pretrained), m.finetuned.stage, Damping(alpha="auto")
+    pretraining = ihvp.build(first.side, factors_of(first, "pretrained"), damping.first(first), first.batches)
+    names = [module.name for module in first.side.tracked]
+    return InfluenceScorer(last.side, first.side, [pretraining, later_stage(last, names, damping, IHVP())])
 
 
 def _with_everything() -> Iterator[Method]:

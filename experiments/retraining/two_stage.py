@@ -102,6 +102,8 @@ class TwoStage:
         finetuning: what the second stage is trained on, never left out.
         questions: all that the fine-tuned model may be asked, whose losses are measured after every training.
         statements: the same of the pre-trained model.
+        held_out: texts like those of pre-training that no training sees, for curvature that holds none of the
+            documents that are scored.
         device: of trainings.
     """
 
@@ -112,6 +114,7 @@ class TwoStage:
     head: Head
     questions: Asked
     statements: Asked = NOTHING
+    held_out: Sequence[str] = ()
     device: str = "cpu"
 
     @property
@@ -166,6 +169,9 @@ class TwoStage:
 
     def pretraining_batches(self) -> list[Batch]:
         return _batches(LanguageHead(), self.pretraining)
+
+    def held_out_batches(self) -> list[Batch]:
+        return _batches(LanguageHead(), plain_text(self.tokenizer, self.held_out) if self.held_out else [])
 
     def finetuning_batches(self) -> list[Batch]:
         return _batches(self.head, self.finetuning)

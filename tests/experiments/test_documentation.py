@@ -62,6 +62,7 @@ def test_links_between_pages_lead_somewhere(page):
 RESULTS = {
     "digits": "digits",
     "counterfactual": "counterfactual",
+    "peers": "peers",
     "replaced-head": "replaced_head",
     "fact-tracing": "fact_tracing",
     "proximity": "proximity",

@@ -1,0 +1,62 @@
+"""The table of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.common.judging import Judge
+from experiments.peers.rows import OWN, Row
+from experiments.peers.toolkits import TOOLKITS, Toolkit
+from msif.reporting.tables import Table
+
+COLUMNS = (
+    "toolkit",
+    "method",
+    "setting",
+    "each model by its own",
+    "msif at defaults, less this",
+    "mean scores, mean losses",
+    "seconds a model",
+)
+
+
+def score_table(judge: Judge, rows: Sequence[Row], absent: Sequence[Toolkit]) -> Table:
+    """The linear datamodelling score of every row, best first; then what failed, and toolkits that did not take part.
+
+    Args:
+        rows: the library's come first, and of these its defaults.
+        absent: toolkits that were given no environment.
+    """
+    judged = [row for row in rows if row.scores is not None]
+    lines = sorted((_line(judge, row, rows[0]) for row in judged), key=lambda line: -line[0])
+    failed = [_without(row.toolkit, row.method, row.setting, f"failed: {row.error}") for row in rows if row.error]
+    left = [_without(one.name, "–", "–", f"not run: {one.flag} was not given") for one in absent]
+    halves, seeds = len(judge.masks), judge.losses.shape[1]
+    return Table(
+        COLUMNS,
+        [*(line for _, line in lines), *failed, *left],
+        f"Linear datamodelling score of statements, single stage: {halves} halves, {seeds} models, "
+        f"{judge.measured.shape[1]} queries, {judge.masks.shape[1]} documents; 95 % intervals draw halves and queries "
+        f"again; noise ceiling of mean scores {judge.ceiling:.2f}",
+        {COLUMNS[5]: ".3f", COLUMNS[6]: ".1f"},
+    )
+
+
+def _line(judge: Judge, row: Row, reference: Row) -> tuple[float, list[Any]]:
+    assert row.scores is not None and reference.scores is not None
+    own = judge.own(row.scores)
+    ahead = None if row is reference else f"{judge.own_difference(reference.scores, row.scores):+.3f}"
+    together = judge.score(row.scores.mean(0))
+    return own.mean, [row.toolkit, row.method, row.setting, f"{own:.3f}", ahead, together, row.seconds]
+
+
+def _without(*cells: str) -> list[Any]:
+    """A line without figures."""
+    return [*cells, *[None] * (len(COLUMNS) - len(cells))]
+
+
+def absent_toolkits(rows: Sequence[Row]) -> list[Toolkit]:
+    """Of which there is no row."""
+    present = {row.toolkit for row in rows} - {OWN}
+    return [toolkit for toolkit in TOOLKITS if toolkit.name not in present]
