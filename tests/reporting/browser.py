@@ -43,18 +43,18 @@ class Browser:
         )
         os.close(to_read)
         os.close(to_write)
-        self._numbers, self._session, self._held = itertools.count(1), None, b""
+        self._numbers, self._tab, self._held = itertools.count(1), None, b""
         self.errors, self.requests, self._loaded = [], [], 0
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._tab = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
     def send(self, method, **params):
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
+        if self._tab:
+            message["sessionId"] = self._tab
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next(PATIENCE)
