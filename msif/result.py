@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from msif.atomic import write_json
+from msif import distributed
+from msif.answer_parts import Parts, answer_parts
+from msif.atomic import write_json, write_json_lines
 from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.tokens import pieces
 from msif.errors import MsifError
 from msif.job import Job, Scored
 from msif.provenance import versions
+from msif.reporting.lexical import Overlap
+from msif.told import overlap_of, short_fields, told_of
 
-SCORES, TOP, MANIFEST = "scores.parquet", "top.jsonl", "manifest.json"
+SCORES, TOP, MANIFEST, QUERIES = "scores.parquet", "top.jsonl", "manifest.json", "queries.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,14 @@ class Result:
         shown: the strongest proponents and opponents of each query, with their texts and the parts of their scores.
         ids: row number of the corpus -> what a candidate is called.
         provenance: configuration, versions, fingerprints, what was left out and why.
+        told: what is known of each query beside its ranking (``msif.told``).
     """
 
     rankings: Sequence[Ranking]
     shown: Sequence[Shown]
     ids: Mapping[int, int | str]
     provenance: Mapping[str, Any]
+    told: Sequence[Mapping[str, Any]] = ()
 
     def top(self, query: int | str = 0, k: int = 10, kind: str = "proponent") -> list[Shown]:
         """The first k documents that are shown for a query.
@@ -72,25 +78,15 @@ class Result:
         return self.rankings[0].query.id
 
     def to_pandas(self) -> Any:
-        """One row for each query and candidate: query_id, candidate_id, row, score, rank (from 1)."""
+        """A tidy table, one row for each query and candidate: query_id, candidate_id, row, score, rank (from 1),
+        share (of all scores of its sign), prompt, answer.
+        """
         import pandas
 
-        frames = [
-            pandas.DataFrame(
-                {
-                    "query_id": ranking.query.id,
-                    "candidate_id": [self.ids[row] for row in ranking.rows.tolist()],
-                    "row": ranking.rows,
-                    "score": ranking.scores,
-                    "rank": np.arange(1, len(ranking.rows) + 1),
-                }
-            )
-            for ranking in self.rankings
-        ]
-        return pandas.concat(frames, ignore_index=True)
+        return pandas.concat([pandas.DataFrame(_columns(one, self.ids)) for one in self.rankings], ignore_index=True)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes scores.parquet, manifest.json, top.jsonl and page.html, each whole or not at all.
+        """Writes scores.parquet, manifest.json, queries.jsonl, top.jsonl and page.html, each whole or not at all.
 
         Raises:
             MsifError: a file cannot be written.
@@ -100,6 +96,7 @@ class Result:
         folder = Path(folder)
         write_scores(folder / SCORES, self.rankings, self.ids, self.provenance)
         write_json(folder / MANIFEST, dict(self.provenance))
+        write_json_lines(folder / QUERIES, self.told)
         write_shown(folder / TOP, self.shown)
         write_page(folder)
         return folder
@@ -109,8 +106,9 @@ class Result:
 
         with TemporaryDirectory() as folder:
             page = (self.save(folder) / "page.html").read_text(encoding="utf-8")
-        # in a frame, so that its style stays its own
-        return f'<iframe srcdoc="{html.escape(page)}" style="width:100%;height:70vh;border:0"></iframe>'
+        # in a frame that may run the page's own script and reach nothing else
+        frame = 'sandbox="allow-scripts" title="Influence" style="width:100%;height:80vh;border:0"'
+        return f'<iframe {frame} srcdoc="{html.escape(page)}"></iframe>'
 
     def __repr__(self) -> str:
         counts = {len(ranking.rows) for ranking in self.rankings}
@@ -118,9 +116,33 @@ class Result:
         return f"Result({len(self.rankings)} queries × {among} candidates, {len(self.shown)} documents shown)"
 
 
+def _columns(ranking: Ranking, ids: Mapping[int, int | str]) -> dict[str, Any]:
+    query, scores = ranking.query, ranking.scores
+    totals = np.where(scores > 0, scores[scores > 0].sum(), -scores[scores < 0].sum())
+    return {
+        "query_id": query.id,
+        "candidate_id": [ids[row] for row in ranking.rows.tolist()],
+        "row": ranking.rows,
+        "score": scores,
+        "rank": np.arange(1, len(scores) + 1),
+        "share": np.divide(scores, totals, out=np.zeros(len(scores)), where=totals != 0),
+        "prompt": query.prompt,
+        "answer": query.completion if query.label is None else str(query.label),
+    }
+
+
 def result_of(job: Job, scored: Scored) -> Result:
     """With the parts of the scores of what is shown."""
-    return Result(scored.rankings, shown_documents(job, scored), scored.ids, provenance_of(job))
+    shown, told = explained(job, scored)
+    return Result(scored.rankings, shown, scored.ids, provenance_of(job), told)
+
+
+def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any]]]:
+    """The documents that are shown, and what is known of the queries."""
+    queries = [ranking.query for ranking in scored.rankings]
+    overlap = overlap_of(job, queries) if distributed.leads() else None
+    split = answer_parts(job, scored)
+    return shown_documents(job, scored, overlap, split), told_of(job, queries, overlap)
 
 
 def provenance_of(job: Job) -> dict[str, Any]:
@@ -135,15 +157,27 @@ def provenance_of(job: Job) -> dict[str, Any]:
     }
 
 
-def shown_documents(job: Job, scored: Scored) -> list[Shown]:
+def shown_documents(
+    job: Job, scored: Scored, overlap: Overlap | None = None, split: Mapping[int, Parts] | None = None
+) -> list[Shown]:
     """The top k proponents and opponents of each query, with the parts of their scores where the method has them."""
     shown: list[Shown] = []
     for number, ranking in enumerate(scored.rankings):
         chosen = ranking.shown(job.options.top_k)
         if chosen:
             rows = [int(ranking.rows[place]) for _, place in chosen]
-            shown.extend(_shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen))
+            shared = {} if overlap is None else overlap.of(number, rows)
+            by_answer = _scaled((split or {}).get(number, {}), ranking.scale)
+            for one in _shown_for(job, scored.parts(number, rows), scored.ids, ranking, chosen):
+                row = int(ranking.rows[one.rank - 1])
+                shown.append(replace(one, lexical=shared.get(row), by_answer=by_answer.get(row, [])))
     return shown
+
+
+def _scaled(parts: Parts, factor: float) -> Parts:
+    if factor == 1.0:
+        return parts
+    return {row: [[factor * part for part in own] for own in split] for row, split in parts.items()}
 
 
 def _shown_for(
@@ -157,10 +191,10 @@ def _shown_for(
     rows = [int(ranking.rows[place]) for _, place in chosen]
     parts = {row: part.scaled(ranking.scale) for row, part in parts.items()}
     tokens, blocks = _by_token(job, parts), _by_block(job, parts)
-    texts = {
-        row: job.format.text_of(values, f"row {row}")
-        for row, values in job.corpus.rows(rows, columns=job.format.columns)
-    }
+    texts, fields = {}, {}
+    for row, values in job.corpus.rows(rows):
+        texts[row] = job.format.text_of(values, f"row {row}")
+        fields[row] = short_fields(values, ["id", *job.format.columns])
     query = ranking.query
     for row, (kind, place) in zip(rows, chosen, strict=True):
         yield Shown(
@@ -176,6 +210,8 @@ def _shown_for(
             text=texts[row],
             tokens=tokens.get(row, []),
             blocks=blocks.get(row, {}),
+            fields=fields[row],
+            norm=parts[row].norm if row in parts else None,
         )
 
 

@@ -26,19 +26,21 @@ class Contributions:
         index: the candidate's row number.
         tokens: float64, (Q, T): the part of each token's position.
         blocks: float64, (Q, K): the part of each parameter block, in the order of ``block_names``.
+        norm: of the candidate's gradient over the tracked modules; None where it is not known.
         scores: float64, (Q,): the sum of either.
     """
 
     index: int
     tokens: Tensor
     blocks: Tensor
+    norm: float | None = None
 
     def only(self, query: int) -> Contributions:
         """Those of one query, Q = 1."""
-        return Contributions(self.index, self.tokens[query : query + 1], self.blocks[query : query + 1])
+        return Contributions(self.index, self.tokens[query : query + 1], self.blocks[query : query + 1], self.norm)
 
     def scaled(self, factor: float) -> Contributions:
-        return Contributions(self.index, self.tokens * factor, self.blocks * factor)
+        return Contributions(self.index, self.tokens * factor, self.blocks * factor, self.norm)
 
     @property
     def scores(self) -> Tensor:
@@ -60,10 +62,10 @@ class _ContributionPass(Consumer):
         tracked: Iterable[TrackedModule],
         vectors: dict[str, QueryVectors],
         queries: Sequence[int],
-        with_norms: bool,
+        normalized: bool,
     ) -> None:
         self.vectors, self.queries = vectors, queries
-        self.with_norms = with_norms
+        self.normalized = normalized
         self.columns: dict[str, slice] = {}
         start = 0
         for module in tracked:
@@ -84,10 +86,9 @@ class _ContributionPass(Consumer):
         v = self.vectors[module.name]
         weight = v.dense()
         uses = [use.to(weight.dtype) for use in uses]
-        if self.with_norms:
-            self.squares += squared_norms(uses, module.d_out)
-            if v.bias is not None:
-                self.squares += torch.stack([use.bias_gradient() for use in uses]).sum(0).square().sum(1)
+        self.squares += squared_norms(uses, module.d_out)
+        if v.bias is not None:
+            self.squares += torch.stack([use.bias_gradient() for use in uses]).sum(0).square().sum(1)
         for place, query in enumerate(self.queries):
             V = weight[query] if v.bias is None else torch.cat([weight[query], v.bias[query][:, None]], dim=1)
             for use in uses:
@@ -96,7 +97,7 @@ class _ContributionPass(Consumer):
                 self.blocks[:, place, self.columns[module.name]] += parts.sum(1)
 
     def end(self, batch: Any) -> None:
-        if self.with_norms:
+        if self.normalized:
             norms = self.squares.sqrt().clamp(min=torch.finfo(self.squares.dtype).tiny)[:, None, None]
             self.tokens, self.blocks = self.tokens / norms, self.blocks / norms
 
@@ -129,7 +130,8 @@ def contributions(
             lengths = _lengths(batch, consumer.tokens.shape[2])
             for row, (index, length) in enumerate(zip(batch.indices.tolist(), lengths, strict=True)):
                 tokens = consumer.tokens[row, :, :length].cpu()
-                results.append(Contributions(index, tokens, consumer.blocks[row].cpu()))
+                norm = float(consumer.squares[row].sqrt())
+                results.append(Contributions(index, tokens, consumer.blocks[row].cpu(), norm))
     return results
 
 

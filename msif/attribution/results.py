@@ -56,6 +56,10 @@ class Shown:
         prior: what search adds to the score; tokens sum to the rest, and so do blocks.
         tokens: (token, its part of the score) in the order of the text; empty where scores are no such sums.
         blocks: the parts of the parameter blocks, the largest magnitudes first; empty likewise.
+        fields: what else its row of the corpus says in a few words.
+        norm: of its gradient, where that is known.
+        by_answer: for each token of the answer the parts of this document's tokens; empty where it is not split.
+        lexical: what it shares with the query in words (``msif.reporting.lexical``).
     """
 
     query_id: str
@@ -69,6 +73,10 @@ class Shown:
     label: Any = None
     tokens: list[tuple[str, float]] = field(default_factory=list)
     blocks: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    norm: float | None = None
+    by_answer: list[list[float]] = field(default_factory=list)
+    lexical: dict[str, Any] | None = None
     prior: float = 0.0
 
 

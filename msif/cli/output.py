@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msif import distributed
-from msif.atomic import write_json
+from msif.atomic import write_json, write_json_lines
 from msif.attribution.partial import PARTIAL, partial_files
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.labels import describe_label
@@ -16,7 +17,7 @@ from msif.errors import MsifError, is_out_of_memory, one_line
 from msif.job import Job
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
-from msif.result import MANIFEST, SCORES, TOP, provenance_of, shown_documents
+from msif.result import MANIFEST, QUERIES, SCORES, TOP, explained, provenance_of, shown_documents
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +62,26 @@ def not_lost(kept: Path, then: str) -> Iterator[None]:
 
 
 def score_into(path: Path, job: Job) -> None:
-    """Fills a folder: scores.parquet first, then manifest.json, top.jsonl and page.html, each whole or not at all."""
+    """Fills a folder: scores.parquet first, then what explains them and page.html, each whole or not at all."""
+    began = time.monotonic()
     scored = job.score()
     if not distributed.leads():
-        shown_documents(job, scored)  # a pass that all take part in where weights are shared out
+        explained(job, scored)  # passes that all take part in where weights are shared out
         return
+    seconds = {"answers, candidates and scores": time.monotonic() - began}
     with not_lost(next(iter(partial_files(path)), path / PARTIAL), AGAIN):
         write_scores(path / SCORES, scored.rankings, scored.ids, provenance_of(job))
     with not_lost(path / SCORES, AGAIN):
         if scored.anew:  # what earlier scores showed
-            for name in (TOP, PAGE):
+            for name in (TOP, PAGE, QUERIES):
                 (path / name).unlink(missing_ok=True)
         write_json(path / MANIFEST, provenance_of(job))
-        shown = shown_documents(job, scored)
+        began = time.monotonic()
+        shown, told = explained(job, scored)
+        seconds["parts of the scores that are shown"] = time.monotonic() - began
+        write_json_lines(path / QUERIES, told)
         write_shown(path / TOP, shown)
+        write_json(path / MANIFEST, {**provenance_of(job), "seconds": seconds})
     with not_lost(path / SCORES, f"python -m msif.page {path} makes the page that is missing"):
         write_page(path)
     with not_lost(path / SCORES, "only these tables are missing"):

@@ -11,7 +11,7 @@ from msif.attribution.partial import PARTIAL, PartialScores
 from msif.attribution.scorers import InfluenceScorer
 from msif.cli import output
 
-WHOLE = ["config.yaml", "manifest.json", "page.html", "scores.parquet", "top.jsonl"]
+WHOLE = ["config.yaml", "manifest.json", "page.html", "queries.jsonl", "scores.parquet", "top.jsonl"]
 
 
 def names(folder):
@@ -151,7 +151,7 @@ def test_new_scores_do_not_stand_beside_what_old_ones_showed(world, flags, tmp_p
     first = by_candidate(folder)
     corpus.write_text(corpus.read_text().replace("Ada", "Bea"))
     with monkeypatch.context() as patch:
-        patch.setattr(output, "shown_documents", fails(RuntimeError("a bug")))
+        patch.setattr(output, "explained", fails(RuntimeError("a bug")))
         assert influence(*flags) == 2
     assert by_candidate(folder) != first and names(folder) == [
         "config.yaml",

@@ -43,9 +43,19 @@ def test_it_is_what_the_command_does_on_its_own_factors(stages, world, multi_sta
     worst = result.top("0", 1, "opponent")
     assert worst[0].score == min(of(result).values()) < 0
     frame = result.to_pandas()
-    assert list(frame.columns) == ["query_id", "candidate_id", "row", "score", "rank"] and len(frame) == len(FACTS)
+    columns = ["query_id", "candidate_id", "row", "score", "rank", "share", "prompt", "answer"]
+    assert list(frame.columns) == columns and len(frame) == len(FACTS)
+    assert frame[frame.score > 0].share.sum() == pytest.approx(1) and set(frame.answer) == {" Linz"}
+    told = result.told[0]
+    assert [token for token, _ in told["tokens"]] == list(" Linz") and all(p < 0 for _, p in told["tokens"])
+    assert told["occurrences"] == 2 and told["documents"] == len(FACTS)  # "Linz" stands in two of them
+    for one in best:  # each letter of the answer has its own parts, which add up to the whole
+        assert len(one.by_answer) == len(" Linz") and one.norm > 0 and one.lexical["score"] >= 0
+        summed = [sum(parts) for parts in zip(*one.by_answer, strict=True)]
+        largest = max(abs(part) for _, part in one.tokens)
+        assert summed == pytest.approx([part for _, part in one.tokens], abs=2e-3 * largest)
     assert dict(zip(frame.candidate_id, frame.score, strict=True)) == of(result)
-    assert result._repr_html_().startswith("<iframe") and "1 queries × 8" in repr(result)
+    assert result._repr_html_().startswith('<iframe sandbox="allow-scripts"') and "1 queries × 8" in repr(result)
 
 
 def test_objects_in_the_place_of_names(stages, world, tmp_path):

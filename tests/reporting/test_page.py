@@ -1,22 +1,19 @@
-"""The page of an influence run: words, escaping, what it shows, and what it refuses."""
+"""The page of an influence run: words, what it holds, escaping, and what it refuses."""
 
 import json
 import re
 from html.parser import HTMLParser
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from msif.errors import MsifError
 from msif.page import main
-from msif.reporting.document import kind_and_layer, percent, strip
-from msif.reporting.markup import Markup, element, escaped
-from msif.reporting.page import read_run, write_page
-from msif.reporting.style import STYLE
+from msif.reporting.blocks import cells, kind_and_layer, kinds_and_layers, strongest_blocks
+from msif.reporting.page import embedded, read_run, style, write_page
+from msif.reporting.payload import payload
+from msif.reporting.truth import Truth, read_truth
 from msif.reporting.words import Word, strongest, words
-
-EVIL = "<script>alert('x')</script> & \"quoted\""
+from results import EVIL, large, scored, shown, small, write_results, write_truth
 
 
 def texts(text, tokens):
@@ -60,29 +57,14 @@ def test_the_strongest_words_have_the_sign_of_the_score():
     assert strongest(units, -1.0, 1) == [("d", -5.0)]
 
 
-def test_everything_is_escaped_but_markup():
-    assert escaped(EVIL) == "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;quoted&quot;"
-    inner = element("b", "<", title='"')
-    assert element("p", inner, "&", class_="x", open=True, hidden=False) == (
-        '<p class="x" open><b title="&quot;">&lt;</b>&amp;</p>'
-    )
-    assert escaped("a\x00b\ud800") == "a\ufffdb\ufffd" and escaped(Markup("<br>")) == "<br>"
-
-
 def test_blocks_are_added_up_by_layer_and_kind():
     assert kind_and_layer("layers.2.attention.query_key_value:k11") == ("attention k", 2)
     assert kind_and_layer("h.3.mlp.c_fc") == ("mlp.c_fc", 3) and kind_and_layer("0") == ("0", 0)
     blocks = {"layers.0.attention.qkv:q0": 1.0, "layers.0.attention.qkv:q1": 2.0, "layers.10.mlp.out": -1.0}
-    table = strip(blocks, 2.0)
-    rows = re.findall(r"<tr>(.*?)</tr>", table)
-    assert re.findall(r">([^<]+)<", rows[0]) == ["layer", "0", "10"]
-    assert re.findall(r">([^<]+)<", rows[1]) == ["attention q", "+150%"]
-    assert re.findall(r">([^<]+)<", rows[2]) == ["mlp.out", "-50%"]
-    assert 'class="p" style="--w:1.00"' in rows[1] and 'class="o" style="--w:0.33"' in rows[2]
-
-
-def test_percentages_lose_their_sign_at_zero():
-    assert [percent(value) for value in (0.126, -0.126, -0.001, 1.5)] == ["+13%", "-13%", "0%", "+150%"]
+    kinds, layers = kinds_and_layers(blocks)
+    assert (kinds, layers) == (["attention q", "mlp.out"], [0, 10])
+    assert cells(blocks, kinds, layers, 0.002) == [[1500, None], [None, -500]]
+    assert strongest_blocks(blocks, 0.002)[0] == ["layers.0.attention.qkv:q1", 1000]
 
 
 def luminance(colour):
@@ -90,96 +72,113 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_text_can_be_read_on_the_strongest_tint(scheme):
-    def colours(name):
-        return re.findall(rf"--{name}: ([^;]+);", STYLE)[scheme]
-
-    def hex_colour(name):
-        value = colours(name).lstrip("#")
-        value = "".join(2 * digit for digit in value) if len(value) == 3 else value
-        return [int(value[i : i + 2], 16) for i in (0, 2, 4)]
-
+def test_text_can_be_read_on_every_colour(scheme):
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style())
+    colours = {name: [int(pair[scheme][i : i + 2], 16) for i in (1, 3, 5)] for name, *pair in found}
     for side in ("pro", "opp"):
-        tint = [int(part) for part in colours(side).split()]
-        mixed = [0.55 * a + 0.45 * b for a, b in zip(tint, hex_colour("back"), strict=True)]
-        low, high = sorted((luminance(mixed), luminance(hex_colour("text"))))
-        assert (high + 0.05) / (low + 0.05) >= 7
-        low, high = sorted((luminance(hex_colour(f"{side}-solid")), luminance(hex_colour("back"))))
-        assert (high + 0.05) / (low + 0.05) >= 4.5
+        mixed = [0.55 * a + 0.45 * b for a, b in zip(colours[side], colours["back"], strict=True)]
+        assert contrast(mixed, colours["text"]) >= 7
+    for name in ("pro-solid", "opp-solid", "soft", "good", "bad"):
+        assert contrast(colours[name], colours["back"]) >= 4.5, name
+    assert contrast(colours["soft"], colours["card"]) >= 4.5
 
 
 class Checked(HTMLParser):
-    """Fails on tags that do not match, and keeps the tags and the text."""
+    """Fails on tags that do not match, and keeps the tags, the text and the data."""
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.tags, self.text = [], [], []
+        self.open, self.tags, self.text, self.data = [], [], [], {}
         self.feed(page)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag != "meta":
+        if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
-
-
-def shown(query, kind, rank, score, **changes):
-    row = {"query_id": query, "kind": kind, "rank": rank, "candidate_id": f"p{rank}", "score": score}
-    row |= {"prompt": f"Who? {EVIL}", "completion": f" Ada {EVIL}", "label": None, "text": EVIL}
-    row |= {"tokens": [["<script>alert", 1.5 * score], ["('x')", -0.5 * score]], "blocks": {f"layers.0.{EVIL}": score}}
-    return {**row, **changes}
+        attributes = self.tags[-1][1] if self.tags else {}
+        if self.open[-1:] == ["script"] and attributes.get("type") == "application/json":
+            self.data[attributes["id"]] = json.loads(data)
+        else:
+            self.text.append(data)
 
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder as msif.influence writes it: two queries with documents, one with none."""
-    rows = [
-        shown("a", "proponent", 1, 4.0),
-        shown("a", "opponent", 3, -1.0, candidate_id=EVIL),
-        shown("b", "proponent", 1, 2.0, label="odd", completion=None, tokens=[], blocks={}),
-    ]
-    (tmp_path / "top.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"method": "multi-stage", "pretrained": "m0", "finetuned": EVIL, "corpus": "c.jsonl", "alpha": None}
-    manifest = {"config": config, "versions": {"torch": "2"}, "weights": ["abc"], "left_out": {"score": "no <b>"}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    pq.write_table(pa.table({"query_id": ["a"] * 3 + ["b"] * 2 + ["c"]}), tmp_path / "scores.parquet")
-    return tmp_path
+    return small(tmp_path / "out")
 
 
-def test_the_page_parses_and_runs_nothing(results):
+def read(page):
+    return Checked(page.read_text(encoding="utf-8"))
+
+
+def test_data_is_no_markup_and_ends_no_script():
+    odd = f"{EVIL} </script> <!-- \u2028 \u2029 ]]>"
+    text = embedded({"text": odd})
+    assert not set("<>&\u2028\u2029") & set(text) and json.loads(text) == {"text": odd}
+
+
+def test_the_page_holds_all_and_no_markup_of_its_data(results):
     page = write_page(results)
-    assert page == results / "page.html" and sorted(p.name for p in results.iterdir()) == [
-        "manifest.json",
-        "page.html",
-        "scores.parquet",
-        "top.jsonl",
-    ]
-    parsed = Checked(page.read_text(encoding="utf-8"))
+    assert page == results / "page.html"
+    parsed = read(page)
     names = [tag for tag, _ in parsed.tags]
-    assert names.count("article") == 3 and names.count("section") == 3 and names.count("li") == 3
-    assert not {"script", "img", "link", "iframe", "b>"} & set(names)
-    assert not [key for _, attributes in parsed.tags for key in attributes if key.startswith("on")]
+    assert not {"img", "link", "iframe", "b>"} & set(names)
+    scripts = [attributes for tag, attributes in parsed.tags if tag == "script"]
+    assert [one for one in scripts if one.get("type") != "application/json"] == [{}]  # the page's own
+    assert not [key for _, attributes in parsed.tags for key in attributes if key.startswith("on") or key == "src"]
     text = "".join(parsed.text)
-    assert text.count(EVIL) >= 6  # prompts, answers, texts, names: as they are, and as text
-    assert "class odd" in text and "3 documents were scored" in text and "no score differs from zero" in text
-    assert "alpha" not in text and "version of torch" in text and "no <b>" in text
+    assert EVIL in text and "no <b>" in text and "alpha" not in text.split("const ")[0]
+    index = parsed.data["data-index"]
+    assert [query["id"] for query in index["queries"]] == ["a", "b", "c"]
+    assert EVIL in index["queries"][0]["prompt"] and index["queries"][1]["answer"] == "class odd"
+    assert [document["id"] for document in parsed.data["data-documents"]] == ["p1", EVIL, "p1"]
+    first = parsed.data["data-query-0"]["runs"][0]
+    assert first["entries"][0]["words"] == [1500, -500] and first["entries"][0]["share"] == pytest.approx(4 / 4.5)
+    assert first["entries"][1]["words"] == [-1500, 500] and first["scored"] == 3
+    assert parsed.data["data-query-2"]["runs"][0]["entries"] == []
 
 
-def test_words_have_the_colour_and_number_of_their_part(results):
-    parsed = Checked(write_page(results).read_text(encoding="utf-8"))
-    spans = [a for tag, a in parsed.tags if tag == "span" and a.get("class") in ("p", "o") and "title" in a]
-    first = next(a for a in spans if a["title"].startswith("+150.0% of the score"))
-    assert first["class"] == "p" and first["style"] == "--w:1.00"
-    opponent = [a for a in spans if a["title"].startswith("-150.0% of the score")]
-    assert opponent and all(a["class"] == "o" for a in opponent)
+def test_what_is_known_of_queries_and_documents(tmp_path):
+    truth = read_truth(write_truth(tmp_path / "truth.jsonl"))
+    found = payload([read_run(large(tmp_path / "out"))], truth)
+    first, second, *_ = found.index["queries"]
+    assert first["correct"] is True and second["correct"] is False and found.index["queries"][2]["correct"] is None
+    assert first["runs"][0]["mrr"] == 0.5 and second["runs"][0]["mrr"] == 0.25
+    assert first["probability"] == pytest.approx(0.1225, abs=1e-3) and found.index["fields"] == ["fact", "relation"]
+    view = found.queries[0]["runs"][0]
+    assert view["sources"][0] == {"id": "Linz-1", "rank": 2} and view["sources"][-1]["rank"] is None
+    assert [entry.get("source", False) for entry in view["entries"]] == [False, True, False, False, True, False, False]
+    assert view["entries"][0]["common"] == [6, 6] and "common" not in view["entries"][1]
+    documents = found.documents
+    one, other = (documents[view["entries"][place]["d"]] for place in (1, 2))
+    assert one["group"] == other["group"] and one["group"] != documents[view["entries"][0]["d"]]["group"]
+    assert [len(token["words"]) for token in view["entries"][0]["answer"]] == [len(view["entries"][0]["words"])] * 2
+
+
+def test_runs_are_compared_by_the_ids_of_documents(tmp_path):
+    runs = [read_run(large(tmp_path / "one")), read_run(large(tmp_path / "two", shift=3, queries=5))]
+    found = payload(runs, Truth())
+    (pair,) = found.index["agreement"]
+    assert len(pair["rows"]) == 6 and pair["rows"][5] is None
+    assert pair["rows"][0]["overlap"] == 8 and pair["rows"][0]["common"] == 12 and pair["rows"][0]["spearman"] < 0.5
+    entries = found.queries[0]["runs"][0]["entries"]
+    assert [entry["ranks"] for entry in entries[:3]] == [[1, 1], [2, 10], [3, 11]]
+    assert found.queries[5]["runs"][1] is None and len(found.index["queries"][5]["runs"]) == 2
+    same = payload(runs[:1] * 2, Truth()).index["agreement"][0]["rows"][0]
+    assert same["spearman"] == 1.0 and same["overlap"] == same["of"] == 10
 
 
 @pytest.mark.parametrize("odd", ["\x85", "\u2028", "\u2029", "\\u000b", "\\u000c", "\\u001d", "\\ud800"], ids=ascii)
@@ -189,14 +188,23 @@ def test_lines_of_results_end_at_the_line_feed_alone(results, odd):
     line = json.dumps({**row, "tokens": [["one", 3.0], [" ODD", 0.5], [" two", 0.5]]}).replace("ODD", odd)
     (results / "top.jsonl").write_text(line + "\n" + line + "\r\n", encoding="utf-8")
     assert [row["text"] for row in read_run(results).shown] == [json.loads(f'"one {odd} two"')] * 2
-    parsed = Checked(write_page(results).read_text(encoding="utf-8"))
-    assert [tag for tag, _ in parsed.tags].count("article") == 2
+    entries = read(write_page(results)).data["data-query-0"]["runs"][0]["entries"]
+    assert len(entries) == 2
 
 
 def test_the_command_writes_where_it_is_told(results, capsys):
     main([str(results), "--page", str(results / "new" / "x.html")])
     assert (results / "new" / "x.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "x.html" in capsys.readouterr().out
+
+
+def test_results_of_earlier_versions_are_read(results):
+    """Without queries.jsonl, and without what has been added to the rows of top.jsonl."""
+    (results / "queries.jsonl").unlink()
+    rows = [json.loads(line) for line in (results / "top.jsonl").read_text().splitlines()]
+    kept = [{key: row[key] for key in row if key not in ("fields", "norm", "completion", "label")} for row in rows]
+    (results / "top.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert read(write_page(results)).data["data-index"]["queries"][0]["answer"] == ""
 
 
 def test_wrong_folders_are_refused_with_a_sentence(results, tmp_path):
@@ -216,3 +224,17 @@ def test_wrong_folders_are_refused_with_a_sentence(results, tmp_path):
     (results / "manifest.json").write_text("[]")
     with pytest.raises(MsifError, match="no JSON object"):
         read_run(results)
+    with pytest.raises(MsifError, match="no 'id' in line 1"):
+        read_truth(results / "top.jsonl")
+
+
+def test_a_large_page_is_made_in_seconds_and_holds_each_text_once(tmp_path):
+    rows, scores = [], []
+    for query in range(40):
+        scores += scored(f"q{query}", [100.0 - rank for rank in range(100)])
+        for rank in range(1, 101):
+            text = f"document {rank} " + "word " * 50
+            tokens = [[word, 0.1] for word in text.split(" ")]
+            rows.append(shown(f"q{query}", "proponent", rank, 101.0 - rank, text=text, tokens=tokens))
+    found = payload([read_run(write_results(tmp_path / "out", rows, scores))], Truth())
+    assert len(found.documents) == 100 and sum(len(part["runs"][0]["entries"]) for part in found.queries) == 4000

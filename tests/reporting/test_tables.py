@@ -1,12 +1,14 @@
 """Tables and plots as files."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
 from msif.errors import MsifError
 from msif.evaluation.intervals import Interval
 from msif.reporting.plots import figure
+from msif.reporting.style import COLOURS
 from msif.reporting.tables import Table, write_results
 
 TABLE = Table(
@@ -50,3 +52,18 @@ def test_a_figure_is_saved_whole_or_not_at_all(tmp_path):
     with pytest.raises(ZeroDivisionError), figure(tmp_path / "other.png"):
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_a_figure_is_the_same_vectors_from_the_same_numbers(tmp_path):
+    for name in ("one", "two"):
+        with figure(tmp_path / f"{name}.png", vector=True) as axes:
+            axes.plot([1, 2], [3, 4])
+            axes.plot([1, 2], [4, 3])
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    with pytest.raises(MsifError, match=r"cannot be written as '\.jpg'"), figure(tmp_path / "x.jpg"):
+        pass
+
+
+def test_colours_that_follow_each_other_differ_in_grey():
+    greys = [sum(w * int(c[i : i + 2], 16) for w, i in ((0.299, 1), (0.587, 3), (0.114, 5))) for c in COLOURS]
+    assert all(abs(one - other) > 20 for one, other in pairwise(greys))

@@ -1,0 +1,88 @@
+"""What is known to be true of queries: the documents that state the answer, and the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msif.candidates.words import normalised
+from msif.errors import MsifError
+from msif.json_text import json_lines
+
+
+@dataclass(frozen=True)
+class Known:
+    """
+    Attributes:
+        sources: ids of documents, as text; None where they are not known.
+        answers: any of which is right; empty where none is known.
+        correct: whether the model's answer is right, where that is said.
+    """
+
+    sources: frozenset[str] | None = None
+    answers: Sequence[str] = ()
+    correct: bool | None = None
+
+    def says(self, answer: str) -> bool | None:
+        """Whether an answer is right; None where that is not known. One that begins with a right one is."""
+        if self.correct is not None:
+            return self.correct
+        if not self.answers:
+            return None
+        said = normalised(answer.strip())
+        return any(said.startswith(normalised(right.strip())) for right in self.answers)
+
+
+KEYS = {"sources", "answers", "answer", "completion", "correct"}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Rows by their ids: a query's, or the value of one of its fields, such as the fact that it asks for."""
+
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, query: str, fields: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> Known | None:
+        """What is known of a query by the row of its id, by those that this row or its own fields point to, and by
+        what its data say themselves; what comes first counts."""
+        own = self.rows.get(query, {})
+        said = {key: value for key, value in (told or {}).items() if key in ("sources", "answers")}
+        found: dict[str, Any] = {}
+        for row in (own, *self._pointed_to(own), *self._pointed_to(fields), fields, said):
+            found = {**{key: row[key] for key in KEYS if key in row}, **found}
+        return _known(found) if found else None
+
+    def _pointed_to(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        names = [str(value) for key, value in row.items() if key != "id" and type(value) in (str, int)]
+        return [self.rows[name] for name in names if name in self.rows]
+
+
+def read_truth(*paths: Path | str) -> Truth:
+    """JSON Lines with ``id`` and any of ``sources`` (ids of documents), ``answer``, ``answers`` or ``completion`` (the
+    right one), ``correct``; or with fields that are ids of other rows.
+
+    Raises:
+        MsifError: a file is not there, damaged, or has a row without an id.
+    """
+    rows: dict[str, Mapping[str, Any]] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise MsifError(f"there is no file {path}: check the path.")
+        for number, row in enumerate(json_lines(path), 1):
+            if "id" not in row:
+                raise MsifError(f"{path} has no 'id' in line {number}: give a query's id, or the value of its field.")
+            rows[str(row["id"])] = row
+    return Truth(rows)
+
+
+def _known(row: Mapping[str, Any]) -> Known:
+    sources, correct = row.get("sources"), row.get("correct")
+    answers: Any = next((row[key] for key in ("answers", "answer", "completion") if row.get(key)), [])
+    listed = [answers] if isinstance(answers, str) else answers
+    return Known(
+        frozenset(map(str, sources)) if isinstance(sources, (list, tuple)) else None,
+        [str(answer) for answer in listed],
+        correct if isinstance(correct, bool) else None,
+    )
