@@ -5,9 +5,9 @@ import re
 
 import pytest
 from browser import Browser, find_browser
+from results import large, scored, shown, small, write_results, write_truth
 
 from msif.reporting.page import write_page
-from results import large, scored, shown, small, write_results, write_truth
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="needs chromium or google-chrome on the PATH")
 

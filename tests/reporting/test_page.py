@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from results import EVIL, large, scored, shown, small, write_results, write_truth
 
 from msif.errors import MsifError
 from msif.page import main
@@ -13,7 +14,6 @@ from msif.reporting.page import embedded, read_run, style, write_page
 from msif.reporting.payload import payload
 from msif.reporting.truth import Truth, read_truth
 from msif.reporting.words import Word, strongest, words
-from results import EVIL, large, scored, shown, small, write_results, write_truth
 
 
 def texts(text, tokens):

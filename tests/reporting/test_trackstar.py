@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from results import EVIL, large, small, write_truth
 
 from msif.errors import MsifError
 from msif.page import main
 from msif.reporting.runs import open_run
 from msif.reporting.trackstar import NEEDED
-from results import EVIL, large, small, write_truth
 
 
 def lines(path):
