@@ -36,6 +36,12 @@ from msif.stage import Stage
 log = logging.getLogger(__name__)
 
 
+OF_THE_CANDIDATES = (
+    "the curvature that --ihvp solves for is of the very documents that are scored, where a solver foretold retraining "
+    "worse than EK-FAC: factors fitted on other documents of their kind did not (docs/counterfactual.md)"
+)
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is asked of a run.
@@ -114,6 +120,8 @@ def prepare(asked: Asked) -> Job:
     batches = {stage: one.batches for stage, one in fitted.items() if isinstance(one.batches, TokenBatches)}
     solved = [batches[stage] for stage in batches if index is None and not options.adapter_hop]
     solved = solved[:1] if options.method == "single-stage" else solved
+    if asked.reads_rows and any(_holds(one, corpus, format.columns) for one in solved[:1]):
+        log.info("%s", OF_THE_CANDIDATES)
     settings = {**asked.settings, "alpha": damping.alpha, "max_length": length, "measurement": options.measurement}
     job = Job(
         options=options,
@@ -135,6 +143,12 @@ def prepare(asked: Asked) -> Job:
     if warning:
         log.warning("%s", warning)
     return job
+
+
+def _holds(batches: TokenBatches, corpus: Corpus, columns: Sequence[str]) -> bool:
+    """Whether a stage's data are the corpus."""
+    own = batches.corpus
+    return set(columns) <= set(own.columns) and own.fingerprint(columns) == corpus.fingerprint(columns)
 
 
 def _check_sharded(options: Options) -> None:

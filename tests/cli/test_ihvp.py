@@ -1,7 +1,11 @@
 """`--ihvp`: each kind of inverse, on the stage's own data as its factors remember it."""
 
+import logging
+
 import pytest
 from worlds import ALL, QUERY, by_candidate, influence
+
+import msif
 
 KINDS = ["kfac", "diagonal", "cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi"]
 
@@ -29,3 +33,17 @@ def test_data_that_is_not_the_stages_own_is_refused(world, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "No such file" in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("corpus", "told"), [(None, True), (["Ada was born in Linz.", "Rain fell."], False)])
+def test_a_solver_on_the_candidates_themselves_is_told(world, caplog, corpus, told):
+    """Whatever file they come from; other documents are none."""
+    stages = [msif.Stage(world.base, None, world.base_factors), msif.Stage(world.tuned, None, world.tuned_factors)]
+    given = world.folder / "corpus.jsonl" if corpus is None else corpus
+    solver = msif.IHVP("ekfac-cg", iterations=1)
+    with caplog.at_level(logging.INFO, logger="msif.prepare"):
+        msif.attribute(stages, [("Where was Ada born?", " Linz")], "all", corpus=given, ihvp=solver)
+        assert ("of the very documents that are scored" in caplog.text) == told
+        caplog.clear()
+        msif.attribute(stages, [("Where was Ada born?", " Linz")], "all", corpus=given)
+        assert "of the very documents" not in caplog.text
