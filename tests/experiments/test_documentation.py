@@ -86,6 +86,17 @@ def test_figures_in_a_pages_tables_are_those_of_the_run(page):
         assert (ROOT / "docs" / image).stat().st_size < 200_000
 
 
+@pytest.mark.parametrize(("results", "leading"), [("counterfactual/lds", 3), ("peers/peers", 4)])
+def test_figures_of_methods_in_the_readme_are_those_of_the_runs(results, leading):
+    """The first columns of its tables' rows."""
+    found = {
+        cells(line)[:leading] for line in (ROOT / "docs" / "results" / f"{results}.md").read_text("utf-8").splitlines()
+    }
+    rows = [cells(line) for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("|")]
+    scored = [row for row in rows if len(row) == 4 and re.search(r"\d\.\d{3} \[", row[leading - 1])]
+    assert len(scored) > 5 and not [row for row in scored if row[:leading] not in found]
+
+
 def test_figures_of_the_demo_are_those_of_its_run():
     """In the README all rows of the table, in the guide what it says of damping."""
     (table,) = json.loads((ROOT / "docs" / "results" / "demo" / "demo.json").read_text(encoding="utf-8"))["tables"]
