@@ -98,7 +98,9 @@ class Job:
 
     @property
     def parts(self) -> list[Stage]:
-        """Of the stages' trainings: all segments of one with checkpoints."""
+        """Of the stages' trainings: all segments of one with checkpoints, where the method takes them."""
+        if self.options.method != "source":
+            return self.stages
         return [part for stage in self.stages for part in stage.segments]
 
     @property

@@ -80,6 +80,14 @@ def test_source_over_checkpoints(world, runs, tmp_path):
     assert len(scores(tmp_path / "out")) == len(found) and np.isfinite(list(found.values())).all()
 
 
+def test_other_methods_leave_checkpoints_alone(world, runs, monkeypatch):
+    monkeypatch.setattr("msif.stage.training_segments", None)
+    stage = msif.Stage(runs / "base", None, runs / "base_factors", checkpoints=runs / "base")
+    corpus = world.folder / "corpus.jsonl"
+    result = msif.attribute(stage, [("Where was Ada born?", " Linz")], "all", corpus=corpus, method="single-stage")
+    assert len(result.scores()) == 8
+
+
 def test_a_checkpoint_that_moved_makes_other_scores(world, runs):
     """Σ η of the segments is that of the training."""
     stage = msif.Stage(runs / "base", None, runs / "base_factors", checkpoints=runs / "base")

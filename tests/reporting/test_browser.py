@@ -5,7 +5,7 @@ import re
 
 import pytest
 from browser import Browser, find_browser
-from results import large, scored, shown, small, write_results, write_truth
+from result_folders import large, scored, shown, small, write_results, write_truth
 
 from msif.reporting.page import write_page
 

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from results import EVIL, large, scored, shown, small, write_results, write_truth
+from result_folders import EVIL, large, scored, shown, small, write_results, write_truth
 
 from msif.errors import MsifError
 from msif.page import main

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from results import EVIL, large, small, write_truth
+from result_folders import EVIL, large, small, write_truth
 
 from msif.errors import MsifError
 from msif.page import main
