@@ -206,8 +206,8 @@ def _source(first: FittedStage, last: FittedStage, options: Mapping[str, Any]) -
     of = [(part, "pretrained") for part in first.parts] + [(part, "finetuned") for part in later]
     if any(part.tau is None for part, _ in of):
         raise MsifError("method 'source' needs τ of each stage's training: give --learning-rate-sum.")
-    kept = [EKFAC(factors_of(part, which), Decay(part.tau)) for part, which in of[1:] if part.tau]
-    accumulated = [EKFAC(factors_of(part, which), Accumulation(part.tau)) for part, which in of if part.tau]
+    kept = [EKFAC(factors_of(part, which), Decay(part.tau)) for part, which in of[1:] if part.tau is not None]
+    accumulated = [EKFAC(factors_of(part, which), Accumulation(part.tau)) for part, which in of if part.tau is not None]
     accumulated = accumulated[: len(first.parts)]
     if len(accumulated) == 1:
         return InfluenceScorer(last.side, first.parts[0].side, [*accumulated, *kept], **options)

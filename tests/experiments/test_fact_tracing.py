@@ -9,7 +9,7 @@ from births import NAMES, write_data
 from pairs import write_rows
 
 from experiments.common.methods import Method
-from experiments.common.search import bm25_scores
+from experiments.common.search import search_by_words
 from experiments.fact_tracing.__main__ import options_of, parser, trace
 from experiments.fact_tracing.candidates import Holders, Ranking, rank_among
 from experiments.fact_tracing.measures import Measured, measures
@@ -72,7 +72,7 @@ def test_a_trials_facts_share_random_sentences_and_no_fact_is_in_two_trials():
     assert all(20 <= len(rows) <= 21 for rows in common) and common[0] != common[1]  # row 0 leads a constant BM25
     again = rank_among(pair, "rerank", sizes, 3, lambda queries, texts: np.zeros((len(queries), len(texts))))
     assert [rows.tolist() for rows in again.candidates] == [rows.tolist() for rows in ranking.candidates]
-    whole = rank_among(pair, "full", sizes, 3, bm25_scores)
+    whole = rank_among(pair, "full", sizes, 3, search_by_words)
     assert [f.id for f in whole.asked] == [f.id for f in ranking.asked]
     assert all(len(rows) == 200 for rows in whole.candidates)
 
@@ -85,7 +85,7 @@ def test_holders_look_for_whole_words_and_any_name():
 
 
 def test_bm25_reads_words_and_not_characters():
-    scores = bm25_scores(["Where was Zoe born?"], ["zoe sleeps", "ew oz be no raw hes", "born was"])
+    scores = search_by_words(["Where was Zoe born?"], ["zoe sleeps", "ew oz be no raw hes", "born was"])
     assert scores[0, 0] > scores[0, 1] and scores[0, 2] > scores[0, 1]
 
 
@@ -97,7 +97,7 @@ def test_bm25_reads_words_and_not_characters():
 def test_sets_that_cannot_be_drawn_are_errors(sizes, says):
     pair = by_hand(["a", "b", "c"], [fact("x", ("a",), (0,)), fact("y", ("b",), (1,))])
     with pytest.raises(MsifError, match=says):
-        rank_among(pair, "rerank", sizes, 0, bm25_scores)
+        rank_among(pair, "rerank", sizes, 0, search_by_words)
 
 
 def test_measures_of_each_fact_are_of_its_own_candidates():
