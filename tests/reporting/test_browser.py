@@ -56,6 +56,14 @@ def ids(browser, kind="pro"):
     return browser.js(f"[...document.querySelectorAll('#view-query > article.{kind}')].map(a => a.dataset.document)")
 
 
+def test_one_query_is_opened_at_once(browser, tmp_path):
+    rows = [shown("only", "proponent", 1, 4.0, text="a document")]
+    browser.open(write_page(write_results(tmp_path / "one", rows, scored("only", [4.0, 0.5]))))
+    assert ids(browser) == ["p1"] and "All queries" in browser.text(".ways")
+    browser.click(".ways a")
+    assert browser.js("location.hash") == "#/queries" and len(titles(browser)) == 1
+
+
 def test_queries_are_found_sorted_and_kept_in_the_address(browser, pages):
     browser.open(pages["one"])
     assert len(titles(browser)) == 6 and browser.text("#queries-count").startswith(

@@ -78,7 +78,7 @@ function ways(entry, params) {
   const at = list.indexOf(entry);
   const link = (query, text) => query && el("a", { href: address("query", query.id, { run: params.run }) }, text);
   return el("nav", { class: "ways", "aria-label": "Other queries" },
-    el("a", { href: address("queries", null, list === found ? listed : {}) }, "All " + count(list.length) + " queries" + (list.length < data("index").queries.length ? " found" : "")),
+    el("a", { href: address("queries", null, list === found ? listed : {}) }, (list.length > 1 ? "All " + count(list.length) + " queries" : "All queries") + (list.length < data("index").queries.length ? " found" : "")),
     link(list[at - 1], "← previous"), link(list[at + 1], "next →"),
     data("index").runs.length > 1 && el("a", { href: address("compare", entry.id, {}) }, "Side by side"));
 }

@@ -14,6 +14,12 @@ function address(view, id, params) {
   return query ? path + "?" + query : path;
 }
 
+// Without a place in the address: the list, or where there is but one query that one.
+function start() {
+  const { queries } = data("index");
+  return queries.length === 1 ? { view: "query", id: whole(queries[0].id), params: {} } : { view: "queries", id: null, params: {} };
+}
+
 function read(hash) {
   const [path, query] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   const [view, id] = path.split("/");
@@ -23,6 +29,7 @@ function read(hash) {
   } catch {
     // no address that this page wrote: as if nothing stood there
   }
+  if (!view && !query) return start();
   return { view: view || "queries", id: name, params: Object.fromEntries(new URLSearchParams(query || "")) };
 }
 
