@@ -112,9 +112,9 @@ def _fit(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         store = part.store
         if distributed.leads():
-            own = {"model": str(part.model), "output": str(part.factors), "checkpoints": None}
-            given = own if stage.checkpoints else {}
-            write_configuration(store.path / "config.yaml", argparse.Namespace(**{**vars(args), **given}))
+            of_checkpoint = {"model": str(part.model), "output": str(part.factors), "checkpoints": None}
+            own = {} if part.model == stage.model else of_checkpoint
+            write_configuration(store.path / "config.yaml", argparse.Namespace(**{**vars(args), **own}))
             print(summary(store, time.perf_counter() - start))
             report_convergence(store, lines=args.diagnostics)
 

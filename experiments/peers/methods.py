@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.common.methods import Method
-from experiments.common.search import bm25_scores
+from experiments.common.search import search_by_words
 from experiments.peers.toolkits import LAYERS, MAPS
 from experiments.retraining.members import Member
 from experiments.retraining.methods import TRAK_PROJECTION
@@ -63,7 +63,7 @@ def _own_methods() -> list[Own]:
         _staged("gradient cosine", "cosine"),
         Own(Method("TrackStar", "64 × 64 features, Adam's moments", scorer=_trackstar)),
         Own(Method("TRAK", "1024 columns", scorer=_trak)),
-        Own(Method("BM25+", search=bm25_scores)),
+        Own(Method("BM25+", search=search_by_words)),
     ]
 
 

@@ -62,7 +62,8 @@ def all_methods(one_objective: bool) -> list[Method]:
         *_normed_and_measured(),
         *_with_prior(),
         *_with_everything(),
-        *((*_solved_and_held_out(), *_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
+        _with_solver(),
+        *((*_held_out(), *_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
         Method(GDP, scorer=_staged("gdp"), removed=True),
         Method("gradient cosine", scorer=_staged("cosine"), removed=True),
         Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
@@ -142,17 +143,18 @@ def _with_prior() -> Iterator[Method]:
         yield Method(f"{UNIT}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), **given)
 
 
-def _solved_and_held_out() -> Iterator[Method]:
-    """The curvature of pre-training from its own documents, or from sentences that no training saw; by EK-FAC, or by CG
-    from EK-FAC's answer on. That of fine-tuning is EK-FAC's."""
-    stages = {"": attrgetter("stage"), ", curvature of held-out data": attrgetter("held_out_stage")}
-    for name, stage in stages.items():
-        if name:
-            yield Method(MULTI_STAGE + name, DEFAULT_DAMPING, scorer=partial(_solved, stage, IHVP()), main=False)
-        solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
-        settings = {"products": CG_PRODUCTS, "tolerance": CG_TOLERANCE}
-        scorer = partial(_solved, stage, solver)
-        yield Method(SOLVED + name, DEFAULT_DAMPING, scorer=scorer, dear=True, settings=settings)
+def _with_solver(name: str = "", stage: Callable[[Model], FittedStage] = attrgetter("stage")) -> Method:
+    """Pre-training's curvature by CG, from EK-FAC's answer on; that of fine-tuning is EK-FAC's."""
+    solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
+    settings = {"products": CG_PRODUCTS, "tolerance": CG_TOLERANCE}
+    return Method(SOLVED + name, DEFAULT_DAMPING, scorer=partial(_solved, stage, solver), dear=True, settings=settings)
+
+
+def _held_out() -> Iterator[Method]:
+    """Pre-training's curvature of sentences that no training saw."""
+    name, stage = ", curvature of held-out data", attrgetter("held_out_stage")
+    yield Method(MULTI_STAGE + name, DEFAULT_DAMPING, scorer=partial(_solved, stage, IHVP()), main=False)
+    yield _with_solver(name, stage)
 
 
 def _solved(stage: Callable[[Model], FittedStage], ihvp: IHVP, m: Member) -> Scorer:

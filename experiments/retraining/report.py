@@ -94,22 +94,18 @@ def lds_table(study: Study) -> Table:
 
 def ceiling_table(study: Study) -> Table:
     """What the truth's noise allows, and what retraining itself could teach an additive score."""
-    judge, mean = study.judge, study.scores[REFERENCE].mean(0)
-    own = judge.own_ceiling
-    pairs = range(judge.losses.shape[1])
-    by_pair = [taught_additive(judge.masks, judge.losses[:, pair], study.scores[REFERENCE][pair]) for pair in pairs]
+    judge, scores, sizes = study.judge, study.scores[REFERENCE], study.sizes
+    mean = scores.mean(0)
+    by_pair = [taught_additive(judge.masks, judge.losses[:, pair], own) for pair, own in enumerate(scores)]
+    taught = [float(np.mean(by_pair)), taught_additive(judge.masks, judge.measured, mean)]
     rows = [
-        [REFERENCE, judge.own(study.scores[REFERENCE]).mean, judge.score(mean)],
-        [
-            "the same, corrected by retrainings on nine tenths of the halves",
-            float(np.mean(by_pair)),
-            taught_additive(judge.masks, judge.measured, mean),
-        ],
-        ["the expected loss itself: noise ceiling", own, judge.ceiling],
+        [REFERENCE, judge.own(scores).mean, judge.score(mean)],
+        ["the same, corrected by retrainings on nine tenths of the halves", *taught],
+        ["the expected loss itself: noise ceiling", judge.own_ceiling, judge.ceiling],
     ]
     title = (
-        f"What can be reached: {study.sizes.halves} halves, {study.sizes.seeds} pairs, {study.sizes.orders} trainings "
-        "of each pair on each half"
+        f"What can be reached: {sizes.halves} halves, {sizes.seeds} pairs, {sizes.orders} trainings of each pair on "
+        "each half"
     )
     columns = ["foretold by", "each pair by its own", "mean scores, mean losses"]
     return Table(columns, rows, title, dict.fromkeys(columns[1:], ".3f"))

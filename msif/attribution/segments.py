@@ -17,6 +17,7 @@ from msif.attribution.partial import PartialScores
 from msif.attribution.scorers import InfluenceScorer, Scores, score_batches
 from msif.attribution.scoring import QueryVectors
 from msif.curvature.preconditioners import Preconditioner
+from msif.curvature.work import Work
 
 SegmentVectors = list[dict[str, QueryVectors]]
 """Of each segment."""
@@ -72,10 +73,8 @@ class SegmentedScorer:
             last,
             vector=vector,
             making=vector - last.vector + last.making,
-            batch=lambda B, T, queries: sum(
-                (cost.batch(B, T, queries) for cost in costs[1:]), costs[0].batch(B, T, queries)
-            ),
-            query=sum((cost.query for cost in costs[1:]), costs[0].query),
+            batch=lambda B, T, queries: sum((cost.batch(B, T, queries) for cost in costs), Work()),
+            query=sum((cost.query for cost in costs), Work()),
             models=[part.candidate_side.model for part in self.parts[:-1]],
         )
 

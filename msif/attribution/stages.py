@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any, Literal
@@ -202,16 +202,19 @@ def _options_of(method: str) -> set[str]:
 
 def _source(first: FittedStage, last: FittedStage, options: Mapping[str, Any]) -> PairScorer:
     """What each segment of the first stage accumulates from a gradient, and what all that follow keep of it."""
-    later = [] if first is last else last.parts
-    of = [(part, "pretrained") for part in first.parts] + [(part, "finetuned") for part in later]
-    if any(part.tau is None for part, _ in of):
+    segments, later = first.parts, [] if first is last else last.parts
+    accumulated = [_unrolled(part, "pretrained", Accumulation) for part in segments]
+    kept = [_unrolled(part, "pretrained", Decay) for part in segments[1:]]
+    kept += [_unrolled(part, "finetuned", Decay) for part in later]
+    if len(segments) == 1:
+        return InfluenceScorer(last.side, segments[0].side, [*accumulated, *kept], **options)
+    return SegmentedScorer(last.side, [part.side for part in segments], accumulated, kept, **options)
+
+
+def _unrolled(stage: FittedStage, which: str, filter: Callable[[Scale], Accumulation | Decay]) -> EKFAC:
+    if stage.tau is None:
         raise MsifError("method 'source' needs τ of each stage's training: give --learning-rate-sum.")
-    kept = [EKFAC(factors_of(part, which), Decay(part.tau)) for part, which in of[1:] if part.tau is not None]
-    accumulated = [EKFAC(factors_of(part, which), Accumulation(part.tau)) for part, which in of if part.tau is not None]
-    accumulated = accumulated[: len(first.parts)]
-    if len(accumulated) == 1:
-        return InfluenceScorer(last.side, first.parts[0].side, [*accumulated, *kept], **options)
-    return SegmentedScorer(last.side, [part.side for part in first.parts], accumulated, kept, **options)
+    return EKFAC(factors_of(stage, which), filter(stage.tau))
 
 
 def _projected(

@@ -54,6 +54,8 @@ def test_source_over_checkpoints(world, runs, tmp_path):
     """Equal to the library's, with its own factors; interrupted, shown and repeated as any other run."""
     config = yaml.safe_load((runs / "base_factors" / "checkpoint-10" / "config.yaml").read_text())
     assert config["model"] == str(runs / "base" / "checkpoint-10") and config["checkpoints"] is None
+    config = yaml.safe_load((runs / "base_factors" / "config.yaml").read_text())
+    assert (config["model"], config["checkpoints"]) == (str(runs / "base"), str(runs / "base"))
     corpus = world.folder / "corpus.jsonl"
     flags = given(runs, "--corpus", corpus, "--checkpoints", runs / "base", runs / "tuned")
     assert influence(*flags, "--output", tmp_path / "out") == 0

@@ -15,6 +15,7 @@ from experiments.common.judging import Judge, random_halves
 from experiments.peers import __main__ as command
 from experiments.peers import environments, exchange
 from experiments.peers.environments import Environment
+from experiments.peers.methods import METHODS
 from experiments.peers.report import absent_toolkits, score_table
 from experiments.peers.rows import Row, exchanged, peer_rows
 from experiments.peers.toolkits import TOOLKITS, Setting, Toolkit
@@ -46,6 +47,12 @@ class Answers:
                 result = exchange.Result(error="ValueError: no")
             exchange.write_result(folder, key, result)
         return subprocess.CompletedProcess(called, 0)
+
+
+def test_what_reads_texts_alone_scores_all_documents() -> None:
+    (own,) = [own.method for own in METHODS if own.method.search is not None]
+    scores = own.search(["red house", "dog"], ["a red house", "a dog", "a cat"])
+    assert np.asarray(scores).shape == (2, 3) and scores[0].argmax() == 0 and scores[1].argmax() == 1
 
 
 def results(tmp_path: Path, monkeypatch, answers: Answers) -> dict[str, exchange.Result]:
