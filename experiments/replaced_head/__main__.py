@@ -35,6 +35,7 @@ FULL_TASKS = {
 RECIPES = {"subject": subjects.RECIPE, "relation": relations.RECIPE}
 FULL_SIZE = ModelSize(layers=2, hidden=256, heads=4, positions=128)
 FULL_PRETRAINING = Schedule(epochs=10, learning_rate=2e-3, batch_size=32)
+USUAL = Sizes(queries=8)
 FULL = Sizes(queries=32, removed=(10, 30, 100, 300), seeds=5, halves=100)
 
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", choices=list(TASKS), default="subject", help="what is classified (default: subject)")
     options = parser.parse(arguments)
     quiet(options.threads)
-    sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
+    sizes = chosen_sizes(options, replace(FULL if options.full else USUAL, seed=options.seed))
     task, recipe = (FULL_TASKS if options.full else TASKS)[options.task], RECIPES[options.task]
     if options.full:
         recipe = replace(recipe, vocabulary=4000, size=FULL_SIZE, pretraining=FULL_PRETRAINING)

@@ -20,7 +20,8 @@ from msif.reporting.tables import Table, write_results
 NUMBERS = {
     "queries": "answers whose documents are removed",
     "seeds": "model pairs that are explained, and trained again",
-    "removal_seeds": "of these pairs, for how many removals are made",
+    "solved": "of these, how many the solvers are asked",
+    "removal_seeds": "pairs that each query's removals are made for, in turn",
     "orders": "trainings of each pair on each half, with batches of their own",
     "halves": "random halves that each is trained on again",
 }

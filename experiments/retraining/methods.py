@@ -127,7 +127,7 @@ def _mean_of_checkpoints(m: Member) -> Scorer:
 
 
 def _normed_and_measured() -> Iterator[Method]:
-    yield Method(UNIT, DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), removed=True)
+    yield Method(UNIT, DEFAULT_DAMPING, scorer=_by_default(normalize="unit"))
     for measurement in ("margin", "logit"):
         scorer = _by_default(measurement=measurement)
         yield Method(f"{MULTI_STAGE}, of the {measurement}", DEFAULT_DAMPING, scorer=scorer, main=False)
@@ -139,7 +139,6 @@ def _with_prior() -> Iterator[Method]:
         likeliest = weight == 0.5
         given: dict[str, Any] = {"prior": weight, "main": likeliest, "removed": likeliest}
         yield Method(f"{MULTI_STAGE}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(), **given)
-        given["removed"] = False
         yield Method(f"{UNIT}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), **given)
 
 

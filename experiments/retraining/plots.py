@@ -23,18 +23,18 @@ def plot_all(folder: Path, study: Study) -> None:
 
 
 def removal(axes: Any, changes: Mapping[tuple[str, int], Changes]) -> None:
-    """Change of the loss against k, a line a method, with standard errors over pairs of the mean over queries."""
+    """Change of the loss against k, a line a method, with standard errors of the mean over queries."""
     titles = sorted({title for title, _ in changes})
     ks = sorted({k for _, k in changes})
     last = {title: changes[title, ks[-1]].losses.mean() for title in titles}
     for number, title in enumerate(sorted(titles, key=lambda title: -last[title])):
-        by_pair = np.stack([changes[title, k].losses.mean(1) for k in ks])
-        error = by_pair.std(1, ddof=1) / np.sqrt(by_pair.shape[1]) if by_pair.shape[1] > 1 else np.zeros(len(ks))
+        by_query = np.stack([changes[title, k].losses.mean(0) for k in ks])
+        error = by_query.std(1) / np.sqrt(max(1, by_query.shape[1] - 1))
         style = ("-", "--", ":")[number // 10 % 3]
         shift = 0.08 * (number - len(titles) / 2) / len(titles)
         places = np.array(ks) * (1 + shift)  # so that bars do not hide each other
         axes.errorbar(
-            [0, *places], [0, *by_pair.mean(1)], [0, *error], marker=".", linestyle=style, capsize=2, label=title
+            [0, *places], [0, *by_query.mean(1)], [0, *error], marker=".", linestyle=style, capsize=2, label=title
         )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="documents left out of pre-training", ylabel="change of the query's loss")

@@ -14,6 +14,8 @@ from msif.errors import MsifError
 
 REMOVAL_STREAM = 21
 RANDOM, OPPONENTS = "random documents", "opponents by "
+TAUGHT = "what retrainings on halves teach"
+"""The best additive score that this project knows: no method, for it has seen the truth."""
 
 Orders = Mapping[str, np.ndarray]
 """Title -> the order in which each query's documents are taken out of each pair's pre-training: (S, Q, N)."""
@@ -21,7 +23,7 @@ Orders = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Changes:
-    """What taking documents out does to the query that they were chosen for; (S, Q) of S pairs and Q queries.
+    """What taking documents out does to the query that they were chosen for; (R, Q) of R pairs a query.
 
     Attributes:
         losses: of the query, after less before.
@@ -37,11 +39,10 @@ def removal_orders(scores: Mapping[str, np.ndarray], opponents_of: str, sizes: S
     strongest proponent; ties by row. And by chance; and by ``opponents_of``, the strongest opponent first."""
     _, queries, documents = next(iter(scores.values())).shape
     draw = generator(sizes.seed, REMOVAL_STREAM)
-    pairs = len(sizes.pairs_of_removals)
-    orders = {RANDOM: np.array([[draw.permutation(documents) for _ in range(queries)] for _ in range(pairs)])}
-    orders |= {title: np.argsort(-values[:pairs], axis=2, kind="stable") for title, values in scores.items()}
-    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of][:pairs], axis=2, kind="stable")
-    return {title: np.broadcast_to(order, (pairs, *order.shape[1:])) for title, order in orders.items()}
+    orders = {RANDOM: np.array([[draw.permutation(documents) for _ in range(queries)] for _ in range(sizes.seeds)])}
+    orders |= {title: np.argsort(-values, axis=2, kind="stable") for title, values in scores.items()}
+    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of], axis=2, kind="stable")
+    return {title: np.broadcast_to(order, (sizes.seeds, *order.shape[1:])) for title, order in orders.items()}
 
 
 def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> dict[tuple[str, int], Changes]:
@@ -58,20 +59,17 @@ def measure_removals(retrainings: Retrainings, orders: Orders, sizes: Sizes) -> 
         raise MsifError(
             f"--removed {max(sizes.removed)} of {documents} documents leaves nothing: give smaller numbers."
         )
-    seeds = sizes.pairs_of_removals
-    before = retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
+    pairs, seeds = np.array(sizes.pairs_of_removals).T, sizes.training_seeds  # pairs: (R, Q)
     keys = [(title, k) for title in orders for k in sizes.removed]
-    queries = range(next(iter(orders.values())).shape[1])
     trainings = [
-        Training.without(orders[title][number, query, :k], seed)
+        Training.without(orders[title][pair, query, :k], seeds[pair])
         for title, k in keys
-        for number, seed in enumerate(seeds)
-        for query in queries
+        for (_, query), pair in np.ndenumerate(pairs)
     ]
-    after = retrainings.losses(trainings, "trainings without documents")
-    after = after.reshape(len(keys), len(seeds), len(queries), -1)
-    own = after[:, :, np.arange(len(queries)), np.arange(len(queries))]  # each query's loss without its own documents
-    before = before[:, : len(queries)]
+    after = retrainings.losses(trainings, "trainings without documents").reshape(len(keys), *pairs.shape, -1)
+    before = retrainings.losses([Training(seed) for seed in seeds], "trainings on all documents")
+    queries = np.arange(sizes.queries)
+    own, whole = after[:, :, queries, queries], before[pairs, queries]  # each query's loss, without its own documents
     return {
-        key: Changes(losses - before, np.exp(-losses) - np.exp(-before)) for key, losses in zip(keys, own, strict=True)
+        key: Changes(losses - whole, np.exp(-losses) - np.exp(-whole)) for key, losses in zip(keys, own, strict=True)
     }

@@ -18,18 +18,16 @@ from msif.reporting.tables import Table
 
 
 def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
-    """A row for each method and k: means over pairs and queries, with the spread of both."""
+    """A row for each method and k: means over queries."""
     rows: list[list[Any]] = []
     for (title, k), change in changes.items():
         losses, reference = change.losses, changes[REFERENCE, k].losses
-        by_pair = losses.mean(1)
         ahead = None if title == REFERENCE else _signed(bootstrap((reference - losses).mean(0)))
         rows.append(
             [
                 title,
                 k,
                 _signed(bootstrap(losses.mean(0))),
-                f"{by_pair.min():+.2f} to {by_pair.max():+.2f}",
                 float((losses.mean(0) > 0).mean()),
                 float(change.probabilities.mean()),
                 ahead,
@@ -42,14 +40,13 @@ def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
             "removed: the top of",
             "documents",
             "Δ loss",
-            "over pairs",
             "queries whose loss rises",
             "Δ probability",
             f"Δ loss by {REFERENCE}, less this",
         ],
         rows,
-        f"Change of a query's loss when its documents are left out of pre-training; {queries} queries, {pairs} pairs; "
-        "95 % bootstrap intervals over queries",
+        f"Change of a query's loss, in nats, when its documents are left out of pre-training; {queries} queries, "
+        f"{pairs} of the pairs for each, in turn; 95 % bootstrap intervals over queries",
         {"queries whose loss rises": ".0%", "Δ probability": "+.3f"},
     )
 
@@ -60,11 +57,11 @@ def _signed(interval: Interval) -> str:
 
 def lds_table(study: Study) -> Table:
     """Every method at every damping, best first; intervals draw halves and queries again."""
-    judge, first, sizes = study.judge, study.judge_of_removals, study.sizes
+    judge, first, sizes = study.judge, study.judge_of_solved, study.sizes
     rows: list[tuple[float, list[Any]]] = []
     for method in study.methods:
         scores = study.scores[method.name]
-        few = first.own(scores[:, : sizes.queries]).mean
+        few = first.own(scores[:, : sizes.solved]).mean
         on_all: list[Any] = [None] * 5
         if not method.dear:
             together = judge.score(scores.mean(0))
@@ -81,13 +78,13 @@ def lds_table(study: Study) -> Table:
         "by the pairs' mean scores",
         "mean scores, mean losses",
         "of the ceiling",
-        "removals' queries, by own",
+        "solvers' queries, by own",
     ]
     return Table(
         columns,
         [row for _, row in sorted(rows, key=lambda row: -row[0])],
         f"Linear datamodelling score: {sizes.halves} halves, {sizes.seeds} pairs, {len(study.asked)} queries, "
-        f"{sizes.queries} of them of removals; noise ceiling of mean scores {judge.ceiling:.2f}",
+        f"{sizes.solved} of them the solvers'; noise ceiling of mean scores {judge.ceiling:.2f}",
         {columns[4]: ".3f", columns[5]: ".3f", columns[6]: ".0%", columns[7]: ".3f"},
     )
 

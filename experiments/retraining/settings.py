@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from experiments.common.training import ModelSize, Schedule
 from msif.errors import MsifError
 
+LEAST = {"queries": 1, "solved": 1, "seeds": 2, "removal_seeds": 1, "halves": 8, "orders": 1}
+
 
 @dataclass(frozen=True)
 class Sizes:
     """
     Attributes:
-        queries: how many answers are explained.
+        queries: for how many of the answers that are explained removals are made.
+        solved: of these, how many the dear methods are asked.
         removed: how many of a query's top documents are taken out of pre-training, several numbers.
         seeds: model pairs that are explained; each is trained again from its own first weights, in its own order.
         halves: random halves of the documents that each pair is trained on again.
-        removal_seeds: of these pairs, for how many removals are made.
+        removal_seeds: for how many pairs a query's removals are made: each query's begin with another pair.
         orders: trainings of a pair on each half, from the same first weights, with batches of their own.
         seed: decides the data, the halves and all first weights.
 
@@ -24,18 +27,19 @@ class Sizes:
         MsifError: a number with which nothing can be measured.
     """
 
-    queries: int = 8
-    removed: tuple[int, ...] = (5, 20)
+    queries: int = 24
+    solved: int = 8
+    removed: tuple[int, ...] = (1, 5, 20)
     seeds: int = 5
-    removal_seeds: int = 3
+    removal_seeds: int = 1
     halves: int = 100
     orders: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("queries", 1), ("seeds", 2), ("removal_seeds", 1), ("halves", 8), ("orders", 1)):
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
-                raise MsifError(f"--{name} is {getattr(self, name)}: give {least} or more.")
+                raise MsifError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more.")
         if not self.removed or min(self.removed) < 1:
             raise MsifError("--removed needs one or more numbers of documents, each 1 or more.")
 
@@ -45,9 +49,11 @@ class Sizes:
         return [1_000_000 * self.seed + number for number in range(self.seeds)]
 
     @property
-    def pairs_of_removals(self) -> list[int]:
-        """The training seeds of the pairs that removals are made for."""
-        return self.training_seeds[: self.removal_seeds]
+    def pairs_of_removals(self) -> list[list[int]]:
+        """For each query, the places of the pairs that its removals are made for: all pairs in turn, so that with many
+        queries one pair each tells as much as the same number of trainings of few queries, and more of queries."""
+        pairs = min(self.removal_seeds, self.seeds)
+        return [[(query + number) % self.seeds for number in range(pairs)] for query in range(self.queries)]
 
 
 @dataclass(frozen=True)

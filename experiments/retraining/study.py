@@ -14,17 +14,17 @@ from experiments.common.cache import Cache, hashed
 from experiments.common.judging import Judge
 from experiments.common.methods import Method
 from experiments.common.parallel import spread
+from experiments.retraining.additive import taught_scores
 from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import Member, make_member
 from experiments.retraining.methods import (
     DEFAULT_DAMPING,
-    GDP,
     MULTI_STAGE,
     SETTINGS,
     all_methods,
     member_scores,
 )
-from experiments.retraining.removal import Changes, measure_removals, removal_orders
+from experiments.retraining.removal import TAUGHT, Changes, measure_removals, removal_orders
 from experiments.retraining.settings import Sizes
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, TwoStage
@@ -74,9 +74,10 @@ class Study:
     def places(self) -> list[int]:
         """Of what is explained among all questions."""
         chosen = list(self.choose(self.all_losses))
-        if len(chosen) < self.sizes.queries:
+        if len(chosen) < max(self.sizes.queries, self.sizes.solved):
             raise MsifError(
-                f"there are {len(chosen)} queries for --queries {self.sizes.queries}: give a smaller number."
+                f"there are {len(chosen)} queries for --queries {self.sizes.queries} and --solved {self.sizes.solved}: "
+                "give smaller numbers."
             )
         return chosen
 
@@ -98,7 +99,7 @@ class Study:
     def scores(self) -> dict[str, np.ndarray]:
         """Method's name -> (S, Q, N) of S pairs; one for methods that read no model, fewer queries for dear ones."""
         numbers = range(self.sizes.seeds)
-        work = partial(_score, self.world, self.asked, self.sizes.queries, self.parts, self._member)
+        work = partial(_score, self.world, self.asked, self.sizes.solved, self.parts, self._member)
         by_member = spread(work, numbers, min(self.processes, len(numbers)), "scoring, by pairs")
         return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in self.methods}
 
@@ -127,16 +128,22 @@ class Study:
         return Judge(*losses_on_halves(self.retrainings, self.sizes))
 
     @cached_property
-    def judge_of_removals(self) -> Judge:
-        """The same on the queries of removals alone."""
-        return self.judge.of_queries(range(self.sizes.queries))
+    def judge_of_solved(self) -> Judge:
+        """The same on the solvers' queries alone."""
+        return self.judge.of_queries(range(self.sizes.solved))
+
+    @cached_property
+    def taught(self) -> np.ndarray:
+        """The reference's scores of each pair, corrected by its retrainings on halves, (S, Q, N)."""
+        pairs = enumerate(self.scores[REFERENCE])
+        return np.stack([taught_scores(self.judge.masks, self.judge.losses[:, pair], own) for pair, own in pairs])
 
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:
-        """Of removals by each pair's own scores, and of some methods by the pairs' mean, too."""
-        chosen = {m.name: self.scores[m.name][:, : self.sizes.queries] for m in self.methods if m.removed}
-        for name in [name for name in AVERAGED if name in chosen]:
-            chosen[name + MEAN] = chosen[name].mean(0, keepdims=True)
+        """Of removals by each pair's own scores, by the pairs' mean, and by what retraining teaches."""
+        chosen = {m.name: self.scores[m.name] for m in self.methods if m.removed}
+        chosen[REFERENCE + MEAN] = chosen[REFERENCE].mean(0, keepdims=True)
+        chosen[TAUGHT] = self.taught
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
 
 
@@ -144,7 +151,7 @@ REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
 """The method that others are compared with: at the command line's default damping."""
 
 
-AVERAGED, MEAN = (REFERENCE, GDP), "; mean of the pairs"
+MEAN = "; mean of the pairs"
 
 
 def _member_folder(folder: Path, number: int) -> Path:

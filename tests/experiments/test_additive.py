@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from experiments.common.judging import random_halves
-from experiments.retraining.additive import taught_additive
+from experiments.retraining.additive import taught_additive, taught_scores
 
 
 def world(noise, documents=40, halves=120, queries=6):
@@ -36,3 +36,11 @@ def test_nothing_is_learnt_from_noise():
     masks, losses, scores, *_ = world(noise=0.0)
     shuffled = np.random.default_rng(1).permutation(losses)
     assert abs(taught_additive(masks, shuffled, scores)) < 0.15
+
+
+def test_taught_scores_order_documents_better():
+    masks, losses, scores, true, own, _ = world(noise=0.5)
+    taught = taught_scores(masks, losses, scores)
+    agreement = lambda found: np.mean([spearmanr(*pair)[0] for pair in zip(found, true, strict=True)])  # noqa: E731
+    assert agreement(taught) > agreement(scores) + 0.05
+    assert np.mean([spearmanr(-(masks @ s), loss)[0] for s, loss in zip(taught, losses.T, strict=True)]) > own

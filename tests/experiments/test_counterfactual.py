@@ -19,7 +19,7 @@ from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import make_member
 from experiments.retraining.methods import all_methods, member_scores
 from experiments.retraining.plots import plot_all
-from experiments.retraining.removal import OPPONENTS, RANDOM, measure_removals, removal_orders
+from experiments.retraining.removal import OPPONENTS, RANDOM, TAUGHT, measure_removals, removal_orders
 from experiments.retraining.report import ceiling_table, lds_table, query_table, removal_table
 from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import MEAN, REFERENCE, Study
@@ -146,7 +146,7 @@ def test_a_killed_process_is_a_sentence(retrainings: Retrainings, monkeypatch) -
 
 def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, retrainings, tmp_path) -> None:
     """And scores say so: Ada's sentences are proponents of what is said of Ada, sentences of blue and green are not."""
-    sizes = Sizes(queries=1, removed=(3,), seeds=2)
+    sizes = Sizes(queries=1, removed=(3,), seeds=2, removal_seeds=2)
     planted = np.zeros((1, 1, len(world.texts)))
     planted[..., :3], planted[..., -3:] = 1.0, -1.0
     orders = removal_orders({"planted": planted}, "planted", sizes)
@@ -171,6 +171,27 @@ def test_orders() -> None:
     assert sorted(orders[RANDOM][0, 0]) == [0, 1, 2, 3]
 
 
+def test_each_querys_removals_are_of_another_pair(retrainings: Retrainings, monkeypatch) -> None:
+    """Against this pair's training on all documents, by this pair's order."""
+    sizes = Sizes(queries=2, removed=(2,), seeds=3, removal_seeds=2)
+    assert sizes.pairs_of_removals == [[0, 1], [1, 2]]
+    asked = {}
+
+    def losses(_, trainings, __):
+        asked.update({(t.seed, t.left_out): len(asked) for t in trainings if (t.seed, t.left_out) not in asked})
+        return np.array([[2.0 ** asked[t.seed, t.left_out], 3.0 ** asked[t.seed, t.left_out]] for t in trainings])
+
+    monkeypatch.setattr(Retrainings, "losses", losses)
+    order = np.array([[np.roll(np.arange(18), -3 * pair - 9 * query) for query in range(2)] for pair in range(3)])
+    changes = measure_removals(retrainings, {"a": order}, sizes)["a", 2]
+    for number, query in np.ndindex(2, 2):
+        pair = sizes.pairs_of_removals[query][number]
+        rows = tuple(sorted(order[pair, query, :2].tolist()))
+        before, after = (float((2 + query) ** asked[pair, gone]) for gone in ((), rows))
+        assert changes.losses[number, query] == after - before
+        assert changes.probabilities[number, query] == np.exp(-after) - np.exp(-before)
+
+
 def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(
@@ -184,7 +205,8 @@ def test_losses_on_halves_are_of_these_halves(retrainings: Retrainings, monkeypa
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"seeds": 1}, {"orders": 0}]
+    "wrong",
+    [{"queries": 0}, {"removed": ()}, {"removed": (0,)}, {"halves": 1}, {"seeds": 1}, {"orders": 0}, {"solved": 0}],
 )
 def test_sizes_with_which_nothing_is_measured(wrong) -> None:
     with pytest.raises(MsifError):
@@ -194,7 +216,7 @@ def test_sizes_with_which_nothing_is_measured(wrong) -> None:
 def test_too_many_documents_to_remove(retrainings: Retrainings) -> None:
     orders = removal_orders({"a": np.zeros((1, 1, 18))}, "a", Sizes())
     with pytest.raises(MsifError, match="leaves nothing"):
-        measure_removals(retrainings, orders, Sizes(removed=(18,)))
+        measure_removals(retrainings, orders, Sizes(queries=1, removed=(18,)))
     with pytest.raises(MsifError, match="row 18 of 18"):
         retrainings.losses([Training.without([18], 0)], "")
 
@@ -223,7 +245,7 @@ def fact_data() -> FactData:
 def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     kept = lambda _: [m for m in all_methods(True) if m.name in (REFERENCE, "random", "BM25+") or "1e-06" in m.name]  # noqa: E731
     monkeypatch.setattr(study, "all_methods", kept)
-    sizes = Sizes(queries=2, removed=(1, 3), seeds=2, halves=8, orders=2)
+    sizes = Sizes(queries=2, solved=1, removed=(1, 3), seeds=2, halves=8, orders=2)
     setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
     assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.world.questions) == 3
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
@@ -232,7 +254,7 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     removal = removal_table(one.changes).records()
     assert {row["documents"] for row in removal} == {1, 3}
     assert {row["removed: the top of"] for row in removal} == {
-        *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, "BM25+")
+        *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, "BM25+", TAUGHT)
     }
     judged = {(row["method"], row["λ"]): row for row in lds_table(one).records()}
     assert len(judged) == 4 and judged["BM25+", None]["each pair by its own"]

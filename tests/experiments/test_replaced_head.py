@@ -129,7 +129,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch) -> None:
     assert SOLVED in families and not any(family.startswith("single-stage") for family in families)
     monkeypatch.setattr(study, "all_methods", lambda one: [m for m in all_methods(one) if m.name in names])
     setting = label_setting(SUBJECT.parts(subject_data(), 0), LEARNING)
-    sizes = Sizes(queries=2, removed=(2,), seeds=2, halves=8, orders=1)
+    sizes = Sizes(queries=2, solved=2, removed=(2,), seeds=2, halves=8, orders=1)
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
     accuracy = {row["classifier"]: row["right"] for row in accuracy_table(setting, one).records()}
     assert accuracy["the best constant answer"] == 0.5 and accuracy["one pair"] > 0.5
