@@ -41,6 +41,7 @@ _HOME = {
     "Stage": "msif.stage",
     "attribute": "msif.run",
     "Result": "msif.result",
+    "average_runs": "msif.reporting.averages",
     "Options": "msif.options",
     "FittedStage": "msif.attribution.stages",
     "Damping": "msif.attribution.stages",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from msif.models.select import track_modules
     from msif.models.training import natural_tau
     from msif.options import Options
+    from msif.reporting.averages import average_runs
 
 
 def __getattr__(name: str) -> Any:

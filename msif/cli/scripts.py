@@ -15,7 +15,10 @@ COMMANDS = {
     "msif-influence": ("msif.influence", "which documents made a model say that, once a question"),
     "msif-index": ("msif.build_index", "documents' gradients on disk, for many questions"),
 }
-PAGE = ("msif.page", "the page of an influence run, again")
+OTHERS = {
+    "msif.average": "the mean of several runs, of model pairs trained from other seeds",
+    "msif.page": "the page of an influence run, again, or of several side by side",
+}
 
 
 def program(module: str) -> str:
@@ -31,7 +34,7 @@ def _called() -> str:
 def overview() -> str:
     """What commands there are, by both of their names."""
     rows = [(f"{name}  or  python -m {module}", what) for name, (module, what) in COMMANDS.items()]
-    rows.append((f"python -m {PAGE[0]}", PAGE[1]))
+    rows += [(f"python -m {module}", what) for module, what in OTHERS.items()]
     return "commands (each has --help):\n" + "".join(f"  {names}\n      {what}\n" for names, what in rows)
 
 

@@ -16,7 +16,7 @@ def about(run: Run) -> dict[str, Any]:
     config, manifest = run.config, run.manifest
     settings = [[key, shown(value)] for key, value in config.items() if value is not None and key not in MODELS]
     names = [[title, shown(config[key])] for key, title in MODELS.items() if config.get(key) is not None]
-    folder = run.folder
+    repeated = f"python -m msif.influence --config {run.folder / 'config.yaml'}"
     return {
         "name": run.name,
         "method": str(config.get("method", "")),
@@ -28,7 +28,7 @@ def about(run: Run) -> dict[str, Any]:
         "left_out": [[name, shown(reason)] for name, reason in (manifest.get("left_out") or {}).items()],
         "rank_error": max(manifest.get("rank_errors") or [0.0]),
         "seconds": [[name, float(value)] for name, value in (manifest.get("seconds") or {}).items()],
-        "again": f"python -m msif.influence --config {folder / 'config.yaml'}" if run.whole else None,
+        "again": manifest.get("again") or repeated if run.whole else None,
         "factors": factors_of(run),
     }
 
