@@ -283,9 +283,9 @@ def _learning_rate(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The Trainer's two groups, in its order: with weight decay, then without."""
+    """The Trainer's two groups of what is trained, in its order: with weight decay, then without."""
     decayed = set(get_parameter_names(model, [nn.LayerNorm], NO_DECAY))
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for name, parameter in named if name in decayed], "weight_decay": weight_decay},
         {"params": [parameter for name, parameter in named if name not in decayed], "weight_decay": 0.0},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import GPTNeoXForCausalLM, GPTNeoXForSequenceClassification
 
 from experiments.common.training import CLASSES, Example, Task
 from msif.data.documents import Document
+from msif.models.adapted import Adapted
 from msif.models.objectives import Objective, SequenceClassification
 
 
@@ -22,7 +24,6 @@ class ClassifierHead:
 
     classes: tuple[str, ...]
 
-    model_class: ClassVar[type] = GPTNeoXForSequenceClassification
     task: ClassVar[Task] = CLASSES
     objective: ClassVar[Objective] = SequenceClassification(pad_token_id=0)
     one_objective: ClassVar[bool] = False
@@ -35,6 +36,9 @@ class ClassifierHead:
         model = GPTNeoXForSequenceClassification(config).to(pretrained.device)
         model.base_model.load_state_dict(pretrained.base_model.state_dict())
         return model
+
+    def load(self, folder: Path) -> tuple[nn.Module, Adapted | None]:
+        return GPTNeoXForSequenceClassification.from_pretrained(folder), None
 
     def document(self, index: int, example: Example) -> Document:
         tokens, label = example

@@ -10,7 +10,7 @@ from experiments.common.running import add_data_flag, experiment_parser
 from experiments.facts.facts import FactData
 from experiments.facts.halves import report_table
 from experiments.retraining.plots import plot_all
-from experiments.retraining.report import ceiling_table, lds_table, query_table, removal_table
+from experiments.retraining.report import ceiling_table, ensemble_table, lds_table, query_table, removal_table
 from experiments.retraining.settings import Sizes
 from experiments.retraining.study import Study
 from msif.cli.parsing import Parser
@@ -53,10 +53,11 @@ def chosen_sizes(options: argparse.Namespace, sizes: Sizes) -> Sizes:
 
 
 def report(study: Study, folder: Path, configuration: dict) -> None:
-    """removal, lds, ceiling and queries as tables, with plots."""
+    """removal, lds, ensembles, ceiling and queries as tables, with plots."""
     tables = {
         "queries": query_table(study),
         "lds": lds_table(study),
+        "ensembles": ensemble_table(study),
         "ceiling": ceiling_table(study),
         "removal": removal_table(study.changes),
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from experiments.retraining.two_stage import STAGES, TwoStage
 from msif.attribution.gradients import Side
 from msif.attribution.stages import FittedStage
 from msif.curvature.fit import FitSettings, fit
+from msif.models.adapted import Adapted
 from msif.models.objectives import CausalLM, Objective
 from msif.models.select import track_modules
-from msif.models.training import natural_tau, training_segments
+from msif.models.training import adapter_tau, natural_tau, training_segments
 
 MODULES = {True: "maps", False: "layers"}
 """Every linear map that both stages share: the unembedding, too, if fine-tuning keeps it."""
@@ -38,6 +39,7 @@ class Model:
         batches: of what the stage was trained on.
         modules: which parameters count, as ``track_modules`` takes it.
         held_out: batches that the stage was not trained on.
+        adapter: what the stage trained, if it is an adapter.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Model:
     batches: Sequence[Any]
     modules: str
     held_out: Sequence[Any] = ()
+    adapter: Adapted | None = None
 
     @cached_property
     def stage(self) -> FittedStage:
@@ -94,17 +97,27 @@ class Model:
         factors = self.folder.with_name(f"{self.folder.name}-{name}")
         settings = FitSettings(label_samples=LABEL_SAMPLES)
         store = fit(self.model, tracked, self.objective, self.batches, factors, settings)
-        side, tau = Side(self.model, tracked, self.objective), natural_tau(self.folder, self.model, tracked)
-        return FittedStage(side, store.load_all(), tau, self.batches)
+        side = Side(self.model, tracked, self.objective)
+        if self.adapter is not None:
+            tau = adapter_tau(self.folder, self.adapter)
+        else:
+            tau = natural_tau(self.folder, self.model, tracked)
+        return FittedStage(side, store.load_all(), tau, self.batches, self.adapter)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model pair. ``number`` is its place among all."""
+    """A model pair.
+
+    Attributes:
+        number: its place among all.
+        again: n -> the same pre-trained model fine-tuned once more, its examples in the n-th other order.
+    """
 
     number: int
     pretrained: Model
     finetuned: Model
+    again: Callable[[int], Model]
 
 
 def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member:
@@ -122,7 +135,6 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
     built(folder, {"seed": seed, "segments": SEGMENTS}, build)
     modules = MODULES[world.head.one_objective]
     pretrained = GPTNeoXForCausalLM.from_pretrained(folder / "pretrained").to(world.device)
-    finetuned = world.head.model_class.from_pretrained(folder / "finetuned").to(world.device)
     return Member(
         number,
         Model(
@@ -133,5 +145,23 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
             modules,
             world.held_out_batches(),
         ),
-        Model(folder / "finetuned", finetuned, world.head.objective, world.finetuning_batches(), modules),
+        _finetuned(world, folder / "finetuned"),
+        partial(_finetuned_again, world, folder, pretrained, seed),
     )
+
+
+def _finetuned(world: TwoStage, folder: Path) -> Model:
+    model, adapter = world.head.load(folder)
+    modules, batches = MODULES[world.head.one_objective], world.finetuning_batches()
+    return Model(folder, model.to(world.device), world.head.objective, batches, modules, adapter=adapter)
+
+
+def _finetuned_again(world: TwoStage, folder: Path, pretrained: nn.Module, seed: int, number: int) -> Model:
+    """Trained beside the pair when it is first asked for."""
+    again = folder / f"finetuned-again-{number}"
+
+    def build(part: Path) -> None:
+        world.finetune(pretrained, seed, number).save(part, world.tokenizer)
+
+    built(again, {"seed": seed, "order": number}, build)
+    return _finetuned(world, again)

@@ -28,6 +28,7 @@ SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SCALES = (0.03, 0.3, 1.0, 3.0)
 """λ of both stages, relative to a block's mean eigenvalue; beside 0.1."""
 PRIORS = (0.25, 0.5, 1.0)
+FINETUNINGS = 3
 CG_PRODUCTS = 4
 """From EK-FAC's answer on. With vectors of all queries a product takes longer than a training does."""
 CG_TOLERANCE = 1e-3
@@ -64,21 +65,21 @@ def all_methods(one_objective: bool) -> list[Method]:
         *_with_everything(),
         _with_solver(),
         *((*_held_out(), *_vocabularies(), *_layers_only(), *_single_stage()) if one_objective else ()),
-        Method(GDP, scorer=_staged("gdp"), removed=True),
-        Method("gradient cosine", scorer=_staged("cosine"), removed=True),
-        Method(f"{GDP}, everything", scorer=_staged("gdp", stage=attrgetter("everything"))),
+        Method(GDP, scorer=staged("gdp"), removed=True),
+        Method("gradient cosine", scorer=staged("cosine"), removed=True),
+        Method(f"{GDP}, everything", scorer=staged("gdp", stage=attrgetter("everything"))),
         Method("TRAK", "0.1 mean", scorer=_trak),
         Method("LoGra", "0.1 mean", scorer=_logra),
         *_trackstar(),
         *_multi_stage_index(),
-        Method("representation similarity", scorer=_staged("representation")),
+        Method("representation similarity", scorer=staged("representation")),
         Method("BM25+", search=search_by_words, removed=True),
         Method("sentence embeddings", search=embedding_scores),
         Method("random", scorer=_random, main=False),
     ]
 
 
-def _staged(
+def staged(
     method: str,
     damping: Damping | None = None,
     ihvp: IHVP | None = None,
@@ -99,24 +100,26 @@ def _multi_stage() -> Iterator[Method]:
 
 
 def _by_default(**options: Any) -> Callable[[Member], Scorer]:
-    return _staged("multi-stage", Damping(alpha="auto"), **options)
+    return staged("multi-stage", Damping(alpha="auto"), **options)
 
 
 def _other_dampings() -> Iterator[Method]:
-    yield Method(MULTI_STAGE, "0.1 mean", scorer=_staged("multi-stage", Damping()), main=False)
-    yield Method(MULTI_STAGE, "1/τ", scorer=_staged("multi-stage", Damping("auto")), main=False)
+    yield Method(MULTI_STAGE, "0.1 mean", scorer=staged("multi-stage", Damping()), main=False)
+    yield Method(MULTI_STAGE, "1/τ", scorer=staged("multi-stage", Damping("auto")), main=False)
     for value in SWEEP:
-        yield Method(MULTI_STAGE, f"{value:g}", scorer=_staged("multi-stage", Damping(value)), main=False)
+        yield Method(MULTI_STAGE, f"{value:g}", scorer=staged("multi-stage", Damping(value)), main=False)
     for scale in SCALES:
-        damped = _staged("multi-stage", Damping(damping_scale=scale, alpha="auto"))
+        damped = staged("multi-stage", Damping(damping_scale=scale, alpha="auto"))
         yield Method(MULTI_STAGE, f"{scale:g} mean, α = 1/τ", scorer=damped, main=False)
 
 
 def _along_training() -> Iterator[Method]:
-    """SOURCE's filters, and the checkpoints of pre-training."""
-    yield Method(SOURCE, scorer=_staged("source"))
-    yield Method(SEGMENTED, scorer=_staged("source", stage=attrgetter("in_segments")))
+    """SOURCE's filters, the checkpoints of pre-training, and more trainings of the last stage."""
+    yield Method(SOURCE, scorer=staged("source"))
+    yield Method(SEGMENTED, scorer=staged("source", stage=attrgetter("in_segments")))
     yield Method(f"{MULTI_STAGE}, mean of checkpoints", DEFAULT_DAMPING, scorer=_mean_of_checkpoints, main=False)
+    name = f"{MULTI_STAGE}, mean of {FINETUNINGS} fine-tunings"
+    yield Method(name, DEFAULT_DAMPING, scorer=_finetuned_several_times, main=False)
 
 
 def _mean_of_checkpoints(m: Member) -> Scorer:
@@ -124,6 +127,12 @@ def _mean_of_checkpoints(m: Member) -> Scorer:
     parts = m.pretrained.in_segments.parts
     damping = Damping(alpha="auto")
     return EnsembleScorer([build_scorer("multi-stage", part, m.finetuned.stage, damping) for part in parts])
+
+
+def _finetuned_several_times(m: Member) -> Scorer:
+    """The pre-trained model is one; who explains a model can often fine-tune again, and seldom pre-train."""
+    last = [m.finetuned, *(m.again(number) for number in range(1, FINETUNINGS))]
+    return EnsembleScorer([staged("multi-stage", Damping(alpha="auto"))(replace(m, finetuned=one)) for one in last])
 
 
 def _normed_and_measured() -> Iterator[Method]:
@@ -166,29 +175,29 @@ def _solved(stage: Callable[[Model], FittedStage], ihvp: IHVP, m: Member) -> Sco
 def _with_everything() -> Iterator[Method]:
     """With embeddings and norms."""
     family, everything = f"{MULTI_STAGE}, everything", attrgetter("everything")
-    yield Method(family, DEFAULT_DAMPING, scorer=_staged("multi-stage", Damping(alpha="auto"), stage=everything))
+    yield Method(family, DEFAULT_DAMPING, scorer=staged("multi-stage", Damping(alpha="auto"), stage=everything))
     for value in (1e-5, 1e-3):
-        yield Method(family, f"{value:g}", scorer=_staged("multi-stage", Damping(value), stage=everything), main=False)
+        yield Method(family, f"{value:g}", scorer=staged("multi-stage", Damping(value), stage=everything), main=False)
 
 
 def _vocabularies() -> Iterator[Method]:
     """With other bases of the unembedding's rows than the identity."""
     for basis in ("blocks:8", "dense"):
-        damped = _staged("multi-stage", Damping(alpha="auto"), stage=methodcaller("with_vocabulary", basis))
+        damped = staged("multi-stage", Damping(alpha="auto"), stage=methodcaller("with_vocabulary", basis))
         yield Method(f"{MULTI_STAGE}, vocabulary {basis}", DEFAULT_DAMPING, scorer=damped, main=False)
 
 
 def _layers_only() -> Iterator[Method]:
     """Without the unembedding."""
     layers = attrgetter("layers")
-    default = _staged("multi-stage", Damping(alpha="auto"), stage=layers)
+    default = staged("multi-stage", Damping(alpha="auto"), stage=layers)
     yield Method(f"{MULTI_STAGE}, layers only", DEFAULT_DAMPING, scorer=default)
-    yield Method(f"{GDP}, layers only", scorer=_staged("gdp", stage=layers), main=False)
+    yield Method(f"{GDP}, layers only", scorer=staged("gdp", stage=layers), main=False)
 
 
 def _single_stage() -> Iterator[Method]:
-    yield Method("single-stage EK-FAC", "0.1 mean", scorer=_staged("single-stage", Damping()))
-    yield Method("single-stage EK-FAC", "1/τ", scorer=_staged("single-stage", Damping("auto")), main=False)
+    yield Method("single-stage EK-FAC", "0.1 mean", scorer=staged("single-stage", Damping()))
+    yield Method("single-stage EK-FAC", "1/τ", scorer=staged("single-stage", Damping("auto")), main=False)
 
 
 def _trak(m: Member) -> Scorer:

@@ -10,11 +10,19 @@ import numpy as np
 
 from experiments.common.methods import Method
 from experiments.retraining.additive import taught_additive
-from experiments.retraining.methods import MULTI_STAGE
+from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, UNIT
 from experiments.retraining.removal import RANDOM, Changes
 from experiments.retraining.study import REFERENCE, Study
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.reporting.tables import Table
+
+ENSEMBLES = (
+    REFERENCE,
+    *(f"{name}, λ = {DEFAULT_DAMPING}" for name in (UNIT, f"{MULTI_STAGE}, prior bm25:0.5", f"{UNIT}, prior bm25:0.5")),
+    GDP,
+    "gradient cosine",
+)
+"""Methods of which pairs are averaged."""
 
 
 def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
@@ -87,6 +95,31 @@ def lds_table(study: Study) -> Table:
         f"{sizes.solved} of them the solvers'; noise ceiling of mean scores {judge.ceiling:.2f}",
         {columns[4]: ".3f", columns[5]: ".3f", columns[6]: ".0%", columns[7]: ".3f"},
     )
+
+
+def ensemble_table(study: Study) -> Table:
+    """What pairs of other seeds add: each pair's own retrainings, foretold by its scores and those of the next ones."""
+    judge, pairs = study.judge, study.sizes.seeds
+    rows = []
+    for name in ENSEMBLES:
+        scores = study.scores.get(name)
+        if scores is None:
+            continue
+        means = [np.stack([_next(scores, pair, size) for pair in range(pairs)]) for size in range(1, pairs + 1)]
+        gain = judge.own_difference(means[-1], means[0])
+        rows.append([name, *(f"{judge.own(mean):.3f}" for mean in means), _signed(gain)])
+    sizes = [f"{size} pairs" if size > 1 else "the pair alone" for size in range(1, pairs + 1)]
+    return Table(
+        ["mean of the scores of", *sizes, "all, less the pair alone"],
+        rows,
+        f"Linear datamodelling score of each pair by its own retrainings: {study.sizes.halves} halves, {pairs} pairs, "
+        f"{len(study.asked)} queries; 95 % of drawing halves and queries again",
+    )
+
+
+def _next(scores: np.ndarray, pair: int, size: int) -> np.ndarray:
+    """The mean over a pair and those after it, in a ring, (Q, N)."""
+    return scores[[(pair + place) % len(scores) for place in range(size)]].mean(0)
 
 
 def ceiling_table(study: Study) -> Table:

@@ -33,6 +33,7 @@ from msif.errors import MsifError
 Choose = Callable[[np.ndarray], Sequence[int]]
 """From the pairs' losses of all questions, (S, all), to the places of what is explained; removals are made for the
 first."""
+Listed = Callable[[bool], "list[Method]"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Study:
 
     Attributes:
         choose: finds the questions that are explained when the pairs are trained.
+        listed: the methods, by whether the pre-trained model can be asked the queries.
         processes: trainings, or pairs, at once.
     """
 
@@ -50,6 +52,7 @@ class Study:
     folder: Path
     processes: int = 1
     overwrite: bool = False
+    listed: Listed = all_methods
 
     @cached_property
     def cache(self) -> Cache:
@@ -93,13 +96,14 @@ class Study:
 
     @cached_property
     def methods(self) -> list[Method]:
-        return all_methods(self.world.head.one_objective)
+        return self.listed(self.world.head.one_objective)
 
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
         """Method's name -> (S, Q, N) of S pairs; one for methods that read no model, fewer queries for dear ones."""
         numbers = range(self.sizes.seeds)
-        work = partial(_score, self.world, self.asked, self.sizes.solved, self.parts, self._member)
+        asked = self.world, self.asked, self.sizes.solved
+        work = partial(_score, *asked, self.listed, self.parts, self._member)
         by_member = spread(work, numbers, min(self.processes, len(numbers)), "scoring, by pairs")
         return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in self.methods}
 
@@ -168,7 +172,13 @@ def _make(make: Callable[[int], Member], number: int) -> None:
 
 
 def _score(
-    world: TwoStage, asked: Asked, first: int, cache: Cache, make: Callable[[int], Member], number: int
+    world: TwoStage,
+    asked: Asked,
+    first: int,
+    listed: Listed,
+    cache: Cache,
+    make: Callable[[int], Member],
+    number: int,
 ) -> dict[str, np.ndarray]:
     """Method's name -> (Q, N) by one member: read, or computed and kept."""
     member, scores = make(number), {}
@@ -176,7 +186,7 @@ def _score(
     def compute(method: Method) -> dict[str, np.ndarray]:
         return {"scores": member_scores(method, world, member, asked.chosen(range(first)) if method.dear else asked)}
 
-    for method in all_methods(world.head.one_objective):
+    for method in listed(world.head.one_objective):
         if method.search is None or number == 0:
             name = f"scores-{hashed(SETTINGS)}/{number:02d}-{method.key}" + (f"-{first}" if method.dear else "")
             scores[method.name] = cache.arrays(name, partial(compute, method))["scores"]

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from experiments.common.training import NEXT_TOKENS, Example, Task, Trained, new
 from experiments.retraining.settings import Recipe
 from msif.data.batching import batches_of
 from msif.data.documents import Batch, Document
+from msif.models.adapted import Adapted
 from msif.models.capture import frozen
 from msif.models.objectives import CausalLM, Objective
 
@@ -54,13 +56,10 @@ class Head(Protocol):
     """What fine-tuning makes of a pre-trained language model, and how its answers are measured.
 
     Attributes:
-        model_class: of the fine-tuned model.
         task, objective: what fine-tuning trains, for training and for the library.
         one_objective: whether the pre-trained model can be asked the fine-tuned one's queries.
     """
 
-    @property
-    def model_class(self) -> type: ...
     @property
     def task(self) -> Task: ...
     @property
@@ -72,6 +71,10 @@ class Head(Protocol):
         """Where fine-tuning starts; the pre-trained model stays as it is."""
         ...
 
+    def load(self, folder: Path) -> tuple[nn.Module, Adapted | None]:
+        """A saved fine-tuned model beside its pre-trained one, and what it trained if that is an adapter."""
+        ...
+
     def document(self, index: int, example: Example) -> Document:
         """An example as the library reads it."""
         ...
@@ -81,13 +84,15 @@ class Head(Protocol):
 class LanguageHead:
     """The head stays: fine-tuning goes on predicting tokens."""
 
-    model_class: ClassVar[type] = GPTNeoXForCausalLM
     task: ClassVar[Task] = NEXT_TOKENS
     objective: ClassVar[Objective] = CausalLM()
     one_objective: ClassVar[bool] = True
 
     def start(self, pretrained: GPTNeoXForCausalLM, seed: int) -> nn.Module:
         return copy.deepcopy(pretrained)
+
+    def load(self, folder: Path) -> tuple[nn.Module, Adapted | None]:
+        return GPTNeoXForCausalLM.from_pretrained(folder), None
 
     def document(self, index: int, example: Example) -> Document:
         tokens, start = example
@@ -148,13 +153,23 @@ class TwoStage:
             order: 0 for the seed's own batches, else others from the same first weights.
             after_step: is called after every step, with the stage's name.
         """
-        recipe, batches = self.recipe, f"{seed}:{order}" if order else seed
         call: list[Any] = [after_step and partial(after_step, stage) for stage in STAGES]
-        model = new_model(self.tokenizer, recipe.size, seed).to(self.device)
-        first = train(model, self.pretraining, recipe.pretraining, batches, None, left_out=left_out, after_step=call[0])
-        model = self.head.start(first.model, seed)
-        last = train(model, self.finetuning, recipe.finetuning, batches, None, self.head.task, after_step=call[1])
-        return first, last
+        model, batches = new_model(self.tokenizer, self.recipe.size, seed).to(self.device), _batches_seed(seed, order)
+        schedule = self.recipe.pretraining
+        first = train(model, self.pretraining, schedule, batches, None, left_out=left_out, after_step=call[0])
+        return first, self.finetune(first.model, seed, order, call[1])
+
+    def finetune(
+        self,
+        pretrained: GPTNeoXForCausalLM,
+        seed: int,
+        order: int = 0,
+        after_step: Callable[[Trained], None] | None = None,
+    ) -> Trained:
+        """The second stage, which leaves the pre-trained model as it is; see ``train``."""
+        model, batches = self.head.start(pretrained, seed), _batches_seed(seed, order)
+        schedule = self.recipe.finetuning
+        return train(model, self.finetuning, schedule, batches, None, self.head.task, after_step=after_step)
 
     def measured(self, pretrained: nn.Module, finetuned: nn.Module) -> dict[str, np.ndarray]:
         """The losses of all statements by the one and of all questions by the other: STAGES -> (Q,)."""
@@ -178,6 +193,10 @@ class TwoStage:
 
     def query_batches(self, examples: Sequence[Example]) -> list[Batch]:
         return _batches(self.head, examples)
+
+
+def _batches_seed(seed: int, order: int) -> int | str:
+    return f"{seed}:{order}" if order else seed
 
 
 def _batches(head: Head, examples: Sequence[Example]) -> list[Batch]:

@@ -21,11 +21,13 @@ from msif.models.adapted import LowRank
 log = logging.getLogger(__name__)
 
 Pull = float | Mapping[str, tuple[float, float]]
-"""α: one number for all of an adapter, or for each module name that of A and that of B."""
+"""α: one number for all of an adapter, as it was asked for; or for each module name that of A and that of B, the
+natural scale 1/τ of each, which is raised where a map's system would not be positive definite with it."""
 
 DENSE = 4096  # unknowns of a map, r (d_out + d_in), up to which its system is factorised
 ITERATIONS, TOLERANCE = 1000, 1e-8  # of conjugate gradients above that
 CHUNK_ELEMENTS = 2**24  # of queries' vectors at a time, in float64
+ABOVE = 1.01  # by what a raised α is above the bound
 
 
 class AdapterHop(Preconditioner):
@@ -34,6 +36,9 @@ class AdapterHop(Preconditioner):
     This is the transpose of what a displacement of the frozen weights becomes once the adapter has answered to it, and
     no inverse: it is not symmetric, and V keeps its units. A module without a map passes unchanged; one trained whole
     gets α (H + αI)⁻¹ V. H is EK-FAC, undamped; S = c (dBᵀ Γ, Γ dAᵀ) comes of Γ, the mean gradient of the stage.
+
+    A training ends before its optimum, and then S, whose spectral norm is c ‖Γ‖₂, may outweigh what curvature and pull
+    hold against it. c ‖Γ‖₂ is the least α that is enough whatever H is: natural scales below it are raised to it.
 
     Cost of a map and query: four products of rank r; where the system is not factorised, four for each iteration.
 
@@ -46,7 +51,7 @@ class AdapterHop(Preconditioner):
 
     Raises:
         MsifError: α is not positive, or not one number beside modules that were trained whole; there are no factors for
-            a module; the system of a map is not positive definite.
+            a module; the system of a map is not positive definite with the number that was asked for.
     """
 
     blockwise = True
@@ -66,7 +71,7 @@ class AdapterHop(Preconditioner):
             raise MsifError(f"the hop of an adapter needs a pull above 0 (--alpha is {min(numbers)}): give --alpha X.")
         self.factors, self.maps, self.alpha, self.dense = factors, maps, alpha, dense
         self._make_gradient = gradient
-        self.whole = set(whole)
+        self.whole, self.raised = set(whole), set[str]()
         if self.whole and not isinstance(alpha, (int, float)):
             raise MsifError(f"module '{min(self.whole)}' was trained whole beside the adapter: give --alpha a number.")
 
@@ -81,7 +86,27 @@ class AdapterHop(Preconditioner):
         return EKFAC(self.factors, ProximalHop(self.alpha))
 
     def apply(self, vectors: Vectors) -> Vectors:
-        return {name: self._apply_one(name, V) for name, V in vectors.items()}
+        before = len(self.raised)
+        found = {name: self._apply_one(name, V) for name, V in vectors.items()}
+        if len(self.raised) > before:
+            log.info(
+                "the adapter's fine-tuning is not at an optimum: in %d of its %d maps α is raised from 1/τ to c‖Γ‖, "
+                "which is enough there",
+                len(self.raised),
+                len(self.maps),
+            )
+        return found
+
+    def _pull(self, name: str) -> tuple[float, float]:
+        """α of A and of B of a map."""
+        if isinstance(self.alpha, (int, float)):
+            return self.alpha, self.alpha
+        low, (a, b) = self.maps[name], self.alpha[name]
+        moved = self.gradient[name][:, : low.A.shape[1]].double()
+        enough = ABOVE * abs(low.scale) * float(torch.linalg.matrix_norm(moved, 2))
+        if enough > min(a, b):
+            self.raised.add(name)
+        return max(a, enough), max(b, enough)
 
     def _apply_one(self, name: str, V: Tensor) -> Tensor:
         if name in self.whole:
@@ -93,8 +118,7 @@ class AdapterHop(Preconditioner):
                 f"there are no factors for module '{name}': fit them with the same --modules for every stage."
             )
         factors = self.factors[name].to(V.device, torch.float64)
-        alpha = (self.alpha, self.alpha) if isinstance(self.alpha, (int, float)) else self.alpha[name]
-        system = _System(name, factors, self.maps[name], self.gradient[name], alpha, self.dense)
+        system = _System(name, factors, self.maps[name], self.gradient[name], self._pull(name), self.dense)
         dtype = torch.float64 if V.dtype == torch.float64 else torch.float32
         parts = V.to(dtype).split(max(1, CHUNK_ELEMENTS // V[0].numel()))
         return torch.cat([part - system.answer(part.double()).to(dtype) for part in parts])

@@ -122,6 +122,21 @@ def test_a_system_that_is_not_positive_definite_is_refused_and_alpha_named(dense
         one.applied(0.01, dense=dense)
 
 
+@pytest.mark.parametrize("shape", ["square", "bias"])
+def test_natural_scales_are_raised_to_what_is_enough(shape, caplog):
+    """Each side's own, where a training ended before its optimum; a number that was asked for is not."""
+    one = a_map(*SHAPES[shape])
+    caplog.set_level("INFO", "msif")
+    for pair in ((0.01, 2 * one.enough), (0.01, 0.02)):
+        expected = one.dense([max(alpha, 1.01 * one.enough) for alpha in pair])
+        torch.testing.assert_close(one.applied({"m": pair}), expected, rtol=1e-7, atol=1e-7)
+        assert "in 1 of its 1 maps α is raised" in caplog.text
+    caplog.clear()
+    hop = one.hop({"m": (1.2 * one.enough, 1.3 * one.enough)})
+    hop.apply({"m": one.V})
+    assert not hop.raised and not caplog.text
+
+
 def test_what_the_adapter_does_not_touch_and_what_was_trained_whole():
     one, other = a_map(*SHAPES["square"]), torch.randn(2, 3, 4)
     factors = {"m": one.factors, "w": one.factors}

@@ -14,13 +14,13 @@ from experiments.common.training import ModelSize, Schedule, build_tokenizer, co
 from experiments.counterfactual import __main__ as command
 from experiments.counterfactual.setting import FactSizes, fact_setting
 from experiments.facts.facts import Fact, FactData, Sentence
-from experiments.retraining import methods, study, trainings
+from experiments.retraining import methods, trainings
 from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import make_member
-from experiments.retraining.methods import all_methods, member_scores
+from experiments.retraining.methods import DEFAULT_DAMPING, FINETUNINGS, all_methods, member_scores
 from experiments.retraining.plots import plot_all
 from experiments.retraining.removal import OPPONENTS, RANDOM, TAUGHT, measure_removals, removal_orders
-from experiments.retraining.report import ceiling_table, lds_table, query_table, removal_table
+from experiments.retraining.report import ceiling_table, ensemble_table, lds_table, query_table, removal_table
 from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import MEAN, REFERENCE, Study
 from experiments.retraining.trainings import Retrainings, Training
@@ -162,6 +162,20 @@ def test_removing_what_states_the_answer_raises_the_loss(world: TwoStage, retrai
         assert scores[:3].mean() > max(0.0, scores[3:].mean()), method.name
 
 
+def test_fine_tunings_of_one_pretrained_model(world: TwoStage, tmp_path) -> None:
+    """In other orders each, and the mean of their scores is what the method scores."""
+    member = make_member(world, tmp_path / "member", 0, 7)
+    tuned = [member.finetuned, *(member.again(number) for number in range(1, FINETUNINGS))]
+    flat = [torch.cat([p.detach().flatten() for p in one.model.parameters()]) for one in tuned]
+    assert not torch.equal(flat[0], flat[1]) and not torch.equal(flat[1], flat[2])
+    assert torch.allclose(flat[0], flat[1], atol=0.1)
+    named = {method.name: method for method in all_methods(True)}
+    [several] = [name for name in named if "fine-tunings" in name]
+    ask = lambda name, one: member_scores(named[name], world, replace(member, finetuned=one), world.questions)  # noqa: E731
+    each = [ask(REFERENCE, one) for one in tuned]
+    assert np.allclose(ask(several, member.finetuned), np.mean(each, axis=0), rtol=1e-4, atol=1e-6 * np.abs(each).max())
+
+
 def test_orders() -> None:
     scores = {"a": np.array([[[1.0, 3.0, 2.0, 2.0]]]), "b": np.array([[[4.0, 3.0, 2.0, 1.0]], [[1.0, 2.0, 3.0, 4.0]]])}
     orders = removal_orders(scores, "a", Sizes(seeds=2))
@@ -244,11 +258,10 @@ def fact_data() -> FactData:
 
 def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     kept = lambda _: [m for m in all_methods(True) if m.name in (REFERENCE, "random", "BM25+") or "1e-06" in m.name]  # noqa: E731
-    monkeypatch.setattr(study, "all_methods", kept)
     sizes = Sizes(queries=2, solved=1, removed=(1, 3), seeds=2, halves=8, orders=2)
     setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
     assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.world.questions) == 3
-    one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
+    one = Study(setting.world, setting.choose, sizes, tmp_path / "study", listed=kept)
     assert len(set(one.asked.answers)) == len(one.asked)
     assert one.scores[REFERENCE].shape == (2, 2, 18) and one.scores["BM25+"].shape == (1, 2, 18)
     removal = removal_table(one.changes).records()
@@ -259,6 +272,9 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     judged = {(row["method"], row["λ"]): row for row in lds_table(one).records()}
     assert len(judged) == 4 and judged["BM25+", None]["each pair by its own"]
     assert len(query_table(one).rows) == 2
+    alone, both = ensemble_table(one).rows[0][1:3]
+    mean = one.judge.own(one.scores[REFERENCE].mean(0, keepdims=True))
+    assert (alone, both) == (judged["multi-stage EK-FAC", DEFAULT_DAMPING]["each pair by its own"], f"{mean:.3f}")
     scored, taught, ceiling = ceiling_table(one).rows
     assert scored[1] == pytest.approx(one.judge.own(one.scores[REFERENCE]).mean)
     assert ceiling[1:] == [one.judge.own_ceiling, one.judge.ceiling] and -1 <= taught[1] <= 1
@@ -267,7 +283,7 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(TwoStage, "train", None)  # all is there
     monkeypatch.setattr(methods, "member_scores", None)
-    again = Study(setting.world, setting.choose, sizes, tmp_path / "study")
+    again = Study(setting.world, setting.choose, sizes, tmp_path / "study", listed=kept)
     assert removal_table(again.changes).rows == removal_table(one.changes).rows
     other = replace(setting.world, recipe=replace(QUICK, vocabulary=299))
     with pytest.raises(MsifError, match="other settings"):
