@@ -237,7 +237,7 @@ def test_sampled_factors_approach_the_fisher_by_enumeration():
     tracked = track_modules(model, "mlp")
     (document,) = documents([6], prompt=4)
     batch = collate([document])
-    _, _, factors = fitted(model, tracked, objective, [batch], FitSettings(label_samples=1500))
+    _, _, factors = fitted(model, tracked, objective, [batch], FitSettings(label_samples=500))
     model.eval()
     outputs = objective.outputs(model, batch)
     log_p = outputs.log_softmax(-1)[0]

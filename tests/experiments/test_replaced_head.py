@@ -63,7 +63,7 @@ def subject_data() -> FactData:
     return FactData([*sentences, both], facts, {})
 
 
-LEARNING = replace(RECIPE, pretraining=Schedule(24, 1e-2, 8), finetuning=Schedule(8, 1e-2, 8))
+LEARNING = replace(RECIPE, pretraining=Schedule(16, 1e-2, 8), finetuning=Schedule(8, 1e-2, 8))
 SUBJECT = SubjectTask(("P1", "P2"), least=3, most=6, sentences=2, words=12, lead=1, stated=2)
 
 
@@ -129,7 +129,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch) -> None:
     assert SOLVED in families and not any(family.startswith("single-stage") for family in families)
     monkeypatch.setattr(study, "all_methods", lambda one: [m for m in all_methods(one) if m.name in names])
     setting = label_setting(SUBJECT.parts(subject_data(), 0), LEARNING)
-    sizes = Sizes(queries=2, removed=(2,), seeds=2, halves=8, orders=1)
+    sizes = Sizes(queries=2, removed=(2,), seeds=2, removal_seeds=1, halves=8, orders=1)
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study")
     accuracy = {row["classifier"]: row["right"] for row in accuracy_table(setting, one).records()}
     assert accuracy["the best constant answer"] == 0.5 and accuracy["one pair"] > 0.5
