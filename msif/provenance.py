@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 
 import torch
+
+
+@cache
+def version(name: str) -> str:
+    """Read once: it takes a while, and a run asks for it several times."""
+    return metadata.version(name)
 
 
 def versions() -> dict[str, str]:

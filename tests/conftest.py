@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -15,10 +14,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch  # not at the top: the process that hands out tests would import it, too
+
     torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):
+    import torch
+
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
@@ -29,3 +32,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def shared_data() -> Path:
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """Starts the processes of a test."""
+    from processes import Zygote
+
+    folder = tmp_path_factory.mktemp("zygote")
+    started = Zygote(HF_DATASETS_CACHE=str(folder / "datasets"), MSIF_CACHE=str(folder / "msif"))
+    yield started
+    started.stop()

@@ -277,10 +277,10 @@ def test_influence_with_fitted_factors_is_the_dense_formula(case):
     factors = factors_of(model, tracked, [collate(TEXTS)])
     scores = InfluenceScorer(side, side, [EKFAC(factors)]).score([collate(QUESTIONS)], [collate(TEXTS)]).values
     expected = np.zeros_like(scores)
+    texts = [gradients(model, tracked, text) for text in alone(TEXTS)]
     for row, question in enumerate(alone(QUESTIONS)):
         left = gradients(model, tracked, question)
-        for column, text in enumerate(alone(TEXTS)):
-            right = gradients(model, tracked, text)
+        for column, right in enumerate(texts):
             for name, f in factors.items():
                 a, b = f.rotate(left[name]), f.rotate(right[name])
                 shift = 0.1 * f.Lambda.mean((1, 2), keepdim=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Allocated, Products, alone, documents, tiny_lm, track_modules
+from helpers import Allocated, Products, documents, tiny_lm, track_modules
 
 from msif.attribution.estimate import ScoringPlan, describe_scoring
 from msif.attribution.gradients import Side
@@ -79,7 +79,7 @@ def test_vectors_and_products_are_counted_as_they_are(modules, tied, name):
     """Also of a vocabulary so large that its tables outweigh all else, and of a table alone, tied and not."""
     scorer = scorer_of(name, stages_of(modules, vocab_size=500, tie_word_embeddings=tied))
     cost = scorer.cost()
-    vectors = scorer.query_vectors(alone(documents([6] * QUERIES, seed=4)))
+    vectors = scorer.query_vectors([collate(documents([6] * QUERIES, seed=4))])
     held = numbers(vectors) / QUERIES
     assert cost.vector == held <= cost.making
     batch, side = collate(documents([LENGTH] * 3, seed=5)), scorer.candidate_side

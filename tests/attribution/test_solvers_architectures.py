@@ -16,8 +16,7 @@ from msif.models.select import track_modules
 
 SOLVERS = ["cg", "ekfac-cg", "lissa", "ekfac-lissa", "arnoldi"]
 # SwiGLU, but for bloom (a custom autograd function), gpt2 (GELU), nemotron (squared ReLU), mixtral (grouped experts)
-NAMES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "granite", "smollm3", "gemma2", "bloom", "gpt2"]
-NAMES += ["nemotron", "mixtral"]
+NAMES = ["llama", "qwen3", "phi3", "olmo2", "granite", "gemma2", "bloom", "gpt2", "nemotron", "mixtral"]
 
 
 def problem(name, modules="all", dtype=torch.float32, **changes):

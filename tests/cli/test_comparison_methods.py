@@ -22,6 +22,7 @@ from msif.models.objectives import CausalLM
 from msif.models.select import track_modules
 
 METHODS = ("cka", "trak", "logra")
+SMALL = {"cka": [], "trak": ["--projection-size", 3, "--projection-dim", 40], "logra": ["--projection-size", 3]}
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,7 @@ def test_scores_are_the_librarys(world, tmp_path, by_hand, case):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_documents_are_shown_without_parts(world, tmp_path, capfd, method):
-    size = [] if method == "cka" else ["--projection-size", 3]
-    assert influence(*world.pair, *QUERY, *ALL, "--method", method, *size, "--output", tmp_path / "out") == 0
+    assert influence(*world.pair, *QUERY, *ALL, "--method", method, *SMALL[method], "--output", tmp_path / "out") == 0
     documents, values = shown(tmp_path / "out"), by_candidate(tmp_path / "out")
     assert documents and all(document["tokens"] == [] and document["blocks"] == {} for document in documents)
     assert all(document["score"] == values[document["candidate_id"]] for document in documents)
@@ -140,6 +140,7 @@ def test_index_data_are_all_of_the_corpus_or_what_is_named(world, tmp_path, by_h
 @pytest.mark.parametrize("method", METHODS)
 def test_a_replaced_head_and_one_classifier_alone(world, tmp_path, method):
     query = ["--task", "classification", "--query", FACTS[0], "--completion", "calm", "--method", method]
+    query += SMALL[method]
     pair = ["--pretrained", world.base, "--finetuned", world.judge, "--corpus", world.folder / "corpus.jsonl"]
     assert influence(*pair, *query, *ALL, "--output", tmp_path / "pair") == 0
     assert len(by_candidate(tmp_path / "pair")) == len(FACTS)
@@ -151,7 +152,7 @@ def test_a_replaced_head_and_one_classifier_alone(world, tmp_path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_pass_goes_on(world, tmp_path, monkeypatch, method):
-    flags = [*world.pair, *QUERY, *ALL, "--method", method, "--batch-tokens", 40]
+    flags = [*world.pair, *QUERY, *ALL, "--method", method, *SMALL[method], "--batch-tokens", 40]
     assert influence(*flags, "--output", tmp_path / "whole") == 0
     add, counted = PartialScores.add, []
 

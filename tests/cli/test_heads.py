@@ -48,21 +48,28 @@ def ask(world, heads, tmp_path):
     return run
 
 
-def dense(world, heads, kind, measure):
-    """⟨∇m(q), ∇L(z)⟩ over the maps that both models have, by autograd."""
-    head = AutoModelForSequenceClassification.from_pretrained(heads / kind).double().eval()
-    lm = AutoModelForCausalLM.from_pretrained(world.base).double().eval()
-    tokenizer = AutoTokenizer.from_pretrained(world.base)
-    tracked = track_modules(lm, "layers")
-    ids = torch.tensor([tokenizer("Rain fell")["input_ids"]])
-    query = dense_gradients(head, track_modules(head, "layers"), measure(head(input_ids=ids).logits[0]))
-    found = {}
-    for number, text in enumerate(FACTS):
+@pytest.fixture(scope="module")
+def losses(world):
+    """The gradients of the documents' losses by autograd, over the maps that all models have."""
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(world.base), AutoTokenizer.from_pretrained(world.base)
+    lm, found = lm.double().eval(), []
+    for text in FACTS:
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         log_p = lm(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        loss = dense_gradients(lm, tracked, -log_p.gather(1, ids[0, 1:, None]).sum())
-        found[f"doc-{number}"] = sum((loss[m.name] * query[m.name]).sum().item() for m in tracked)
-    return found
+        found.append(dense_gradients(lm, track_modules(lm, "layers"), -log_p.gather(1, ids[0, 1:, None]).sum()))
+    return tokenizer, found
+
+
+def dense(losses, heads, kind, measure):
+    """⟨∇m(q), ∇L(z)⟩ over the maps that both models have, by autograd."""
+    head = AutoModelForSequenceClassification.from_pretrained(heads / kind).double().eval()
+    tokenizer, found = losses
+    ids = torch.tensor([tokenizer("Rain fell")["input_ids"]])
+    query = dense_gradients(head, track_modules(head, "layers"), measure(head(input_ids=ids).logits[0]))
+    return {
+        f"doc-{number}": sum((loss[name] * query[name]).sum().item() for name in loss)
+        for number, loss in enumerate(found)
+    }
 
 
 def squared(outputs, *label):
@@ -91,10 +98,10 @@ def entropy(outputs, *label):
         ("topics", ["--completion", "odd", "--measurement", "margin"], lambda f: f[0] - f[1] + f[2]),
     ],
 )
-def test_scores_are_those_of_autograd(ask, world, heads, kind, flags, measure):
+def test_scores_are_those_of_autograd(ask, losses, heads, kind, flags, measure):
     status, out = ask(kind, "--query", "Rain fell", *flags, method="gdp")
     assert status == 0
-    expected = dense(world, heads, kind, measure)
+    expected = dense(losses, heads, kind, measure)
     assert max(map(abs, expected.values())) > 1e-3
     assert by_candidate(out) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 

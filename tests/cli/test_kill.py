@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -40,24 +38,22 @@ def state(folder):
     return phase, int(checkpoint["batches"]) if checkpoint.get("part") == phase else 0
 
 
-def killed_in(phase, command, folder):
+def killed_in(phase, zygote, folder, *arguments):
     """Runs the command and kills it in the midst of a phase; whether the kill was in time."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process, ended = zygote.start("msif.fit_factors", *arguments), None
     try:
         deadline = time.monotonic() + 120
         while state(folder)[0] != phase or state(folder)[1] < 2:
-            if process.poll() is not None:
-                assert process.returncode == 0, process.stderr.read().decode()
+            if ended := zygote.end(process, block=False):
+                assert ended[0] == 0, ended[1]
                 return False  # the pass went by between two looks, on a busy machine
             assert time.monotonic() < deadline, f"no {phase} pass after two minutes: {state(folder)}"
             time.sleep(0.001)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-    return process.returncode == -signal.SIGKILL and state(folder)[0] == phase
+        if not ended:
+            os.kill(process, signal.SIGKILL)
+            ended = zygote.end(process)
+    return ended[0] == -signal.SIGKILL and state(folder)[0] == phase
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +65,7 @@ def problem(tmp_path_factory):
     return folder
 
 
-def test_kill_9_in_each_pass(problem):
+def test_kill_9_in_each_pass(problem, zygote):
     flags = [
         "--model",
         problem / "model",
@@ -86,8 +82,8 @@ def test_kill_9_in_each_pass(problem):
         assert fit_factors(*flags, "--output", problem / "whole") == 0
         for attempt in range(ATTEMPTS):
             output = problem / f"killed-{attempt}"
-            command = [sys.executable, "-m", "msif.fit_factors", *map(str, flags), "--output", str(output)]
-            in_time = [killed_in(phase, command, output) for phase in ("covariance", "eigenvectors", "lambda")]
+            command = [*flags, "--output", output]
+            in_time = [killed_in(phase, zygote, output, *command) for phase in ("covariance", "eigenvectors", "lambda")]
             if all(in_time):
                 break
         else:

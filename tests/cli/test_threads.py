@@ -1,7 +1,6 @@
 """Fast tokenizers use their threads, and nobody is warned of a fork."""
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,8 @@ from worlds import save_tokenizer
 
 SCRIPT = """
 import os, sys
+if not os.environ["TOKENIZERS_PARALLELISM"]:
+    del os.environ["TOKENIZERS_PARALLELISM"]
 from msif.cli.parsing import set_up_logging
 set_up_logging(quiet=False)
 set_up_logging(quiet=False)
@@ -28,14 +29,14 @@ print("parent", os.environ.get("TOKENIZERS_PARALLELISM"), threads)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("own", [None, "false"])
-def test_threads_here_and_none_in_a_fork(tmp_path, own):
+def test_threads_here_and_none_in_a_fork(tmp_path, zygote, own):
     save_tokenizer(tmp_path)
-    environment = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
-    environment |= {"RAYON_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"} | ({"TOKENIZERS_PARALLELISM": own} if own else {})
-    line = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120, check=True)
-    assert done.stderr == ""
-    child, parent = done.stdout.splitlines()
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    given = {"RAYON_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": own or ""}
+    status, said = zygote.end(zygote.start(script, tmp_path, **given))
+    assert status == 0 and said.count("\n") == 2, said  # and no warning
+    child, parent = said.splitlines()
     assert child == f"child {own or 'false'}" and parent.startswith(f"parent {own} ")
     if sys.platform == "linux":
         assert (int(parent.split()[-1]) > 3) == (own is None)

@@ -18,7 +18,7 @@ from msif.errors import MsifError
 from msif.models.objectives import CausalLM
 from msif.models.select import track_modules
 
-DAMPING = 1e-3
+DAMPING = 1e-2
 
 
 class Matrix:
@@ -49,7 +49,7 @@ def problem():
     torch.manual_seed(0)
     model, objective = tiny_lm(), CausalLM()
     tracked = track_modules(model)
-    data = [collate(documents([12, 10, 14, 9], seed=s)) for s in range(2)]
+    data = [collate(documents([6, 5, 7, 4], seed=s)) for s in range(2)]
     H = dense_ggn(model, tracked, objective, data)
     b = {m.name: torch.randn(3, *m.shape, dtype=torch.float64) for m in tracked}
     exact = torch.linalg.solve(H + DAMPING * torch.eye(len(H)).double(), flat(b, tracked).T).T

@@ -237,7 +237,7 @@ def test_sampled_factors_approach_the_fisher_by_enumeration():
     tracked = track_modules(model, "mlp")
     (document,) = documents([6], prompt=4)
     batch = collate([document])
-    _, _, factors = fitted(model, tracked, objective, [batch], FitSettings(label_samples=1500))
+    _, _, factors = fitted(model, tracked, objective, [batch], FitSettings(label_samples=500))
     model.eval()
     outputs = objective.outputs(model, batch)
     log_p = outputs.log_softmax(-1)[0]
@@ -299,7 +299,7 @@ def test_ekfac_is_exact_for_the_last_layer_of_a_deep_linear_network_with_squared
     tracked, objective = track_plain(model), SquaredError()
     x = torch.randn(6, 4).double()
     batches = examples(x, torch.randn(6, 2).double(), size=4)
-    _, _, factors = fitted(model, tracked, objective, batches, FitSettings(label_samples=3000))
+    _, _, factors = fitted(model, tracked, objective, batches, FitSettings(label_samples=1000))
     W1, W2 = (layer.weight.detach() for layer in model.layers)
     A = {"layers.0": x.T @ x / 6, "layers.1": (x @ W1.T).T @ (x @ W1.T) / 6}
     G = {"layers.0": W2.T @ W2, "layers.1": torch.eye(2).double()}

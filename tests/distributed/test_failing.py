@@ -7,15 +7,15 @@ import time
 
 import pytest
 import torch
-from processes import HERE, torchrun
+from processes import DISTRIBUTED
 
-sys.path.insert(0, str(HERE.parent / "cli"))
+sys.path.insert(0, str(DISTRIBUTED.parent / "cli"))
 from worlds import FACTS, World, fit_factors, influence, near, save_lm, write_rows
 
 from msif.curvature.store import FactorStore
 from msif.distributed import ENDED
 
-FAILING = HERE / "failing.py"
+FAILING = DISTRIBUTED / "failing.py"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_fit_is_killed_in_each_of_its_passes_and_ends_with_one_process(world, 
     options = [*arguments, "--output", folder, "--checkpoint-every", 0, "--device", "cpu"]
     start = time.monotonic()
     killed_together(zygote, "covariance", "fit", *options)
-    status, output = torchrun(2, FAILING, "mistake", "fit", *options)
+    status, output = zygote.torchrun(2, FAILING, "mistake", "fit", *options)
     assert status == 1 and said(output) == ["a mistake in one process: mend it."], output
     assert output.count("resuming the covariance pass") == 1, output
     killed_together(zygote, "eigenvectors", "fit", *options)

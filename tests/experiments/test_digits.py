@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from experiments.common.cache import Cache
 from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
+from experiments.digits import methods
 from experiments.digits.images import load_parts
 from experiments.digits.members import Members, segment_middles
 from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
-from experiments.digits.settings import SMALL, Schedule
+from experiments.digits.settings import SMALL, Schedule, Settings
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.scorers import EnsembleScorer
 from msif.errors import MsifError
@@ -24,11 +26,23 @@ MARGIN = 0.1
 NATURAL = "λ = 1/ηK, α = 1/ηK"
 
 
+def shorter(settings):
+    """Training by Adam in a third of the steps."""
+    stages = {"pretrain": settings.pretrain, "finetune": settings.finetune}
+    return replace(settings, **{name: replace(stage, steps=stage.steps // 3) for name, stage in stages.items()})
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """Of a few dampings: all of them take minutes, and only their values differ."""
     folder = tmp_path_factory.mktemp("digits")
-    command.main(["--small", "--output", str(folder)])
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "SWEEP", (1e-3, 1e-2))
+        patch.setattr(methods, "SCALES", (0.1, 1.0))
+        with_adam = Settings.with_adam
+        patch.setattr(Settings, "with_adam", lambda settings: shorter(with_adam(settings)))
+        command.main(["--small", "--output", str(folder)])
+        yield folder
 
 
 def scores_of(run, member, slug):

@@ -62,7 +62,7 @@ def subject_data() -> FactData:
     return FactData([*sentences, both], facts, {})
 
 
-LEARNING = replace(RECIPE, pretraining=Schedule(24, 1e-2, 8), finetuning=Schedule(8, 1e-2, 8))
+LEARNING = replace(RECIPE, pretraining=Schedule(16, 1e-2, 8), finetuning=Schedule(8, 1e-2, 8))
 SUBJECT = SubjectTask(("P1", "P2"), least=3, most=6, sentences=2, words=12, lead=1, stated=2)
 
 

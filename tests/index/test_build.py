@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -129,21 +127,19 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_build_goes_on(tmp_path):
+def test_a_killed_build_goes_on(tmp_path, zygote):
     save_lm(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     flags = ["--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--projection", "3", "--quiet"]
-    flags = [
-        str(flag) for flag in [*flags, "--second-moments", "none", "--batch-tokens", "40", "--checkpoint-every", "0"]
-    ]
-    out = ["--output", str(tmp_path / "index")]
-    ended = subprocess.run([sys.executable, "-c", KILLED, *flags, *out], capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    flags += ["--second-moments", "none", "--batch-tokens", "40", "--checkpoint-every", "0"]
+    out = ["--output", tmp_path / "index"]
+    (tmp_path / "killed.py").write_text(KILLED)
+    status, said = zygote.run(tmp_path / "killed.py", *flags, *out)
+    assert status == -signal.SIGKILL, said
     (tmp_path / "index" / f".0-of-1.00002.safetensors.{os.getpid()}.part").write_bytes(b"half")
-    again = subprocess.run([sys.executable, "-m", "msif.build_index", *flags, *out], capture_output=True, text=True)
-    assert again.returncode == 0 and f"{len(TEXTS)} documents" in again.stdout, again.stderr
-    whole = ["--output", str(tmp_path / "whole")]
-    subprocess.run([sys.executable, "-m", "msif.build_index", *flags, *whole], check=True, capture_output=True)
+    status, said = zygote.run("msif.build_index", *flags, *out)
+    assert status == 0 and f"{len(TEXTS)} documents" in said, said
+    assert zygote.run("msif.build_index", *flags, "--output", tmp_path / "whole")[0] == 0
     equal(GradientIndex.open(tmp_path / "whole"), GradientIndex.open(tmp_path / "index"))
     assert not list((tmp_path / "index").glob("*.part"))
 

@@ -1,9 +1,0 @@
-import pytest
-from processes import Zygote
-
-
-@pytest.fixture(scope="session")
-def zygote():
-    started = Zygote()
-    yield started
-    started.end()
