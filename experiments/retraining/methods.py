@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -111,6 +112,20 @@ def _other_dampings() -> Iterator[Method]:
     for scale in SCALES:
         damped = staged("multi-stage", Damping(damping_scale=scale, alpha="auto"))
         yield Method(MULTI_STAGE, f"{scale:g} mean, α = 1/τ", scorer=damped, main=False)
+    for (which, title), times in itertools.product(STAGE_TITLES.items(), (0.1, 10.0)):
+        damped = partial(_with_other_scale, which, times)
+        yield Method(MULTI_STAGE, f"1/τ, {times:g} times that of {title}", scorer=damped, main=False)
+
+
+STAGE_TITLES = {"pretrained": "pre-training", "finetuned": "fine-tuning"}
+
+
+def _with_other_scale(which: str, times: float, m: Member) -> Scorer:
+    """1/τ in both stages, and so many times that in one of them."""
+    stages = {name: getattr(m, name).stage for name in STAGE_TITLES}
+    tau = {name: value / times for name, value in stages[which].tau.items()}
+    stages[which] = replace(stages[which], tau=tau)
+    return build_scorer("multi-stage", stages["pretrained"], stages["finetuned"], Damping("auto"))
 
 
 def _along_training() -> Iterator[Method]:

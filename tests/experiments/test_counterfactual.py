@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -129,10 +130,19 @@ def test_an_interrupted_run_goes_on(retrainings: Retrainings, monkeypatch) -> No
     assert len(made) == 1
 
 
-def test_processes_change_nothing(retrainings: Retrainings, tmp_path) -> None:
-    trainings = [Training(0), Training.without([1], 1)]
-    together = replace(retrainings, cache=Cache(tmp_path / "parallel", {}), processes=2).losses(trainings, "two")
-    assert np.array_equal(together, retrainings.losses(trainings, "one"))
+def test_processes_change_nothing(retrainings: Retrainings, tmp_path, monkeypatch) -> None:
+    """Each makes what it is sent, as a process would get it."""
+    asked = [Training(0), Training.without([1], 1)]
+    sent = []
+
+    def spread(function, work, processes, title):
+        sent.append(processes)
+        return [pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item))) for item in work]
+
+    alone = retrainings.losses(asked, "one")
+    monkeypatch.setattr(trainings, "spread", spread)
+    together = replace(retrainings, cache=Cache(tmp_path / "parallel", {}), processes=2).losses(asked, "two")
+    assert np.array_equal(together, alone) and sent == [2]
 
 
 def test_a_killed_process_is_a_sentence(retrainings: Retrainings, monkeypatch) -> None:
