@@ -98,10 +98,12 @@ class Job:
 
     @property
     def parts(self) -> list[Stage]:
-        """Of the stages' trainings: all segments of one with checkpoints, where the method takes them."""
-        if self.options.method != "source":
-            return self.stages
-        return [part for stage in self.stages for part in stage.segments]
+        """Of the stages' trainings."""
+        return [part for stage in self.stages for part in self.parts_of(stage)]
+
+    def parts_of(self, stage: Stage) -> list[Stage]:
+        """All segments of a training with checkpoints, where the method takes them; else the stage itself."""
+        return stage.segments if self.options.method == "source" else [stage]
 
     @property
     def weights(self) -> list[str]:

@@ -20,6 +20,7 @@ from msif.errors import MsifError
 from msif.job import Job, Scored
 from msif.provenance import versions
 from msif.reporting.lexical import Overlap
+from msif.scales import stage_scales
 from msif.told import overlap_of, short_fields, told_of
 
 SCORES, TOP, MANIFEST, QUERIES = "scores.parquet", "top.jsonl", "manifest.json", "queries.jsonl"
@@ -153,6 +154,7 @@ def provenance_of(job: Job) -> dict[str, Any]:
         "weights": job.weights,
         "modules": [module.name for module in job.scorer.candidate_side.tracked],
         "left_out": job.scorer.left_out,
+        "stages": stage_scales(job),
         "rank_errors": None if errors is None else errors.tolist(),
     }
 

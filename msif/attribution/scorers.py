@@ -93,6 +93,26 @@ class Explainer(Protocol):
     ) -> list[Contributions]: ...
 
 
+class Scaled(Protocol):
+    """
+    Attributes:
+        scales: module -> what its eigenvalues were damped by, by name, each (nb,); see ``Filter.scales``.
+    """
+
+    @property
+    def scales(self) -> dict[str, dict[str, Tensor]]: ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A scorer with inverses of stages."""
+
+    @property
+    def applied(self) -> Sequence[Scaled]:
+        """What is in the place of each stage's inverse, in the order of training; of none its last ones are missing."""
+        ...
+
+
 def score_batches(
     candidates: Iterable[Any], score: Callable[[Any], Tensor], partial: PartialScores | None = None
 ) -> Scores:
@@ -167,6 +187,10 @@ class InfluenceScorer:
         self.query_rank = query_rank
         self.normalize = normalize
         self.rank_errors: Tensor | None = None
+
+    @property
+    def applied(self) -> Sequence[Scaled]:
+        return self.preconditioners
 
     def query_vectors(self, queries: Iterable[Any]) -> dict[str, QueryVectors]:
         """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part.

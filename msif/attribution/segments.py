@@ -14,7 +14,7 @@ from msif.attribution.contributions import Contributions
 from msif.attribution.cost import Cost
 from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
-from msif.attribution.scorers import InfluenceScorer, Scores, score_batches
+from msif.attribution.scorers import InfluenceScorer, Scaled, Scores, score_batches
 from msif.attribution.scoring import QueryVectors
 from msif.curvature.preconditioners import Preconditioner
 from msif.curvature.work import Work
@@ -59,6 +59,10 @@ class SegmentedScorer:
         """The largest of all segments, of each query."""
         errors = [part.rank_errors for part in self.parts if part.rank_errors is not None]
         return torch.stack(errors).amax(0) if errors else None
+
+    @property
+    def applied(self) -> Sequence[Scaled]:
+        return self.parts[0].applied
 
     def query_vectors(self, queries: Iterable[Any]) -> SegmentVectors:
         """Those of each segment; queries are gone over once for each."""

@@ -85,7 +85,10 @@ class AdapterHop(Preconditioner):
 
     def _apply_one(self, name: str, V: Tensor) -> Tensor:
         if name in self.whole:
-            return self._proximal.apply({name: V})[name]
+            proximal = self._proximal
+            result = proximal.apply({name: V})[name]
+            self.scales[name] = proximal.scales[name]
+            return result
         if name not in self.maps:
             return V
         if name not in self.factors:
@@ -94,6 +97,8 @@ class AdapterHop(Preconditioner):
             )
         factors = self.factors[name].to(V.device, torch.float64)
         alpha = (self.alpha, self.alpha) if isinstance(self.alpha, (int, float)) else self.alpha[name]
+        # in the adapter's parameters, and so no eigenvalue's neighbours
+        self.scales[name] = {f"alpha of {side}": torch.tensor([own]) for side, own in zip("AB", alpha, strict=True)}
         system = _System(name, factors, self.maps[name], self.gradient[name], alpha, self.dense)
         dtype = torch.float64 if V.dtype == torch.float64 else torch.float32
         parts = V.to(dtype).split(max(1, CHUNK_ELEMENTS // V[0].numel()))

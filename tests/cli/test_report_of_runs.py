@@ -1,0 +1,64 @@
+"""What a run leaves for its report: what each stage was damped by, self-influence, parts by the answer's tokens."""
+
+import json
+
+import numpy as np
+import pytest
+from worlds import ALL, QUERY, influence
+
+import msif
+from msif.reporting.factors import factors_of
+from msif.reporting.runs import read_run
+
+ASKED = [("Where was Ada born?", " Linz")]
+
+
+def stages_of(world, **options):
+    pairs = ((world.base, "corpus.jsonl", world.base_factors), (world.tuned, "pairs.jsonl", world.tuned_factors))
+    return [msif.Stage(model, world.folder / data, factors, **options) for model, data, factors in pairs]
+
+
+def means_of(factors):
+    """The mean of each block's Λ, by the block's name."""
+    store = msif.FactorStore.open(factors)
+    found = {}
+    for module in store.tracked:
+        means = store[module.name].Lambda.double().mean((1, 2)).tolist()
+        labels = [""] if len(means) == 1 else [f":{block.label}" for block in module.blocks]
+        found |= {module.name + label: mean for label, mean in zip(labels, means, strict=True)}
+    return found
+
+
+def test_damping_by_the_training_is_kept_by_block_and_drawn(world, tmp_path):
+    first, last = stages_of(world, learning_rate_sum=8.0)
+    result = msif.attribute([first, last], ASKED, "all", damping=msif.Damping("auto"))
+    pretraining, finetuning = result.provenance["stages"]
+    assert (pretraining["stage"], finetuning["stage"]) == ("pre-training", "fine-tuning")
+    assert pretraining["factors"] == str(world.base_factors)
+    for stage, found, kind in ((first, pretraining, "damping"), (last, finetuning, "alpha")):
+        expected = [1 / tau for values in stage.tau.values() for tau in values.tolist()]
+        assert list(found["scales"][kind].values()) == pytest.approx(expected, rel=1e-5)
+        assert found["scales"][kind].keys() == means_of(stage.factors).keys()
+    assert set(pretraining["scales"]["alpha"].values()) == set(finetuning["scales"]["damping"].values()) == {0.0}
+    for drawn in factors_of(read_run(result.save(tmp_path / "out"))):
+        assert drawn["spectrum"]["shift"]["spread"][1] == pytest.approx(np.log10(1 / 8))
+        assert drawn["scale"] == "λ + α" and "0.125" in drawn["damping"]
+
+
+@pytest.mark.parametrize("kind", ["ekfac", "ekfac-cg"])
+def test_damping_by_the_mean_of_a_block_is_that_of_every_inverse(world, tmp_path, kind):
+    flags = [*world.pair, *world.factors, *QUERY, *ALL, "--ihvp", kind, "--ihvp-iterations", 1, "--alpha", 0.25]
+    assert influence(*flags, "--damping-scale", 0.5, "--output", tmp_path / "out") == 0
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    for found, alpha in zip(stages, (0.0, 0.25), strict=True):
+        expected = {block: pytest.approx(0.5 * mean, rel=1e-4) for block, mean in means_of(found["factors"]).items()}
+        assert found["scales"]["damping"] == expected and set(found["scales"]["alpha"].values()) == {alpha}
+
+
+def test_of_source_it_is_tau_and_of_plain_gradients_nothing(world, tmp_path):
+    stages = stages_of(world, learning_rate_sum=8.0)
+    result = msif.attribute(stages, ASKED, "all", method="source")
+    assert [set(one["scales"]["tau"].values()) for one in result.provenance["stages"]] == [{8.0}, {8.0}]
+    drawn = factors_of(read_run(result.save(tmp_path / "out")))[1]
+    assert drawn["spectrum"]["shift"]["spread"][0] == pytest.approx(np.log10(1 / 8)) and drawn["scale"] == "1/τ"
+    assert msif.attribute(stages, ASKED, "all", method="gdp").provenance["stages"] == []
