@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from msif.attribution.contributions import block_names
-from msif.attribution.scorers import Staged
+from msif.attribution.staged import Staged
 from msif.job import Job
 from msif.models.blocks import TrackedModule
 

@@ -17,6 +17,8 @@ from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
 from msif.attribution.partial import PartialScores, together
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, picked, split_bias, stack
+from msif.attribution.self_influence import quadratic
+from msif.attribution.staged import Scaled
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
 from msif.curvature.vectors import Vectors
@@ -91,26 +93,6 @@ class Explainer(Protocol):
     def explain(
         self, vectors: Any, candidates: Iterable[Any], queries: Sequence[int] | None = None
     ) -> list[Contributions]: ...
-
-
-class Scaled(Protocol):
-    """
-    Attributes:
-        scales: module -> what its eigenvalues were damped by, by name, each (nb,); see ``Filter.scales``.
-    """
-
-    @property
-    def scales(self) -> dict[str, dict[str, Tensor]]: ...
-
-
-@runtime_checkable
-class Staged(Protocol):
-    """A scorer with inverses of stages."""
-
-    @property
-    def applied(self) -> Sequence[Scaled]:
-        """What is in the place of each stage's inverse, in the order of training; of none its last ones are missing."""
-        ...
 
 
 def score_batches(
@@ -191,6 +173,14 @@ class InfluenceScorer:
     @property
     def applied(self) -> Sequence[Scaled]:
         return self.preconditioners
+
+    @property
+    def solves(self) -> bool:
+        return self.preconditioners[0].solves
+
+    def self_influence(self, documents: Iterable[Any]) -> Tensor:
+        """g_dᵀ P_1 g_d, see ``SelfScorer``; as of unnormalised scores."""
+        return quadratic(self.candidate_side, documents, self.preconditioners[:1])
 
     def query_vectors(self, queries: Iterable[Any]) -> dict[str, QueryVectors]:
         """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part.

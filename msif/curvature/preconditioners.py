@@ -21,10 +21,12 @@ class Preconditioner:
 
     Attributes:
         blockwise: whether modules do not mix, so that they may be given one at a time.
+        solves: whether each vector takes a solver's run over the stage's data.
         scales: module -> what its eigenvalues were damped by (``Filter.scales``), once it has been applied.
     """
 
     blockwise = False
+    solves = False
 
     @cached_property
     def scales(self) -> dict[str, dict[str, Tensor]]:

@@ -17,8 +17,9 @@ from msif.attribution.features import GradientProjector, query_features
 from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.methods import SEARCHES
 from msif.attribution.partial import PartialScores
-from msif.attribution.scorers import Scaled, Scores
+from msif.attribution.scorers import Scores
 from msif.attribution.scoring import split_bias
+from msif.attribution.staged import Scaled
 from msif.curvature.preconditioners import Preconditioner, consume
 from msif.curvature.work import Work
 from msif.data.batching import TokenBatches

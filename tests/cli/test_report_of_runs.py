@@ -4,11 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from worlds import ALL, QUERY, influence
+from worlds import ALL, FACTS, QUERY, influence
 
 import msif
+from msif.attribution.self_influence import quadratic
+from msif.curvature.filters import DampedInverse
+from msif.curvature.preconditioners import EKFAC
+from msif.data.batching import TokenBatches
+from msif.data.corpus import as_corpus
 from msif.reporting.factors import factors_of
+from msif.reporting.payload import payload
 from msif.reporting.runs import read_run
+from msif.reporting.truth import Truth
 
 ASKED = [("Where was Ada born?", " Linz")]
 
@@ -62,3 +69,33 @@ def test_of_source_it_is_tau_and_of_plain_gradients_nothing(world, tmp_path):
     drawn = factors_of(read_run(result.save(tmp_path / "out")))[1]
     assert drawn["spectrum"]["shift"]["spread"][0] == pytest.approx(np.log10(1 / 8)) and drawn["scale"] == "1/τ"
     assert msif.attribute(stages, ASKED, "all", method="gdp").provenance["stages"] == []
+
+
+def test_what_is_shown_has_the_self_influence_of_its_row(world, tmp_path):
+    first, last = stages_of(world)
+    result = msif.attribute([first, last], [*ASKED, ("What is late?", " It")], "all", top_k=1)
+    inverse = EKFAC(first.store, DampedInverse())
+    shared = {module.name for module in last.tracked}
+    expected = {}
+    for number, text in enumerate(FACTS):
+        batches = TokenBatches(as_corpus([text]), first.format, first.loaded.tokenizer, 100)
+        expected[number] = quadratic(first.side.restricted(shared), batches, [inverse]).item()
+    assert {one.candidate_id for one in result.shown} < {f"doc-{number}" for number in expected}
+    for one in result.shown:
+        assert one.self_influence == pytest.approx(expected[int(one.candidate_id[4:])], rel=1e-4)
+    table = result.to_pandas()
+    known = table[table.self_influence.notna()]
+    assert set(known.candidate_id) == {one.candidate_id for one in result.shown}
+    page = read_run(result.save(tmp_path / "out"))
+    found = payload([page], Truth())
+    values = {one.candidate_id: one.self_influence for one in result.shown}
+    assert found.index["runs"][0]["self"] == pytest.approx(np.median(list(values.values())))
+    assert [entry["self_influence"] for entry in found.queries[0]["runs"][0]["entries"]] == [
+        one.self_influence for one in result.shown if one.query_id == "0"
+    ]
+
+
+def test_a_solver_has_no_self_influence_and_the_page_says_so(world, tmp_path):
+    result = msif.attribute(stages_of(world), ASKED, "all", ihvp=msif.IHVP("ekfac-cg", iterations=1))
+    assert {one.self_influence for one in result.shown} == {None}
+    assert "each document would take a run of the solver." in (result.save(tmp_path / "out") / "page.html").read_text()

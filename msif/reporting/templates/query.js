@@ -145,7 +145,8 @@ function queryControls(view, entry, params) {
     controls.push(choice("Run", index.runs.map((run, number) => [number, run.name]), runOf(params), again("run")));
   }
   if (view && view.entries.length) {
-    const scales = SCALES.filter(([name]) => name !== "norm" || view.entries.some((one) => one.norm));
+    const needs = { norm: (one) => one.norm, self: (one) => one.self_influence > 0 };
+    const scales = SCALES.filter(([name]) => !needs[name] || view.entries.some(needs[name]));
     controls.push(choice("Scores", scales, params.scale || "score", again("scale")));
   }
   return controls.length ? el("form", { class: "filters", "aria-label": "What is shown", on: { submit: (event) => event.preventDefault() } }, controls) : null;
