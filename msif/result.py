@@ -22,7 +22,7 @@ from msif.provenance import versions
 from msif.reporting.lexical import Overlap
 from msif.scales import stage_scales
 from msif.self_influence import self_influences, without_self_influence
-from msif.told import overlap_of, short_fields, told_of
+from msif.told import short_fields, told_of
 
 SCORES, TOP, MANIFEST, QUERIES = "scores.parquet", "top.jsonl", "manifest.json", "queries.jsonl"
 
@@ -145,7 +145,7 @@ def result_of(job: Job, scored: Scored) -> Result:
 def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any]]]:
     """The documents that are shown, and what is known of the queries."""
     queries = [ranking.query for ranking in scored.rankings]
-    overlap = overlap_of(job, queries) if distributed.leads() else None
+    overlap = scored.words.to_show() if distributed.leads() else None
     split = answer_parts(job, scored)
     shown = shown_documents(job, scored, overlap, split)
     own = {scored.ids[row]: value for row, value in self_influences(job, scored).items()}

@@ -50,19 +50,6 @@ def told_of(job: Job, queries: Sequence[Query], overlap: Overlap | None) -> list
     ]
 
 
-def overlap_of(job: Job, queries: Sequence[Query]) -> Overlap | None:
-    """Of a corpus that can be gone over again; a stream cannot."""
-    if job.corpus.streaming:
-        return None
-    rows = job.corpus.rows(columns=job.format.columns)
-    texts = (job.format.text_of(values, f"row {row}") for row, values in rows)
-    try:
-        return Overlap([query.text for query in queries], [query.completion or "" for query in queries], texts)
-    except MsifError as error:  # of a row that is no candidate; scores do not wait for it
-        log.warning("words in common with the queries are not shown: %s", error)
-        return None
-
-
 def short_fields(row: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of a row that a line can hold."""
     return {name: value for name, value in row.items() if name not in left_out and _is_short(value)}

@@ -8,6 +8,7 @@ from worlds import ALL, FACTS, QUERY, influence
 
 import msif
 from msif.attribution.self_influence import quadratic
+from msif.candidates.bm25 import BM25, bm25_scores
 from msif.curvature.filters import DampedInverse
 from msif.curvature.preconditioners import EKFAC
 from msif.data.batching import TokenBatches
@@ -99,3 +100,19 @@ def test_a_solver_has_no_self_influence_and_the_page_says_so(world, tmp_path):
     result = msif.attribute(stages_of(world), ASKED, "all", ihvp=msif.IHVP("ekfac-cg", iterations=1))
     assert {one.self_influence for one in result.shown} == {None}
     assert "each document would take a run of the solver." in (result.save(tmp_path / "out") / "page.html").read_text()
+
+
+def test_words_are_looked_up_in_one_pass_for_candidates_prior_and_report(world, monkeypatch):
+    made, plain = [], BM25.__init__
+    monkeypatch.setattr(BM25, "__init__", lambda *given, **named: made.append(plain(*given, **named)))
+    corpus = [*FACTS[:3], "", *FACTS[3:]]
+    result = msif.attribute(stages_of(world)[0], ASKED, "bm25:4", corpus=corpus, prior="bm25:0.5", top_k=4)
+    assert len(made) == 1
+    (words,) = bm25_scores(["Where was Ada born? Linz"], corpus, progress=False)
+    best = np.argsort(-words, kind="stable")
+    best = best[best != 3][:4]
+    assert sorted(result.scores()) == sorted(best.tolist())
+    prior = dict(zip(result.rankings[0].rows.tolist(), result.rankings[0].prior.tolist(), strict=True))
+    assert [prior[row] for row in best] == pytest.approx((0.5 * words[best] / np.std(words[best])).tolist())
+    told = {one.candidate_id: one.lexical for one in result.shown}
+    assert told[result.ids[0]]["rank"] == 1 and result.told[0]["documents"] == 9
