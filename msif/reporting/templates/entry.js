@@ -52,7 +52,9 @@ function sharedWords(entry) {
 function body(entry, view, own) {
   const text = el("p", { class: "text", dir: "auto" });
   fill(text, wordsOf(own, entry.words, entry.ofToken === undefined ? "the score" : "this token's part"));
-  const parts = [text, carried(own, entry.words, entry.kind === "opponent" ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
+  const loud = entry.common && entry.self_influence !== undefined
+    && el("p", { class: "soft" }, "It ranks high for most queries. Its self-influence is " + SELF + ".");
+  const parts = [text, loud, carried(own, entry.words, entry.kind === "opponent" ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
   if (entry.cells) {
     const more = el("details", null, el("summary", null, "Layers and maps that carry it"));
     more.addEventListener("toggle", () => {
