@@ -147,10 +147,10 @@ def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any
     queries = [ranking.query for ranking in scored.rankings]
     overlap = scored.words.to_show() if distributed.leads() else None
     split = answer_parts(job, scored)
-    shown = shown_documents(job, scored, overlap, split)
+    shown = shown_documents(job, scored, overlap, split.parts)
     own = {scored.ids[row]: value for row, value in self_influences(job, scored).items()}
     shown = [replace(one, self_influence=own.get(one.candidate_id)) for one in shown]
-    return shown, told_of(job, queries, overlap)
+    return shown, told_of(job, queries, overlap, split.reasons)
 
 
 def provenance_of(job: Job) -> dict[str, Any]:

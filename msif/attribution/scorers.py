@@ -201,10 +201,17 @@ class InfluenceScorer:
         return picked(stack(parts), rows.to(errors[0].device))
 
     def _through_stages(self, vectors: Vectors) -> dict[str, QueryVectors]:
+        vectors = self.preconditioned(vectors)
+        return self.placed(_unit(vectors) if self.normalize == "both" else vectors)
+
+    def preconditioned(self, vectors: Vectors) -> Vectors:
+        """P_1 ⋯ P_K of some gradients, (Q, d_out, d) a module; they are taken over."""
         for preconditioner in reversed(self.preconditioners):
             vectors = consume(preconditioner, vectors)
-        if self.normalize == "both":
-            vectors = _unit(vectors)
+        return vectors
+
+    def placed(self, vectors: Vectors) -> dict[str, QueryVectors]:
+        """As scoring takes them, where the candidates' model is."""
         device, dtype = device_and_dtype(self.candidate_side.model)
         vectors = {name: V.to(device, dtype) for name, V in vectors.items()}
         return split_bias(vectors, {module.name: module.bias for module in self.candidate_side.tracked})

@@ -122,6 +122,7 @@ def _view(
     found = _found(scored, sources) if sources else None
     view: dict[str, Any] = {"scored": len(scored.ids), "positive": positive, "negative": negative, "sources": found}
     view |= {"kinds": kinds, "layers": layers, "entries": entries, "whole": run.whole}
+    view["unsplit"] = run.told.get(query, {}).get("unsplit")
     return view | {"histogram": _histogram(scored.scores)}
 
 

@@ -98,7 +98,9 @@ def test_what_is_shown_has_the_self_influence_of_its_row(world, tmp_path):
 
 def test_a_solver_has_no_self_influence_and_the_page_says_so(world, tmp_path):
     result = msif.attribute(stages_of(world), ASKED, "all", ihvp=msif.IHVP("ekfac-cg", iterations=1))
-    assert {one.self_influence for one in result.shown} == {None}
+    assert {one.self_influence for one in result.shown} == {None} and not any(one.by_answer for one in result.shown)
+    assert "a run of the solver" in result.told[0]["unsplit"]
+    assert payload([read_run(result.save(tmp_path / "out"))], Truth()).queries[0]["runs"][0]["unsplit"]
     assert "each document would take a run of the solver." in (result.save(tmp_path / "out") / "page.html").read_text()
 
 
@@ -116,3 +118,25 @@ def test_words_are_looked_up_in_one_pass_for_candidates_prior_and_report(world, 
     assert [prior[row] for row in best] == pytest.approx((0.5 * words[best] / np.std(words[best])).tolist())
     told = {one.candidate_id: one.lexical for one in result.shown}
     assert told[result.ids[0]]["rank"] == 1 and result.told[0]["documents"] == 9
+
+
+@pytest.mark.parametrize("options", [{"query_rank": 2}, {"method": "source"}, {"method": "cosine"}], ids=str)
+def test_parts_by_the_answers_tokens_sum_to_the_whole(world, options):
+    result = msif.attribute(stages_of(world, learning_rate_sum=8.0), ASKED, "all", top_k=2, **options)
+    assert result.shown and result.told[0]["unsplit"] is None
+    for one in result.shown:
+        parts = np.array(one.by_answer)
+        assert parts.shape == (len(" Linz"), len(one.tokens))
+        largest = max(abs(part) for _, part in one.tokens)
+        assert parts.sum(0) == pytest.approx([part for _, part in one.tokens], abs=2e-3 * largest)
+
+
+def test_an_answer_of_many_tokens_is_not_split_and_says_so(world):
+    asked = [("Where was Ada born?", " Linz" * 7), ("Where?", " Graz"), ("Who?", "I")]
+    result = msif.attribute(stages_of(world)[0], asked, "all", top_k=1)
+    assert [one["unsplit"] for one in result.told] == [
+        "the answer has 35 tokens, and those of up to 32 are split",
+        None,
+        None,
+    ]
+    assert [bool(one.by_answer) for one in result.shown] == [False, False, True, True, False, False]

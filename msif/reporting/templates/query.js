@@ -21,7 +21,7 @@ function answerTokens(part, view) {
     ? el("button", { type: "button", class: "token", "aria-pressed": String(number === chosen), on: { click: press(number) } }, inside(text, log))
     : el("span", { class: "token" }, inside(text, log))));
   const said = split ? "The answer's tokens with their probabilities; choose one for the documents and words that carry it"
-    : "The answer's tokens with their probabilities";
+    : "The answer's tokens with their probabilities" + (view && view.unsplit ? "; scores are not split by them: " + view.unsplit : "");
   return el("div", null, el("p", { class: "soft", id: "tokens-title" }, said),
     el("ul", { class: "tokens", "aria-labelledby": "tokens-title" }, tokens));
 }
