@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from msif import distributed
-from msif.attribution.chunks import chunks_of
-from msif.attribution.scorers import InfluenceScorer
-from msif.data.documents import Document
-from msif.errors import MsifError
+from msif.attribution.chunks import capacities
+from msif.attribution.scorers import Explainer
+from msif.attribution.splitting import Splittable, frames_of, split_vectors, why_not_split
+from msif.data.batching import batches_of
+from msif.data.documents import Batch, Document
 from msif.job import Job, Scored
-
-log = logging.getLogger(__name__)
 
 LONGEST = 32  # tokens of an answer that is split
 ALWAYS = 256  # gradients that are worth it in any case
@@ -24,56 +23,66 @@ Parts = Mapping[int, list[list[float]]]
 """Row number -> for each token of the answer its parts of the document's tokens."""
 
 
-def answer_parts(job: Job, scored: Scored) -> dict[int, Parts]:
-    """The place of a query -> the parts of what is shown for it; of answers of several tokens only.
+@dataclass(frozen=True)
+class Split:
+    """
+    Attributes:
+        parts: the place of a query -> the parts of what is shown for it.
+        reasons: the place of a query -> why there are none.
+    """
+
+    parts: Mapping[int, Parts] = field(default_factory=dict)
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+
+def answer_parts(job: Job, scored: Scored) -> Split:
+    """Of all queries whose answers have several tokens, and whose scores are sums over words.
 
     What is measured of an answer is a sum over its tokens (its loss, margin or logit), so its gradient, the query's
-    vector and the score are. Each token takes a vector of its own, and what is shown one more pass. Nothing is split
-    where that would be more work than the scores were, by the number of gradients, nor where a score is no such sum:
-    over the norm of its vector, of a low rank, or by an inverse that is solved for.
+    vector and the score are (``msif.attribution.splitting``). Each token takes a vector of its own, and what is shown
+    one more pass. Nothing is split where that would be more work than the scores were, by the number of gradients, nor
+    by an inverse that is solved for: a token's vector would take what the query's did.
     """
-    if not _splits(job):
-        return {}
-    queries = [ranking.query for ranking in scored.rankings]
+    if job.asked.task != "lm" or not isinstance(job.scorer, Explainer):
+        return Split()
     shown = [[int(one.rows[place]) for _, place in one.shown(job.options.top_k)] for one in scored.rankings]
-    asked = {place: _one_by_one(document) for place, document in enumerate(job.encoded(queries))}
-    split = {place: own for place, own in asked.items() if shown[place] and 1 < len(own) <= LONGEST}
-    work = sum(len(own) + len(shown[place]) for place, own in split.items())
+    wholes = job.encoded([ranking.query for ranking in scored.rankings])
+    asked = {place: whole for place, whole in enumerate(wholes) if shown[place] and whole.supervised.sum() > 1}
+    if reason := why_not_split(job.scorer):
+        return Split(reasons=dict.fromkeys(asked, reason))
+    reasons = {
+        place: f"the answer has {count} tokens, and those of up to {LONGEST} are split"
+        for place, whole in asked.items()
+        if (count := int(whole.supervised.sum())) > LONGEST
+    }
+    split = {place: whole for place, whole in asked.items() if place not in reasons}
+    work = sum(int(whole.supervised.sum()) + len(shown[place]) for place, whole in split.items())
     if work > max(ALWAYS, len(scored.ids)):
-        log.info("scores are not split by the answers' tokens: it would take longer than they did")
-        return {}
-    return {place: _parts_for(job, own, shown[place]) for place, own in split.items()}
-
-
-def _splits(job: Job) -> bool:
-    scorer = job.scorer
-    return (
-        type(scorer) is InfluenceScorer
-        and job.asked.task == "lm"
-        and isinstance(scorer.measurement, str)
-        and scorer.normalize != "both"
-        and scorer.query_rank is None
-        and all(preconditioner.blockwise for preconditioner in scorer.preconditioners)
-    )
+        return Split(reasons=reasons | dict.fromkeys(split, "it would take longer than all scores did"))
+    return Split({place: _parts_for(job, whole, shown[place]) for place, whole in split.items()}, reasons)
 
 
 def _one_by_one(document: Document) -> list[Document]:
     """For each token of the answer a document in which it alone counts."""
     places = np.flatnonzero(document.supervised)
     alone = np.eye(len(document), dtype=bool)[places]
-    return [replace(document, index=number, supervised=mask) for number, mask in enumerate(alone)]
+    return [replace(document, supervised=mask) for mask in alone]
 
 
-def _parts_for(job: Job, tokens: Sequence[Document], rows: Sequence[int]) -> Parts:
-    scorer = job.scorer
-    assert isinstance(scorer, InfluenceScorer)
+def _parts_for(job: Job, whole: Document, rows: Sequence[int]) -> Parts:
+    scorer, tokens = job.scorer, _one_by_one(whole)
+    assert isinstance(scorer, Splittable)
     found: dict[int, list[list[float]]] = {row: [] for row in rows}
-    try:
-        chunks = chunks_of(tokens, scorer.cost(), job.room, job.options.batch_tokens)
-    except MsifError:  # one vector fitted while the scores were made; there is no room beside it
-        return {}
-    for _, batches in chunks:
-        vectors = distributed.computed(lambda batches=batches: scorer.query_vectors(batches))  # type: ignore[misc]
-        for parts in scorer.explain(vectors, job.documents(sorted(set(rows)))):
+    frames = distributed.computed(lambda: frames_of(scorer, _batches(job, [whole])))
+    at_once, _ = capacities(scorer.cost(), job.room)
+    for start in range(0, len(tokens), at_once):
+        chunk = tokens[start : start + at_once]
+        split = partial(split_vectors, scorer, _batches(job, chunk), frames)
+        for parts in scorer.explain(distributed.computed(split), job.documents(sorted(set(rows)))):
             found[parts.index] += [[float(f"{value:.4g}") for value in own] for own in parts.tokens.tolist()]
     return found
+
+
+def _batches(job: Job, documents: Sequence[Document]) -> list[Batch]:
+    numbered = [replace(document, index=number) for number, document in enumerate(documents)]
+    return list(batches_of(numbered, job.options.batch_tokens))

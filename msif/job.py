@@ -18,7 +18,6 @@ from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.prior import parse_prior, with_prior
 from msif.attribution.results import Ranking, rank
 from msif.attribution.scorers import Explainer, PairScorer
-from msif.candidates.bm25 import bm25_scores
 from msif.candidates.build import build_selector
 from msif.candidates.selection import CandidateSpec, interleave, parse_candidates
 from msif.curvature.residency import room_beside
@@ -40,6 +39,7 @@ from msif.models.vocabulary import embedding_rows, refuse_unknown
 from msif.options import Options
 from msif.progress import progress
 from msif.stage import Stage
+from msif.words import Words
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ class Scored:
     Attributes:
         rankings: each query's.
         ids: row number -> what results call a candidate.
+        words: what words say of the documents.
         anew: whether this run has scored, and not an earlier one that ended after that.
     """
 
     rankings: list[Ranking]
     ids: dict[int, int | str]
     parts: Parts
+    words: Words
     anew: bool
 
 
@@ -98,10 +100,12 @@ class Job:
 
     @property
     def parts(self) -> list[Stage]:
-        """Of the stages' trainings: all segments of one with checkpoints, where the method takes them."""
-        if self.options.method != "source":
-            return self.stages
-        return [part for stage in self.stages for part in stage.segments]
+        """Of the stages' trainings."""
+        return [part for stage in self.stages for part in self.parts_of(stage)]
+
+    def parts_of(self, stage: Stage) -> list[Stage]:
+        """All segments of a training with checkpoints, where the method takes them; else the stage itself."""
+        return stage.segments if self.options.method == "source" else [stage]
 
     @property
     def weights(self) -> list[str]:
@@ -140,9 +144,10 @@ class Job:
         """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
         queries = distributed.computed(self.answered)
         chunks = chunks_of(self.encoded(queries), self.scorer.cost(), self.room, self.options.batch_tokens)
-        candidates = self.select(queries)
+        words = Words(self.corpus, self.format, queries, self.options.progress)
+        candidates = self.select(queries, words)
         rows = sorted({int(row) for selected in candidates for row in selected})
-        words = distributed.same(lambda: self._by_words(queries, candidates))
+        lexical = distributed.same(lambda: self._by_words(words, candidates))
         rankings: list[Ranking] = []
         parts: list[Parts] = []
         anew = False
@@ -156,30 +161,28 @@ class Job:
             vectors = self._vectors(batches, partial.complete)
             scores = self.scorer.score_vectors(vectors, self.documents(rows), partial)
             scored = [int(row) for row in scores.candidates]
-            rankings += self._with_words(rank(scores, own, wanted), [words[place] for place in places])
+            rankings += self._with_words(rank(scores, own, wanted), [lexical[place] for place in places])
             parts.append(self._parts_of(vectors, rankings[-len(own) :], keep=len(chunks) > 1))
         ids = dict(zip(scored, written_ids(self.corpus.ids(scored)), strict=True))
         size = len(chunks[0][0])
-        return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), anew)
+        return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), words, anew)
 
-    def _by_words(self, queries: Sequence[Query], candidates: Sequence[np.ndarray]) -> list[dict[int, float]]:
+    def _by_words(self, words: Words, candidates: Sequence[np.ndarray]) -> list[dict[int, float]]:
         """BM25+ of each query's candidates, row number -> score; empty without a prior."""
         if self.options.prior is None:
-            return [{}] * len(queries)
-        texts = self.format.texts(self.corpus)
-        found = bm25_scores([query.text for query in queries], texts, progress=self.options.progress)
+            return [{}] * len(candidates)
         return [
-            dict(zip(rows.tolist(), scores[rows], strict=True)) for rows, scores in zip(candidates, found, strict=True)
+            dict(zip(rows.tolist(), words.scores(number)[rows], strict=True)) for number, rows in enumerate(candidates)
         ]
 
-    def _with_words(self, rankings: Sequence[Ranking], words: Sequence[dict[int, float]]) -> list[Ranking]:
+    def _with_words(self, rankings: Sequence[Ranking], lexical: Sequence[dict[int, float]]) -> list[Ranking]:
         """With the prior, where there is one."""
         if self.options.prior is None:
             return list(rankings)
         prior = parse_prior(self.options.prior)
         return [
             with_prior(ranking, np.array([own[row] for row in ranking.rows.tolist()]), prior)
-            for ranking, own in zip(rankings, words, strict=True)
+            for ranking, own in zip(rankings, lexical, strict=True)
         ]
 
     def _telling(self, documents: int, queries: int, done: bool, number: int, chunks: int) -> str:
@@ -266,14 +269,14 @@ class Job:
             refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
         return documents
 
-    def select(self, queries: Sequence[Query]) -> list[np.ndarray]:
+    def select(self, queries: Sequence[Query], words: Words) -> list[np.ndarray]:
         """Each query's candidates, row numbers."""
         spec = parse_candidates(self.options.candidates)
         if spec.all:
             return [np.arange(len(self.corpus))] * len(queries)
         index, texts = spec.of_index, spec.of_texts
         found = [distributed.computed(lambda: self._by_index(queries, index))] if index is not None else []
-        found += [distributed.same(lambda: self._by_texts(queries, texts))] if texts is not None else []
+        found += [distributed.same(lambda: self._by_texts(words, texts))] if texts is not None else []
         return [interleave(rows) for rows in zip(*found, strict=True)]
 
     def _by_index(self, queries: Sequence[Query], count: int) -> list[np.ndarray]:
@@ -285,7 +288,7 @@ class Job:
         best = self.chooser.search(vectors, count, places=places).places
         return [rows[first[np.searchsorted(places, own)]] for own in best]
 
-    def _by_texts(self, queries: Sequence[Query], spec: CandidateSpec) -> list[np.ndarray]:
+    def _by_texts(self, words: Words, spec: CandidateSpec) -> list[np.ndarray]:
         """By what documents say; rows without a text are no candidates."""
         options = self.options
         texts = self.format.texts(self.corpus)
@@ -294,8 +297,13 @@ class Job:
             first = next(row for row, text in enumerate(texts) if not text.strip())
             count, name = len(texts) - len(rows), self.corpus.name
             log.warning("%d empty rows of '%s' are no candidates; the first is row %d", count, name, first)
-        selector = build_selector(spec, embedding_model=options.embedding_model, progress=options.progress)
-        chosen = selector.select([query.text for query in queries], [texts[row] for row in rows])
+        selector = build_selector(
+            spec,
+            embedding_model=options.embedding_model,
+            progress=options.progress,
+            bm25=lambda query: words.scores(query)[rows],
+        )
+        chosen = selector.select([query.text for query in words.queries], [texts[row] for row in rows])
         return [rows[places] for places in chosen]
 
     def partial_scores(self, rows: Sequence[int], queries: Sequence[Query], number: int) -> PartialScores:

@@ -20,7 +20,9 @@ from msif.errors import MsifError
 from msif.job import Job, Scored
 from msif.provenance import versions
 from msif.reporting.lexical import Overlap
-from msif.told import overlap_of, short_fields, told_of
+from msif.scales import stage_scales
+from msif.self_influence import self_influences, without_self_influence
+from msif.told import short_fields, told_of
 
 SCORES, TOP, MANIFEST, QUERIES = "scores.parquet", "top.jsonl", "manifest.json", "queries.jsonl"
 
@@ -79,11 +81,13 @@ class Result:
 
     def to_pandas(self) -> Any:
         """A tidy table, one row for each query and candidate: query_id, candidate_id, row, score, rank (from 1),
-        share (of all scores of its sign), prompt, answer.
+        share (of all scores of its sign), self_influence (NaN of what is not shown), prompt, answer.
         """
         import pandas
 
-        return pandas.concat([pandas.DataFrame(_columns(one, self.ids)) for one in self.rankings], ignore_index=True)
+        own = {one.candidate_id: one.self_influence for one in self.shown if one.self_influence is not None}
+        frames = [pandas.DataFrame(_columns(one, self.ids, own)) for one in self.rankings]
+        return pandas.concat(frames, ignore_index=True)
 
     def save(self, folder: str | Path) -> Path:
         """Writes scores.parquet, manifest.json, queries.jsonl, top.jsonl and page.html, each whole or not at all.
@@ -116,7 +120,7 @@ class Result:
         return f"Result({len(self.rankings)} queries × {among} candidates, {len(self.shown)} documents shown)"
 
 
-def _columns(ranking: Ranking, ids: Mapping[int, int | str]) -> dict[str, Any]:
+def _columns(ranking: Ranking, ids: Mapping[int, int | str], own: Mapping[int | str, float]) -> dict[str, Any]:
     query, scores = ranking.query, ranking.scores
     totals = np.where(scores > 0, scores[scores > 0].sum(), -scores[scores < 0].sum())
     return {
@@ -126,6 +130,7 @@ def _columns(ranking: Ranking, ids: Mapping[int, int | str]) -> dict[str, Any]:
         "score": scores,
         "rank": np.arange(1, len(scores) + 1),
         "share": np.divide(scores, totals, out=np.zeros(len(scores)), where=totals != 0),
+        "self_influence": [own.get(ids[row], np.nan) for row in ranking.rows.tolist()],
         "prompt": query.prompt,
         "answer": query.completion if query.label is None else str(query.label),
     }
@@ -140,9 +145,12 @@ def result_of(job: Job, scored: Scored) -> Result:
 def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any]]]:
     """The documents that are shown, and what is known of the queries."""
     queries = [ranking.query for ranking in scored.rankings]
-    overlap = overlap_of(job, queries) if distributed.leads() else None
+    overlap = scored.words.to_show() if distributed.leads() else None
     split = answer_parts(job, scored)
-    return shown_documents(job, scored, overlap, split), told_of(job, queries, overlap)
+    shown = shown_documents(job, scored, overlap, split.parts)
+    own = {scored.ids[row]: value for row, value in self_influences(job, scored).items()}
+    shown = [replace(one, self_influence=own.get(one.candidate_id)) for one in shown]
+    return shown, told_of(job, queries, overlap, split.reasons)
 
 
 def provenance_of(job: Job) -> dict[str, Any]:
@@ -153,6 +161,8 @@ def provenance_of(job: Job) -> dict[str, Any]:
         "weights": job.weights,
         "modules": [module.name for module in job.scorer.candidate_side.tracked],
         "left_out": job.scorer.left_out,
+        "stages": stage_scales(job),
+        "no_self_influence": without_self_influence(job),
         "rank_errors": None if errors is None else errors.tolist(),
     }
 

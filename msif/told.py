@@ -27,11 +27,14 @@ LONGEST = 200  # characters of a field that is kept, and items of a list
 OWN = ("id", "prompt", "completion", "messages", "text", "label")
 
 
-def told_of(job: Job, queries: Sequence[Query], overlap: Overlap | None) -> list[dict[str, Any]]:
-    """One entry for each query: id, prompt, completion, label, fields, tokens and occurrences.
+def told_of(
+    job: Job, queries: Sequence[Query], overlap: Overlap | None, unsplit: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """One entry for each query: id, prompt, completion, label, fields, tokens, unsplit and occurrences.
 
     ``tokens`` are those of the answer with the logarithms of their probabilities, and ``occurrences`` is the number of
-    documents in which the answer stands; each is None where it is not known.
+    documents in which the answer stands; each is None where it is not known. ``unsplit`` says why scores are not split
+    by the answer's tokens.
     """
     fields = _fields_of_queries(job)
     certain = distributed.computed(lambda: _certainties(job, queries))
@@ -43,24 +46,12 @@ def told_of(job: Job, queries: Sequence[Query], overlap: Overlap | None) -> list
             "label": query.label,
             "fields": fields.get(query.id, {}),
             "tokens": tokens,
+            "unsplit": unsplit.get(number),
             "occurrences": None if overlap is None or query.completion is None else overlap.occurrences[number],
             "documents": None if overlap is None else overlap.documents,
         }
         for number, (query, tokens) in enumerate(zip(queries, certain, strict=True))
     ]
-
-
-def overlap_of(job: Job, queries: Sequence[Query]) -> Overlap | None:
-    """Of a corpus that can be gone over again; a stream cannot."""
-    if job.corpus.streaming:
-        return None
-    rows = job.corpus.rows(columns=job.format.columns)
-    texts = (job.format.text_of(values, f"row {row}") for row, values in rows)
-    try:
-        return Overlap([query.text for query in queries], [query.completion or "" for query in queries], texts)
-    except MsifError as error:  # of a row that is no candidate; scores do not wait for it
-        log.warning("words in common with the queries are not shown: %s", error)
-        return None
 
 
 def short_fields(row: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:

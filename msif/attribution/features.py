@@ -283,9 +283,18 @@ def query_features(side: Side, queries: Iterable[Any], features: Features, measu
     Raises:
         MsifError: an unknown measurement, no query, or indices that are not 0 … Q − 1.
     """
+    return features_of(side, queries, features, measurement_cotangent(side.objective, measurement))
+
+
+def features_of(side: Side, batches: Iterable[Any], features: Features, cotangent: Cotangent) -> Tensor:
+    """Features of the gradient that starts from a cotangent, (n, D), rows ordered by the ``indices``.
+
+    Raises:
+        MsifError: no sequence, or indices that are not 0 … n − 1.
+    """
     parts, numbers = [], []
-    with GradientProjector(side, features, [measurement_cotangent(side.objective, measurement)]) as project:
-        for batch in queries:
+    with GradientProjector(side, features, [cotangent]) as project:
+        for batch in batches:
             parts.append(project(batch)[0])
             numbers.append(batch.indices)
     rows = query_rows(numbers)

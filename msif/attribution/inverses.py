@@ -81,14 +81,24 @@ class IHVP:
         assert self.kind in SOLVERS
         if batches is None:
             raise MsifError(f"'{self.kind}' solves on the stage's own data: give batches of it.")
-        return self._solver(side, factors, filter, batches)
-
-    def _solver(self, side: Side, factors: Factors, filter: DampedInverse, batches: Iterable[Any]) -> Preconditioner:
         # applied at every step, so held in memory
         names = [module.name for module in side.tracked]
         loaded = factors.load_all(names) if isinstance(factors, FactorStore) else {n: factors[n] for n in names}
         in_memory = held(loaded, *device_and_dtype(side.model))
-        damping = {name: _shift(filter, module, name) for name, module in in_memory.items()}
+        scales = {name: _scales(filter, module, name) for name, module in in_memory.items()}
+        solver = self._solver(side, in_memory, filter, scales, batches)
+        solver.scales.update(scales)
+        return solver
+
+    def _solver(
+        self,
+        side: Side,
+        in_memory: dict[str, ModuleFactors],
+        filter: DampedInverse,
+        scales: dict[str, dict[str, Tensor]],
+        batches: Iterable[Any],
+    ) -> Preconditioner:
+        damping = {name: own["damping"] + own["alpha"] for name, own in scales.items()}
         operator = GGN(side.model, side.tracked, side.objective, batches)
         iterations = self.steps
         if self.kind == "arnoldi":
@@ -104,7 +114,6 @@ class IHVP:
         return PreconditionedLiSSA(operator, side.tracked, damping, approximate, settings)
 
 
-def _shift(filter: DampedInverse, module: ModuleFactors, name: str) -> Tensor:
-    """λ + α of each block, (nb,)."""
+def _scales(filter: DampedInverse, module: ModuleFactors, name: str) -> dict[str, Tensor]:
     assert module.Lambda is not None
-    return filter.shift(module.Lambda, name).expand(module.blocks, 1, 1).flatten().contiguous()
+    return filter.scales(module.Lambda, name)

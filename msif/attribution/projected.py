@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from msif.attribution.cost import Cost, projection_work
-from msif.attribution.features import GradientProjector, query_features
+from msif.attribution.features import GradientProjector, features_of, query_features
 from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
 from msif.attribution.projection import Projection
@@ -78,9 +78,7 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         Raises:
             MsifError: no query, no index data, or a K that is singular.
         """
-        if self.index_data is None:
-            raise MsifError("queries are taken in before candidates only where the index data are given: give them.")
-        return self._vectors(queries, self.index_data)
+        return self._vectors(queries, self._index_data())
 
     def cost(self) -> Cost:
         side = self.candidate_side
@@ -106,6 +104,18 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         with GradientProjector(self.candidate_side, self.projection, [self._cotangent()]) as project:
             return score_batches(candidates, lambda batch: self._scores(project, batch, vectors), partial)
 
+    solves = False
+
+    def self_influence(self, documents: Iterable[Any]) -> Tensor:
+        """φ_L(d)ᵀ (K + λI)⁻¹ φ_L(d), see ``SelfScorer``.
+
+        Raises:
+            MsifError: no index data are given.
+        """
+        phi = features_of(self.candidate_side, documents, self.projection, self._cotangent())
+        solved = self._solved(self._kernel(), phi)
+        return (phi.to(solved.device, solved.dtype) * solved.T).sum(1)
+
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         """
         Raises:
@@ -129,12 +139,19 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         """(B, Q)."""
         return project(batch)[0].to(vectors.dtype) @ vectors
 
+    def _kernel(self) -> Kernel:
+        """K of the index data, formed once."""
+        if self.kernel is None:
+            self.kernel = self._kernel_of(self._index_data())
+        return self.kernel
+
+    def _index_data(self) -> Iterable[Any]:
+        if self.index_data is None:
+            raise MsifError("queries are taken in before candidates only where the index data are given: give them.")
+        return self.index_data
+
     def _vectors(self, queries: Iterable[Any], data: Iterable[Any]) -> Tensor:
         phi = query_features(self.query_side, queries, self.projection, self.measurement)
-        kernel = self.kernel
-        if kernel is None:
-            kernel = self._kernel_of(data)
-        if data is self.index_data:
-            self.kernel = kernel
+        kernel = self._kernel() if data is self.index_data else self._kernel_of(data)
         device, _ = device_and_dtype(self.candidate_side.model)
         return self._solved(kernel, phi.to(device)).to(device)

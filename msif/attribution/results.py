@@ -60,6 +60,8 @@ class Shown:
         norm: of its gradient, where that is known.
         by_answer: for each token of the answer the parts of this document's tokens; empty where it is not split.
         lexical: what it shares with the query in words (``msif.reporting.lexical``).
+        self_influence: ∇Lᵀ P ∇L of it alone, on the pre-trained model (``msif.attribution.self_influence``); None where
+            the method has none.
     """
 
     query_id: str
@@ -78,6 +80,7 @@ class Shown:
     by_answer: list[list[float]] = field(default_factory=list)
     lexical: dict[str, Any] | None = None
     prior: float = 0.0
+    self_influence: float | None = None
 
 
 def rank(scores: Scores, queries: Sequence[Query], candidates: Sequence[np.ndarray]) -> list[Ranking]:

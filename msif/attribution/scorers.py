@@ -17,6 +17,8 @@ from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
 from msif.attribution.partial import PartialScores, together
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, picked, split_bias, stack
+from msif.attribution.self_influence import quadratic
+from msif.attribution.staged import Scaled
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.preconditioners import Identity, Preconditioner, consume
 from msif.curvature.vectors import Vectors
@@ -168,6 +170,18 @@ class InfluenceScorer:
         self.normalize = normalize
         self.rank_errors: Tensor | None = None
 
+    @property
+    def applied(self) -> Sequence[Scaled]:
+        return self.preconditioners
+
+    @property
+    def solves(self) -> bool:
+        return self.preconditioners[0].solves
+
+    def self_influence(self, documents: Iterable[Any]) -> Tensor:
+        """g_dᵀ P_1 g_d, see ``SelfScorer``; as of unnormalised scores."""
+        return quadratic(self.candidate_side, documents, self.preconditioners[:1])
+
     def query_vectors(self, queries: Iterable[Any]) -> dict[str, QueryVectors]:
         """P_1 ⋯ P_K ∇m(q) for all queries, each module's weight and bias part.
 
@@ -187,10 +201,17 @@ class InfluenceScorer:
         return picked(stack(parts), rows.to(errors[0].device))
 
     def _through_stages(self, vectors: Vectors) -> dict[str, QueryVectors]:
+        vectors = self.preconditioned(vectors)
+        return self.placed(_unit(vectors) if self.normalize == "both" else vectors)
+
+    def preconditioned(self, vectors: Vectors) -> Vectors:
+        """P_1 ⋯ P_K of some gradients, (Q, d_out, d) a module; they are taken over."""
         for preconditioner in reversed(self.preconditioners):
             vectors = consume(preconditioner, vectors)
-        if self.normalize == "both":
-            vectors = _unit(vectors)
+        return vectors
+
+    def placed(self, vectors: Vectors) -> dict[str, QueryVectors]:
+        """As scoring takes them, where the candidates' model is."""
         device, dtype = device_and_dtype(self.candidate_side.model)
         vectors = {name: V.to(device, dtype) for name, V in vectors.items()}
         return split_bias(vectors, {module.name: module.bias for module in self.candidate_side.tracked})

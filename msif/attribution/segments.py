@@ -12,10 +12,12 @@ from torch import Tensor
 
 from msif.attribution.contributions import Contributions
 from msif.attribution.cost import Cost
-from msif.attribution.gradients import Side
+from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.partial import PartialScores
 from msif.attribution.scorers import InfluenceScorer, Scores, score_batches
 from msif.attribution.scoring import QueryVectors
+from msif.attribution.self_influence import product
+from msif.attribution.staged import Scaled
 from msif.curvature.preconditioners import Preconditioner
 from msif.curvature.work import Work
 
@@ -59,6 +61,24 @@ class SegmentedScorer:
         """The largest of all segments, of each query."""
         errors = [part.rank_errors for part in self.parts if part.rank_errors is not None]
         return torch.stack(errors).amax(0) if errors else None
+
+    @property
+    def applied(self) -> Sequence[Scaled]:
+        return self.parts[0].applied
+
+    @property
+    def solves(self) -> bool:
+        return any(preconditioner.solves for part in self.parts for preconditioner in part.preconditioners)
+
+    def self_influence(self, documents: Iterable[Any]) -> Tensor:
+        """Σ_l ∇L(d; θ_L)ᵀ S_L ⋯ S_{l+1} R_l ∇L(d; θ_l) over the L segments of the first stage, see ``SelfScorer``."""
+        batches, count = list(documents), len(self.parts)
+        last = query_gradients(self.candidate_side, batches)
+        found = []
+        for number, part in enumerate(self.parts):
+            own = query_gradients(part.candidate_side, batches) if number < count - 1 else last
+            found.append(product(own, last, part.preconditioners[: count - number]))
+        return torch.stack(found).sum(0)
 
     def query_vectors(self, queries: Iterable[Any]) -> SegmentVectors:
         """Those of each segment; queries are gone over once for each."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from msif.candidates.bm25 import BM25Selector
 from msif.candidates.embedding import EmbeddingSelector
@@ -16,6 +19,7 @@ def build_selector(
     embedding_model: str | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
+    bm25: Callable[[int], np.ndarray] | None = None,
 ) -> Selector:
     """The selector of a specification.
 
@@ -24,6 +28,7 @@ def build_selector(
         embedding_model: folder or hub name of a sentence-transformers model, for `knn`; None is all-MiniLM-L6-v2.
         cache_dir: where embeddings are kept; None is `$MSIF_CACHE`, or else `~/.cache/msif`.
         progress: whether to show progress bars.
+        bm25: (a query's number) -> BM25+ of each text, where that is known already.
 
     Raises:
         MsifError: a specification that cannot be read, or that names an index.
@@ -35,7 +40,7 @@ def build_selector(
     selectors: list[Selector] = [
         EmbeddingSelector(count, model=embedding_model, cache_dir=cache_dir, progress=progress)
         if kind == "knn"
-        else BM25Selector(count, progress=progress)
+        else BM25Selector(count, progress=progress, scores=bm25)
         for kind, count in spec.parts
     ]
     if not selectors:

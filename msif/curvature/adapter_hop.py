@@ -110,7 +110,10 @@ class AdapterHop(Preconditioner):
 
     def _apply_one(self, name: str, V: Tensor) -> Tensor:
         if name in self.whole:
-            return self._proximal.apply({name: V})[name]
+            proximal = self._proximal
+            result = proximal.apply({name: V})[name]
+            self.scales[name] = proximal.scales[name]
+            return result
         if name not in self.maps:
             return V
         if name not in self.factors:
@@ -118,7 +121,10 @@ class AdapterHop(Preconditioner):
                 f"there are no factors for module '{name}': fit them with the same --modules for every stage."
             )
         factors = self.factors[name].to(V.device, torch.float64)
-        system = _System(name, factors, self.maps[name], self.gradient[name], self._pull(name), self.dense)
+        alpha = self._pull(name)
+        # in the adapter's parameters, and so no eigenvalue's neighbours
+        self.scales[name] = {f"alpha of {side}": torch.tensor([own]) for side, own in zip("AB", alpha, strict=True)}
+        system = _System(name, factors, self.maps[name], self.gradient[name], alpha, self.dense)
         dtype = torch.float64 if V.dtype == torch.float64 else torch.float32
         parts = V.to(dtype).split(max(1, CHUNK_ELEMENTS // V[0].numel()))
         return torch.cat([part - system.answer(part.double()).to(dtype) for part in parts])

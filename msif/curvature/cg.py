@@ -145,6 +145,8 @@ class CG(Preconditioner):
         approximate: EK-FAC with the same damping, to precondition and to start from; None for plain CG.
     """
 
+    solves = True
+
     def __init__(
         self,
         operator: Operator,

@@ -7,16 +7,14 @@ Each takes Λ of one module, (nb, r, d), and returns f(Λ) in the same shape. σ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from msif.errors import MsifError
-
-Filter = Callable[[Tensor, str], Tensor]
-"""(Λ of a module (nb, r, d), the module's name) -> f(Λ), same shape."""
 
 Scale = float | Mapping[str, Tensor]
 """One number for all blocks, or for each module name a tensor (nb,), one number a block."""
@@ -29,8 +27,24 @@ def per_block(value: Scale, name: str, Lambda: Tensor) -> Tensor:
     return torch.as_tensor(value, device=Lambda.device, dtype=Lambda.dtype)
 
 
+class Filter(ABC):
+    """f: (Λ of a module (nb, r, d), the module's name) -> f(Λ), same shape."""
+
+    @abstractmethod
+    def __call__(self, Lambda: Tensor, name: str) -> Tensor: ...
+
+    @abstractmethod
+    def scales(self, Lambda: Tensor, name: str) -> dict[str, Tensor]:
+        """What f sets beside σ on this module, "damping" and "alpha" or "tau": for each a number a block, (nb,)."""
+
+
+def of_blocks(value: Tensor, Lambda: Tensor) -> Tensor:
+    """What broadcasts over Λ, one number or (nb, 1, 1), as (nb,)."""
+    return value.expand(len(Lambda), 1, 1).flatten()
+
+
 @dataclass(frozen=True)
-class DampedInverse:
+class DampedInverse(Filter):
     """1/(σ + λ + α), with λ = ``damping``, or ``damping_scale`` · mean(Λ) of the block where no damping is given.
 
     ``alpha`` is the strength of the pull towards the pre-trained parameters, (H + (α + λ) I)⁻¹. With a relative
@@ -51,11 +65,16 @@ class DampedInverse:
 
     def shift(self, Lambda: Tensor, name: str) -> Tensor:
         """λ + α of each block, one number or (nb, 1, 1): what a solver other than EK-FAC adds to H."""
+        return self._damping(Lambda, name) + per_block(self.alpha, name, Lambda)
+
+    def _damping(self, Lambda: Tensor, name: str) -> Tensor:
         if self.damping is None:
-            shift = self.damping_scale * Lambda.mean(dim=(1, 2), keepdim=True)
-        else:
-            shift = per_block(self.damping, name, Lambda)
-        return shift + per_block(self.alpha, name, Lambda)
+            return self.damping_scale * Lambda.mean(dim=(1, 2), keepdim=True)
+        return per_block(self.damping, name, Lambda)
+
+    def scales(self, Lambda: Tensor, name: str) -> dict[str, Tensor]:
+        alpha = per_block(self.alpha, name, Lambda)
+        return {"damping": of_blocks(self._damping(Lambda, name), Lambda), "alpha": of_blocks(alpha, Lambda)}
 
     def __call__(self, Lambda: Tensor, name: str) -> Tensor:
         shift = self.shift(Lambda, name)
@@ -75,7 +94,7 @@ class DampedInverse:
 
 
 @dataclass(frozen=True)
-class ProximalHop:
+class ProximalHop(Filter):
     """α/(σ + α): what fine-tuning with a pull α towards the pre-trained parameters keeps of a displacement."""
 
     alpha: Scale
@@ -83,13 +102,16 @@ class ProximalHop:
     def __post_init__(self) -> None:
         _check_positive("alpha", self.alpha)
 
+    def scales(self, Lambda: Tensor, name: str) -> dict[str, Tensor]:
+        return {"alpha": of_blocks(per_block(self.alpha, name, Lambda), Lambda)}
+
     def __call__(self, Lambda: Tensor, name: str) -> Tensor:
         alpha = per_block(self.alpha, name, Lambda)
         return alpha / (Lambda + alpha)
 
 
 @dataclass(frozen=True)
-class Decay:
+class Decay(Filter):
     """exp(−τσ): what τ of gradient descent keeps of a displacement (SOURCE, Bae et al. 2024, arXiv 2405.12186)."""
 
     tau: Scale
@@ -97,18 +119,24 @@ class Decay:
     def __post_init__(self) -> None:
         _check_positive("tau", self.tau)
 
+    def scales(self, Lambda: Tensor, name: str) -> dict[str, Tensor]:
+        return {"tau": of_blocks(per_block(self.tau, name, Lambda), Lambda)}
+
     def __call__(self, Lambda: Tensor, name: str) -> Tensor:
         return torch.exp(-per_block(self.tau, name, Lambda) * Lambda)
 
 
 @dataclass(frozen=True)
-class Accumulation:
+class Accumulation(Filter):
     """(1 − exp(−τσ))/σ, → τ as σ → 0: what τ of descent accumulates from a gradient (SOURCE, Bae et al. 2024)."""
 
     tau: Scale
 
     def __post_init__(self) -> None:
         _check_positive("tau", self.tau)
+
+    def scales(self, Lambda: Tensor, name: str) -> dict[str, Tensor]:
+        return {"tau": of_blocks(per_block(self.tau, name, Lambda), Lambda)}
 
     def __call__(self, Lambda: Tensor, name: str) -> Tensor:
         tau = per_block(self.tau, name, Lambda).expand(Lambda.shape)
@@ -118,7 +146,7 @@ class Accumulation:
 
 
 @dataclass(frozen=True)
-class DampedPower:
+class DampedPower(Filter):
     """(σ + λ)^exponent with λ as in DampedInverse; −1/2 makes a symmetric index of both sides."""
 
     exponent: float
@@ -127,6 +155,9 @@ class DampedPower:
 
     def __post_init__(self) -> None:
         DampedInverse(self.damping, self.damping_scale)  # checks both
+
+    def scales(self, Lambda: Tensor, name: str) -> dict[str, Tensor]:
+        return DampedInverse(self.damping, self.damping_scale).scales(Lambda, name)
 
     def __call__(self, Lambda: Tensor, name: str) -> Tensor:
         return DampedInverse(self.damping, self.damping_scale)(Lambda, name) ** (-self.exponent)

@@ -79,7 +79,7 @@ class Diagonal(EKFAC):
     """
 
     def _filtered(self, factors: ModuleFactors, V: Tensor, name: str) -> Tensor:
-        return V * self.filter(curvature_diagonal(factors), name).flatten(0, 1)
+        return V * self._filter_of(curvature_diagonal(factors), name).flatten(0, 1)
 
 
 def curvature_diagonal(factors: ModuleFactors) -> Tensor:

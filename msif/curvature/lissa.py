@@ -74,6 +74,7 @@ class _Richardson(ABC, Preconditioner):
     """x ← x + step · P (b − (H_b + D) x), with its checks."""
 
     kind = "the stochastic solver"
+    solves = True
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ Gradients travel as ``Vectors``, see ``msif.curvature.vectors``.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,16 @@ class Preconditioner:
 
     Attributes:
         blockwise: whether modules do not mix, so that they may be given one at a time.
+        solves: whether each vector takes a solver's run over the stage's data.
+        scales: module -> what its eigenvalues were damped by (``Filter.scales``), once it has been applied.
     """
 
     blockwise = False
+    solves = False
+
+    @cached_property
+    def scales(self) -> dict[str, dict[str, Tensor]]:
+        return {}
 
     def apply(self, vectors: Vectors) -> Vectors:
         raise NotImplementedError
@@ -76,5 +85,10 @@ class EKFAC(Preconditioner):
     def _filtered(self, factors: ModuleFactors, V: Tensor, name: str) -> Tensor:
         assert factors.Lambda is not None
         rotated = factors.rotate(V)
-        rotated *= self.filter(factors.Lambda, name)
+        rotated *= self._filter_of(factors.Lambda, name)
         return factors.rotate_back(rotated)
+
+    def _filter_of(self, Lambda: Tensor, name: str) -> Tensor:
+        """f(Λ), with a note of what is in f."""
+        self.scales[name] = self.filter.scales(Lambda, name)
+        return self.filter(Lambda, name)

@@ -112,7 +112,13 @@ class IndexFeatures:
     def _root(self, module: TrackedModule, factors: ModuleFactors) -> Tensor:
         """f(Λ)^(1/2), (d_out, d)."""
         assert self.filter is not None and factors.Lambda is not None
+        self.scales[module.name] = self.filter.scales(factors.Lambda, module.name)
         return self.filter(factors.Lambda, module.name).sqrt().flatten(0, 1)
+
+    @cached_property
+    def scales(self) -> dict[str, dict[str, Tensor]]:
+        """As a preconditioner's: module -> what its eigenvalues were damped by."""
+        return {}
 
     @cached_property
     def _held(self) -> dict[tuple[str, ...], dict[str, Tensor]]:

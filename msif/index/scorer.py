@@ -19,6 +19,7 @@ from msif.attribution.methods import SEARCHES
 from msif.attribution.partial import PartialScores
 from msif.attribution.scorers import Scores
 from msif.attribution.scoring import split_bias
+from msif.attribution.staged import Scaled
 from msif.curvature.preconditioners import Preconditioner, consume
 from msif.curvature.work import Work
 from msif.data.batching import TokenBatches
@@ -110,6 +111,10 @@ class IndexScorer:
         self.query_side, self.candidate_side = query_side.restricted(names), plan.side
         self.measurement = measurement
         self._place_of: dict[int, int] = {}  # of rows of the corpus that was scored
+
+    @property
+    def applied(self) -> Sequence[Scaled]:
+        return [self.plan.features, *self.inverses]
 
     def query_vectors(self, queries: Iterable[Any]) -> IndexVectors:
         """One pass over the queries, and the first time one over the index for R.

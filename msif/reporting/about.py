@@ -27,6 +27,7 @@ def about(run: Run) -> dict[str, Any]:
         "modules": len(manifest.get("modules") or []),
         "left_out": [[name, shown(reason)] for name, reason in (manifest.get("left_out") or {}).items()],
         "rank_error": max(manifest.get("rank_errors") or [0.0]),
+        "without": [shown(reason) for reason in [manifest.get("no_self_influence")] if reason],
         "seconds": [[name, float(value)] for name, value in (manifest.get("seconds") or {}).items()],
         "again": manifest.get("again") or repeated if run.whole else None,
         "factors": factors_of(run),

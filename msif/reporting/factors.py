@@ -14,7 +14,6 @@ from msif.reporting.runs import Run
 if TYPE_CHECKING:
     from msif.curvature.store import FactorStore
 
-STAGES = {"pretrained_factors": "pre-training", "finetuned_factors": "fine-tuning"}
 BINS = 60
 ROWS = 64  # of each block's Λ: enough for a histogram, however large it is
 SMALLEST = 1e-30
@@ -23,33 +22,30 @@ SMALLEST = 1e-30
 def factors_of(run: Run) -> list[dict[str, Any]]:
     """One entry for each stage whose factors still lie where the run found them."""
     found: list[dict[str, Any]] = []
-    for key, stage in STAGES.items():
-        folder = run.config.get(key)
-        if not isinstance(folder, str) or not (Path(folder) / "manifest.json").is_file():
+    for stage in run.manifest.get("stages") or ():
+        folder = stage["factors"]
+        if folder is None or not (Path(folder) / "manifest.json").is_file():
             continue
         try:
-            found.append({"stage": stage, "folder": folder, **_described(folder, run.config, stage)})
+            found.append({"stage": stage["stage"], "folder": folder, **_described(folder, stage["scales"])})
         except (MsifError, OSError, ValueError, KeyError):  # another version's, or being made anew: no part of results
             continue
     return found
 
 
-def _described(folder: str, config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def _described(folder: str, scales: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     from msif.curvature.convergence import WARN_ABOVE
     from msif.curvature.store import FactorStore
 
     store = FactorStore.open(folder)
-    values, means = [], []
-    for blocks in _sampled(store):
-        values.append(blocks.ravel())
-        means += blocks.reshape(len(blocks), -1).mean(1).tolist()
-    shifts = _shifts(config, stage, np.array(means))
+    values = [blocks.ravel() for blocks in _sampled(store)]
     return {
         "convergence": _convergence(store.manifest["convergence"]),
         "warn_above": WARN_ABOVE,
         "counts": store.manifest["counts"],
-        "spectrum": _spectrum(np.concatenate(values), shifts) if values else None,
-        "damping": _said(config, stage),
+        "spectrum": _spectrum(np.concatenate(values), _shifts(scales)) if values else None,
+        "damping": _said(scales),
+        "scale": "1/τ" if "tau" in scales else "λ + α",
     }
 
 
@@ -79,34 +75,22 @@ def _sampled(store: FactorStore) -> Iterator[np.ndarray]:
                 yield np.asarray(part[:, :: max(1, rows // ROWS)], dtype=np.float64)
 
 
-def _shifts(config: Mapping[str, Any], stage: str, means: np.ndarray) -> np.ndarray | None:
-    """λ + α of each block where the configuration alone tells it; None for a scale that was read from training."""
-    damping, alpha = _numbers(config)
-    pull = alpha if stage == "fine-tuning" else 0.0
-    if damping == "auto" or pull == "auto" or config.get("method") == "source":
-        return None
-    own = (config.get("damping_scale") or 0.0) * means if damping is None else np.full_like(means, damping)
-    return own + (pull or 0.0)
+def _shifts(scales: Mapping[str, Mapping[str, float]]) -> np.ndarray | None:
+    """Where each block's filter bends: at λ + α, or for SOURCE at 1/τ; None of an adapter's hop, whose α is its own."""
+    if "tau" in scales:
+        return 1.0 / np.array(list(scales["tau"].values()))
+    added = [scales[kind] for kind in ("damping", "alpha") if kind in scales]
+    return np.array([sum(own.get(block, 0.0) for own in added) for block in added[0]]) if added else None
 
 
-def _numbers(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(damping, α) of a command's configuration or of the library's, which keeps them together."""
-    given = config.get("damping")
-    if isinstance(given, Mapping):
-        return given.get("damping"), given.get("alpha")
-    return given, config.get("alpha")
-
-
-def _said(config: Mapping[str, Any], stage: str) -> str:
-    damping, alpha = _numbers(config)
-    scale = config.get("damping_scale")
-    if damping is None:
-        said = f"λ = {scale} × the mean of each block's Λ"
-    else:
-        said = "λ = 1/τ of the stage's own training" if damping == "auto" else f"λ = {damping}"
-    if stage == "fine-tuning" and alpha not in (None, 0, 0.0):
-        said += ", α = 1/τ of fine-tuning" if alpha == "auto" else f", α = {alpha}"
-    return said
+def _said(scales: Mapping[str, Mapping[str, float]]) -> str:
+    """The scales in numbers, such as "λ 0.01, α 0.002 to 0.03"."""
+    letters = {"damping": "λ", "alpha": "α", "tau": "τ", "alpha of A": "α of A", "alpha of B": "α of B"}
+    said = []
+    for kind, own in scales.items():
+        low, high = min(own.values()), max(own.values())
+        said.append(f"{letters[kind]} {low:.3g}" + (f" to {high:.3g}" if high > low else ""))
+    return ", ".join(said)
 
 
 def _spectrum(values: np.ndarray, shifts: np.ndarray | None) -> dict[str, Any]:

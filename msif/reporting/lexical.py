@@ -1,72 +1,56 @@
-"""What documents share with queries in words, so that a lexical match is not taken for influence: BM25+ over a corpus.
-
-It holds the places of the queries' own words only, so that one pass over the texts is enough for any corpus.
-"""
+"""What documents share with queries in words, so that a lexical match is not taken for influence (BM25+)."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from msif.candidates.bm25 import terms
+from msif.candidates.bm25 import BM25, terms
 from msif.candidates.words import normalised
 
-K1, B, DELTA = 1.5, 0.75, 1.0  # of rank_bm25's BM25Plus, by which bm25:N chooses
 NAMED = 8  # shared words
 
 
 class Overlap:
-    """BM25+ of all documents for some queries, and how often each answer occurs.
+    """Words in common with some queries, and how often each answer occurs; from one pass over all documents.
 
     Attributes:
-        documents: N, how many there are.
-        occurrences: (Q,), in how many of them the query's answer stands.
+        bm25: of the documents for the queries.
+        occurrences: (Q,), in how many documents the query's answer stands.
     """
 
-    def __init__(self, queries: Sequence[str], answers: Sequence[str], texts: Iterable[str]) -> None:
+    def __init__(
+        self, queries: Sequence[str], answers: Sequence[str], texts: Iterable[str], *, progress: bool = True
+    ) -> None:
         """
         Args:
             texts: of every document, in the order of their row numbers.
         """
-        self.terms = [sorted(set(terms(query))) for query in queries]
-        known = {term for own in self.terms for term in own}
         self.answers = [normalised(answer.strip()) for answer in answers]
-        by_word = _by_word(self.answers)
-        watched = known | by_word.keys()
         self.occurrences = [0] * len(queries)
-        self.places: dict[str, list[tuple[int, int]]] = {term: [] for term in known}
-        lengths = []
-        for row, text in enumerate(texts):
-            found = terms(text)
-            lengths.append(len(found))
-            counted = Counter(term for term in found if term in watched)
-            for term, count in counted.items():
-                if term in known:
-                    self.places[term].append((row, count))
-            self._count_answers(text, counted, by_word)
-        self.lengths = np.asarray(lengths, dtype=np.float64)
-        self.documents = len(lengths)
+        self._by_word = _by_word(self.answers)
+        self.bm25 = BM25(queries, texts, seen=self._count_answers, progress=progress)
 
-    def _count_answers(self, text: str, counted: Counter[str], by_word: dict[str, list[int]]) -> None:
-        asked = {query for word in counted if word in by_word for query in by_word[word]}
-        if asked:
+    @property
+    def documents(self) -> int:
+        return self.bm25.documents
+
+    def _count_answers(self, text: str, found: Sequence[str]) -> None:
+        words = self._by_word.keys() & found
+        if words:
             read = normalised(text)
-            for query in asked:
+            for query in {query for word in words for query in self._by_word[word]}:
                 self.occurrences[query] += self.answers[query] in read
 
     def of(self, query: int, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Row number -> score, rank among all documents (from 1; None where nothing is shared), shared words.
+        """Row number -> score (of the terms that are shared), rank among all documents (from 1; None where nothing is
+        shared), shared words.
 
         The words come with their parts of the score, the largest first.
         """
-        parts = {term: self._scores(term) for term in self.terms[query] if self.places[term]}
-        total = np.zeros(self.documents)
-        for places, scores in parts.values():
-            total[places] += scores
+        parts, total = self.bm25.parts(query), self.bm25.scores(query)
         ordered = np.sort(total)
         found = {}
         for row in rows:
@@ -79,13 +63,6 @@ class Overlap:
                 "words": [[term, round(part, 3)] for term, part in named[:NAMED]],
             }
         return found
-
-    def _scores(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """(places, parts of the score) of the documents that have a term."""
-        places, counts = np.asarray(self.places[term], dtype=np.int64).T
-        weight = math.log((self.documents + 1) / len(places))
-        length = 1 - B + B * self.lengths[places] / self.lengths.mean()
-        return places, weight * (DELTA + counts * (K1 + 1) / (K1 * length + counts))
 
 
 def _at(places: np.ndarray, scores: np.ndarray, place: int) -> float:

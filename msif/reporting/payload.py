@@ -113,7 +113,7 @@ def _view(
             unit = (abs(score) or 1.0) / 1000
             entry |= {"cells": cells(row["blocks"], kinds, layers, unit)}
             entry |= {"blocks": strongest_blocks(row["blocks"], unit)}
-        entry |= {name: row[name] for name in ("norm", "lexical", "prior") if row.get(name)}
+        entry |= {name: row[name] for name in ("norm", "lexical", "prior", "self_influence") if row.get(name)}
         if str(row["candidate_id"]) in sources:
             entry["source"] = True
         if often := common.get(str(row["candidate_id"])):
@@ -122,6 +122,7 @@ def _view(
     found = _found(scored, sources) if sources else None
     view: dict[str, Any] = {"scored": len(scored.ids), "positive": positive, "negative": negative, "sources": found}
     view |= {"kinds": kinds, "layers": layers, "entries": entries, "whole": run.whole}
+    view["unsplit"] = run.told.get(query, {}).get("unsplit")
     return view | {"histogram": _histogram(scored.scores)}
 
 
@@ -199,6 +200,8 @@ def _short(view: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(run: Run) -> dict[str, Any]:
     found = {"name": run.name, "method": str(run.config.get("method", "")), "whole": run.whole}
+    own = {row["candidate_id"]: row["self_influence"] for row in run.shown if row.get("self_influence") is not None}
+    found |= {"self": float(np.median(list(own.values()))) if own else None}
     return {**found, "histogram": _relative(run)}
 
 

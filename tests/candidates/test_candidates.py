@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from msif.candidates.bm25 import BM25Selector, top_rows
+from msif.candidates.bm25 import BM25, BM25Selector, bm25_scores, top_rows
 from msif.candidates.build import build_selector
 from msif.candidates.embedding import EmbeddingSelector, default_model, load_embedding_model, model_fingerprint
 from msif.candidates.selection import AllSelector, UnionSelector, interleave, parse_candidates
@@ -85,6 +87,21 @@ def test_bm25_agrees_with_the_package():
     scores = BM25Plus([text.split() for text in texts]).get_scores(query.split())
     (rows,) = BM25Selector(20, progress=False).select([query], texts)
     assert np.allclose(scores[rows], np.sort(scores)[::-1][:20])
+    found = next(bm25_scores([query], texts, progress=False))
+    assert np.allclose(found - found.max(), scores - scores.max())
+    assert not found[[not {"w1", "w2", "w7"} & set(text.split()) for text in texts]].any()
+
+
+def test_bm25_weighs_pairs_of_characters_and_its_parts_are_what_words_give():
+    index = BM25(["日本の x"], ["日本 x", "日 本 x x", "x", ""], progress=False)
+    parts = index.parts(0)
+    assert set(parts) == {"日", "本", "日本", "x"} and index.documents == 4  # no document has the others
+    rows, values = parts["日本"]
+    length = 4 / (9 / 4)  # of four terms, among nine in four documents
+    expected = 3 * math.log(5 / 1) * 2.5 / (1 + 1.5 * (0.25 + 0.75 * length))
+    assert rows.tolist() == [0] and values[0] == pytest.approx(expected)
+    shared = sum(values[rows.tolist().index(1)] for rows, values in parts.values() if 1 in rows)
+    assert index.scores(0)[1] == pytest.approx(shared) and index.scores(0)[3] == 0.0
 
 
 def test_bm25_of_texts_without_words():

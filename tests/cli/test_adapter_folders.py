@@ -10,7 +10,7 @@ import yaml
 from helpers import dense_gradients, dense_hop
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from worlds import ALL, FACTS, QUERY, by_candidate, call, fit_factors, influence, write_rows
+from worlds import ALL, FACTS, QUERY, by_candidate, call, fit_factors, influence, shown, write_rows
 
 from msif.attribution.gradients import query_gradients
 from msif.attribution.hops import build_hop
@@ -166,6 +166,9 @@ def test_the_hop_through_the_adapter(world, adapter, tmp_path):
     found = by_candidate(tmp_path / "out")
     moved, wrong = (max(abs(one[name] - expected[name]) for name in expected) for one in (without, found))
     assert wrong < 0.01 * moved and moved > 0.005 * max(expected.values())
+    for one in shown(tmp_path / "out"):  # each token's vector goes through the adapter as well
+        parts = [sum(own) for own in one["by_answer"]]
+        assert len(parts) == len(" Linz") and sum(parts) == pytest.approx(one["score"], abs=1e-2 * max(map(abs, parts)))
     stages = [
         Stage(world.base, factors=world.base_factors, modules=ADAPTED),
         Stage(adapter, factors=adapter.parent / "factors", modules=ADAPTED),

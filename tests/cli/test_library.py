@@ -43,7 +43,7 @@ def test_it_is_what_the_command_does_on_its_own_factors(stages, world, multi_sta
     worst = result.top("0", 1, "opponent")
     assert worst[0].score == min(of(result).values()) < 0
     frame = result.to_pandas()
-    columns = ["query_id", "candidate_id", "row", "score", "rank", "share", "prompt", "answer"]
+    columns = ["query_id", "candidate_id", "row", "score", "rank", "share", "self_influence", "prompt", "answer"]
     assert list(frame.columns) == columns and len(frame) == len(FACTS)
     assert frame[frame.score > 0].share.sum() == pytest.approx(1) and set(frame.answer) == {" Linz"}
     told = result.told[0]

@@ -143,3 +143,14 @@ def test_a_dead_block_stays_at_zero_with_relative_damping(Lambda):
     torch.testing.assert_close(got[:1], DampedInverse()(Lambda[:1], NAME))
     with pytest.raises(MsifError, match="singular"):
         DampedInverse(0.0)(Lambda, NAME)
+
+
+def test_scales_are_what_a_filter_adds_to_each_block():
+    Lambda = torch.arange(12, dtype=torch.float64).view(2, 3, 2)
+    damped = DampedInverse(None, 0.5, {"m": torch.tensor([1.0, 2.0])})
+    found = damped.scales(Lambda, "m")
+    assert found["damping"].tolist() == [0.5 * 2.5, 0.5 * 8.5] and found["alpha"].tolist() == [1.0, 2.0]
+    torch.testing.assert_close(1 / damped(Lambda, "m"), Lambda + sum(found.values()).view(2, 1, 1))
+    assert DampedInverse(0.25).scales(Lambda, "m")["damping"].tolist() == [0.25, 0.25]
+    for unrolled in (Decay(3.0), Accumulation(3.0)):
+        assert unrolled.scales(Lambda, "m")["tau"].tolist() == [3.0, 3.0]

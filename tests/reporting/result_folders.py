@@ -81,7 +81,7 @@ def large(folder, *, shift=0, queries=6, method="multi-stage"):
             row |= {"candidate_id": names[place], "score": score, "text": text, "prompt": f"Where is Ada {number}?"}
             row |= {"completion": f" {town} now", "label": None, "tokens": parts, "by_answer": split, "norm": 3.0}
             row |= {"blocks": {"layers.0.attention.qkv:q0": score, "layers.1.mlp.up": -score / 2}}
-            row |= {"fields": {"source": f"book {place}"}}
+            row |= {"fields": {"source": f"book {place}"}, "self_influence": 64.0 if names[place] == "d0" else 2.0}
             row |= {"lexical": {"score": 3.0, "rank": place + 1, "words": [["ada", 2.0], [town.lower(), 1.0]]}}
             rows.append(row)
         told.append(

@@ -97,9 +97,15 @@ def test_a_query_shows_what_carries_its_answer(browser, pages):
     assert "✓ the answer is right" in browser.text("#view-query")
     assert ids(browser) == ["d0", "Linz-1", "Linz-3", "Linz-4", "Linz-5"] and len(ids(browser, "opp")) == 1
     assert "true source" in browser.text("article[data-document='Linz-1'] .chips")
-    assert "common: among the first of 6 of 6" in browser.text("article[data-document='d0'] .chips")
+    chips = browser.text("article[data-document='d0'] .chips")
+    assert (
+        "common: among the first of 6 of 6" in chips and "self-influence 64, 32 × the median of what is shown" in chips
+    )
     assert "BM25 rank 1" in browser.text("article[data-document='d0'] .chips")
     browser.until("document.querySelectorAll('#view-query > article .text .p').length >= 5")
+    # said in words where it is marked as common, and there only
+    said = "[...document.querySelectorAll('#view-query > article')].filter(a => a.innerText.includes('mislabelled'))"
+    assert browser.js(f"{said}.map(a => a.dataset.document)") == ["d0"]
     # near-duplicates lie under the first of them
     browser.js("document.querySelector('details.same').open = true")
     browser.until("document.querySelector('details.same article')?.dataset.document === 'Linz-2'")
@@ -137,6 +143,15 @@ def test_a_token_of_the_answer_shows_what_carries_it(browser, pages):
     assert ids(browser, "opp")
     browser.js("document.querySelector('#view-query article.opp').scrollIntoView()")
     browser.until("document.querySelector('#view-query article.opp .text .o')")
+
+
+def test_an_answer_that_is_not_split_says_why(browser, tmp_path):
+    told = {"id": "a", "prompt": "Who?", "completion": " Ada", "fields": {}, "tokens": [[" A", -0.1], ["da", -0.2]]}
+    told |= {"label": None, "occurrences": None, "documents": None, "unsplit": "it would take a run of the solver"}
+    rows = [shown("a", "proponent", 1, 4.0)]
+    browser.open(write_page(write_results(tmp_path / "out", rows, scored("a", [4.0]), [told])))
+    assert "scores are not split by them: it would take a run of the solver" in browser.text("#tokens-title")
+    assert browser.count("button.token") == 0 and browser.count("span.token") == 2
 
 
 def test_two_runs_side_by_side(browser, pages):

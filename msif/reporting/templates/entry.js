@@ -1,12 +1,22 @@
 // One document of a query's list.
 
-const SCALES = [["score", "score"], ["largest", "of the largest"], ["norm", "by gradient norm"]];
+const SCALES = [["score", "score"], ["largest", "of the largest"], ["norm", "by gradient norm"], ["self", "by √self-influence"]];
 
 function scaled(entry, view, scale) {
   const largest = Math.max(...view.entries.map((one) => Math.abs(one.score)));
   if (scale === "largest") return ["of the largest ", number(largest ? entry.score / largest : 0, 3)];
   if (scale === "norm" && entry.norm) return ["by gradient norm ", number(entry.score / entry.norm)];
+  if (scale === "self" && entry.self_influence > 0) return ["by √self-influence ", number(entry.score / Math.sqrt(entry.self_influence))];
   return ["score ", number(entry.score)];
+}
+
+const SELF = "what training on this document does to the model's loss on itself (gᵀPg, with its gradient g and the run's inverse P of pre-training): "
+  + "large for long, odd or mislabelled documents, whose scores are large whatever is asked";
+
+// Beside that of the other documents that the run shows.
+function selfInfluence(entry) {
+  const usual = data("index").runs[runOf(place.params)].self;
+  return "self-influence " + number(entry.self_influence, 3) + (usual > 0 ? ", " + number(entry.self_influence / usual, 2) + " × the median of what is shown" : "");
 }
 
 function marks(entry, view) {
@@ -17,6 +27,7 @@ function marks(entry, view) {
     const [often, queries] = entry.common;
     chip("common: among the first of " + often + " of " + queries + " queries", "odd", "it ranks high whatever is asked");
   }
+  if (entry.self_influence !== undefined) chip(selfInfluence(entry), entry.common ? "odd" : "", SELF);
   if (entry.prior) chip("of it " + number(entry.prior) + " by search", "odd", "the prior, which no word and no layer carries");
   const shared = entry.lexical;
   if (shared) {
@@ -41,7 +52,9 @@ function sharedWords(entry) {
 function body(entry, view, own) {
   const text = el("p", { class: "text", dir: "auto" });
   fill(text, wordsOf(own, entry.words, entry.ofToken === undefined ? "the score" : "this token's part"));
-  const parts = [text, carried(own, entry.words, entry.kind === "opponent" ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
+  const loud = entry.common && entry.self_influence !== undefined
+    && el("p", { class: "soft" }, "It ranks high for most queries. Its self-influence is " + SELF + ".");
+  const parts = [text, loud, carried(own, entry.words, entry.kind === "opponent" ? -1 : 1), fieldsOf(own.fields), sharedWords(entry)];
   if (entry.cells) {
     const more = el("details", null, el("summary", null, "Layers and maps that carry it"));
     more.addEventListener("toggle", () => {

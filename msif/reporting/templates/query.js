@@ -21,7 +21,7 @@ function answerTokens(part, view) {
     ? el("button", { type: "button", class: "token", "aria-pressed": String(number === chosen), on: { click: press(number) } }, inside(text, log))
     : el("span", { class: "token" }, inside(text, log))));
   const said = split ? "The answer's tokens with their probabilities; choose one for the documents and words that carry it"
-    : "The answer's tokens with their probabilities";
+    : "The answer's tokens with their probabilities" + (view && view.unsplit ? "; scores are not split by them: " + view.unsplit : "");
   return el("div", null, el("p", { class: "soft", id: "tokens-title" }, said),
     el("ul", { class: "tokens", "aria-labelledby": "tokens-title" }, tokens));
 }
@@ -145,7 +145,8 @@ function queryControls(view, entry, params) {
     controls.push(choice("Run", index.runs.map((run, number) => [number, run.name]), runOf(params), again("run")));
   }
   if (view && view.entries.length) {
-    const scales = SCALES.filter(([name]) => name !== "norm" || view.entries.some((one) => one.norm));
+    const needs = { norm: (one) => one.norm, self: (one) => one.self_influence > 0 };
+    const scales = SCALES.filter(([name]) => !needs[name] || view.entries.some(needs[name]));
     controls.push(choice("Scores", scales, params.scale || "score", again("scale")));
   }
   return controls.length ? el("form", { class: "filters", "aria-label": "What is shown", on: { submit: (event) => event.preventDefault() } }, controls) : null;
