@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msif.cli.checks import check_output_of
 from msif.cli.flags import add_machine_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_index
 from msif.cli.parsing import (
@@ -135,15 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from msif import distributed
     from msif.index.approximate import check_factory, make_approximate
     from msif.index.baking import bake
     from msif.index.settings import IndexSettings
+    from msif.index.writing import is_somebodys
     from msif.indexing import describe_index, make_index, usual_basis
     from msif.stage import Stage
 
+    check_output_of(Path(args.output), is_somebodys(Path(args.output)), "index")
     if args.faiss and not args.bake:
         raise MsifError("faiss searches baked vectors: give --bake train or --bake none with --faiss.")
     factory = None if args.faiss == "auto" else args.faiss

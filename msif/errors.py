@@ -1,5 +1,7 @@
 """The exceptions that a user is meant to read."""
 
+from collections.abc import Sequence
+
 
 class MsifError(Exception):
     """A mistake that the user can mend.
@@ -17,6 +19,12 @@ def one_line(error: BaseException) -> str:
     """Another library's message on one line, short enough to stand within a sentence."""
     text = " ".join(str(error).split()).rstrip(".:") or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def some_of(names: Sequence[str], most: int = 12) -> str:
+    """Names within a sentence; of many the first."""
+    left_out = len(names) - most
+    return ", ".join(names[:most]) + (f", and {left_out} more" if left_out > 0 else "")
 
 
 # what PyTorch, CUDA, its libraries, C++ and the operating system say; MemoryError is Python's and NumPy's own

@@ -6,8 +6,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msif.cli.checks import check_output_of
 from msif.cli.flags import (
     add_machine_flags,
     add_module_flags,
@@ -100,7 +102,10 @@ def stage_of(args: argparse.Namespace) -> Stage:
 
 def _fit(args: argparse.Namespace) -> None:
     from msif import distributed
+    from msif.curvature.store import is_somebodys
 
+    output = Path(args.output)
+    check_output_of(output, output.is_dir() and is_somebodys(output), "factors")
     stage = stage_of(args)
     args.max_length = stage.max_length
     if args.dry_run:

@@ -9,7 +9,7 @@ from msif.errors import MsifError
 from msif.reporting.page import write_page
 from msif.reporting.runs import open_run
 from msif.reporting.trackstar import write_trackstar
-from msif.reporting.truth import read_truth
+from msif.reporting.truth import check_meets, read_truth
 
 
 def parser() -> Parser:
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(args.folders) > 1 or args.output:
         raise MsifError("--export writes one run and no page: give one folder, and leave --output out.")
     found = open_run(args.folders[0])
-    print(f"the rankings are in {write_trackstar(args.export, found, read_truth(*args.truth))}")
+    known = read_truth(*args.truth)
+    check_meets(known, [found])
+    print(f"the rankings are in {write_trackstar(args.export, found, known)}")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class Result:
             MsifError: there is no such query or kind.
         """
         ranking = self._ranking(query)
+        if k < 1:
+            raise MsifError(f"k is {k}: ask for 1 document or more.")
         if kind not in ("proponent", "opponent"):
             raise MsifError(f"there is no kind '{kind}': ask for proponent or opponent.")
         return [one for one in self.shown if one.query_id == ranking.query.id and one.kind == kind][:k]

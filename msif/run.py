@@ -50,8 +50,13 @@ def attribute(
         MsifError: the first thing found wrong, before any long work.
     """
     given = [stages] if isinstance(stages, Stage) else list(stages)
+    strange = next((one for one in given if not isinstance(one, Stage)), None)
+    if strange is not None:
+        raise MsifError(f"a stage is {type(strange).__name__}: give msif.Stage(model, data=..., factors=...).")
     if len(given) not in (1, 2):
         raise MsifError(f"{len(given)} stages are given: give one, or pre-training and fine-tuning.")
+    if damping is not None and not isinstance(damping, Damping):
+        raise MsifError(f"damping is {damping!r}: give msif.Damping(damping=...), or one with damping_scale or alpha.")
     first, last = given[0], given[-1]
     named = method or ("multi-stage" if len(given) == 2 else "single-stage")
     own = {name: options.pop(name) for name in list(options) if name in Options.__dataclass_fields__}

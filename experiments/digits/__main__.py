@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet(options.threads)
     from experiments.digits.counterfactual import changes, removals
     from experiments.digits.methods import adam_methods, all_methods
-    from experiments.digits.plots import plot_all
+    from experiments.digits.plots import draw
     from experiments.digits.report import removal_scores, write_adam, write_descent
     from experiments.digits.study import Study
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     orders = removals(settings, *removal_scores(study))
     changed = changes(settings, study.parts, study.cache, orders, options.processes)
     write_descent(results, study, changed)
-    plot_all(results, study, changed)
+    draw(results)
     write_adam(results, Study(settings.with_adam(), output / "adam", adam_methods, *common))
     print((results / "lds.md").read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""MRR and hits against damping."""
+"""MRR and hits against damping, drawn from the tables."""
 
 from __future__ import annotations
 
@@ -6,57 +6,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.fact_tracing.measures import MEASURES, Measured, intervals
+from experiments.common.tables import Record, only, read_tables, spread
+from experiments.fact_tracing.measures import MEASURES
 from experiments.fact_tracing.methods import GDP, MULTI_STAGE, SINGLE_STAGE, SOURCE
 from msif.reporting.plots import figure
+from msif.reporting.style import line
 
 CURVES = (MULTI_STAGE, SINGLE_STAGE)
 LEVELS = (SOURCE, GDP)
 SEARCH = ("representation similarity, pre-trained model", "BM25+", "sentence embeddings", "random order")
-MARKS = {"0.1 mean": ":", "1/τ": "--"}  # dampings of the curves that are no number
+MARKED = {"0.1 mean": (0, (1, 1)), "1/τ": (0, (5, 2))}  # dampings of the curves that are no number
+UNITS = {"MRR": "MRR (mean of 1/rank)", "hit@10": "hit@10 (share of facts)"}
+NAME = "fact_tracing"
 
 
-def plot_dampings(path: Path, measured: Sequence[Measured]) -> None:
+def draw(folder: Path) -> None:
     """Above plain scores, below those over unit norm; MRR on the left, hits in the first ten on the right.
 
     Methods without an absolute damping are level lines, those of the curves' relative and natural dampings in the
     curves' colours.
     """
-    with figure(path, width=5.2, height=3.6, rows=2, columns=2) as axes:
-        for row, unit in enumerate((False, True)):
-            for column, axis in enumerate(axes[row]):
+    swept = only(read_tables(folder / f"{NAME}.json"), "Damping")
+    every = [row for row in only(read_tables(folder / f"{NAME}_all.json"), "Every") if row["maps"] == "all"]
+    every = [row for row in every if row["facts"] == max(row["facts"] for row in every)]
+    with figure(folder / f"{NAME}_damping", width=5.2, height=3.6, rows=2, columns=2) as axes:
+        for norm, row in zip(("no", "unit"), axes, strict=True):
+            for measure, axis in zip(MEASURES, row, strict=False):
                 for number, family in enumerate(CURVES):
-                    members = [m for m in measured if m.method.family == family and m.unit == unit]
-                    _curve(axis, members, column, family, f"C{number}")
+                    _curve(axis, _of(swept, family, norm), measure, family, number)
+                    for m in (m for m in _of(every, family, norm) if m["λ"] in MARKED):
+                        _level(axis, m, measure, f"{family}, λ = {m['λ']}", number, MARKED[m["λ"]])
                 for number, family in enumerate((*LEVELS, *SEARCH), start=len(CURVES)):
-                    own = unit and family not in SEARCH
-                    for m in (m for m in measured if m.method.family == family and m.unit == own):
-                        _level(axis, m, column, family, f"C{number}", "-")
-                axis.set(xscale="log", ylabel=MEASURES[column], ylim=(0, None))
-                axis.set(xlabel="damping λ", title="candidates of unit norm" if unit else "plain")
+                    for m in _of(every, family, "no" if family in SEARCH else norm):
+                        _level(axis, m, measure, family, number, line(number)["linestyle"])
+                axis.set(xscale="log", ylabel=UNITS[measure], ylim=(0, None))
+                title = "plain" if norm == "no" else "candidates of unit norm"
+                axis.set(xlabel="damping λ (nats a token)", title=title)
         axes[0][1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _curve(axis: Any, members: Sequence[Measured], column: int, family: str, color: str) -> None:
-    swept = sorted((float(m.method.damping), m) for m in members if _is_number(m.method.damping))
-    found = [(damping, intervals(m.values)[column]) for damping, m in swept]
-    points = [(damping, interval) for damping, interval in found if interval is not None]
+def _of(rows: Sequence[Record], family: str, norm: str) -> list[Record]:
+    return [row for row in rows if row["method"] == family and row["norm"] == norm]
+
+
+def _curve(axis: Any, rows: Sequence[Record], measure: str, family: str, number: int) -> None:
+    points = sorted((float(row["λ"]), row[measure]) for row in rows if _is_number(row["λ"]) and row[measure])
     if points:
-        errors = [[i.mean - i.low for _, i in points], [i.high - i.mean for _, i in points]]
-        places = [damping for damping, _ in points], [i.mean for _, i in points]
-        axis.errorbar(*places, yerr=errors, fmt="o-", color=color, label=family, capsize=2, markersize=4)
-    for m in members:
-        if m.method.damping in MARKS:
-            _level(axis, m, column, f"{family}, λ = {m.method.damping}", color, MARKS[m.method.damping])
+        found = [interval for _, interval in points]
+        places, means = [damping for damping, _ in points], [interval.mean for interval in found]
+        axis.errorbar(places, means, yerr=spread(found), capsize=2, label=family, **line(number))
 
 
-def _level(axis: Any, m: Measured, column: int, label: str, color: str, style: str) -> None:
-    axis.axhline(m.values[:, column].mean(), color=color, linestyle=style, linewidth=1, label=label)
+def _level(axis: Any, row: Record, measure: str, label: str, number: int, dashes: Any) -> None:
+    axis.axhline(row[measure], color=line(number)["color"], linestyle=dashes, linewidth=1, label=label)
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: Any) -> bool:
     try:
         float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return False
     return True

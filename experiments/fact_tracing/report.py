@@ -11,12 +11,11 @@ import numpy as np
 from experiments.fact_tracing.candidates import Ranking
 from experiments.fact_tracing.measures import MEASURES, Measured, intervals
 from experiments.fact_tracing.methods import MULTI_STAGE, WITH_UNEMBEDDING
-from experiments.fact_tracing.plots import plot_dampings
+from experiments.fact_tracing.plots import NAME, draw
 from experiments.facts.reading import Pair
 from msif.reporting.tables import Table, write_results
 
 FORMATS = dict.fromkeys(MEASURES, ".3f")
-NAME = "fact_tracing"
 REFERENCES = (MULTI_STAGE, WITH_UNEMBEDDING)
 """What others are compared with, fact by fact."""
 
@@ -39,7 +38,7 @@ def write_report(
     described = {**configuration, "named": {**pair.named, **ranking.named}}
     write_results(folder, NAME, tables, described)
     write_results(folder, f"{NAME}_all", everything(measured, ranking), described)
-    plot_dampings(folder / f"{NAME}_damping.png", whole(measured, most_facts(measured)))
+    draw(folder)
     return tables
 
 

@@ -6,33 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.proximity.distances import KINDS, Proximity
 from experiments.proximity.eigenspace import TOP, Alignment, together
 from experiments.proximity.measure import FRACTIONS, Curvature, Way
-from msif.reporting.plots import figure
+from experiments.proximity.plots import draw
 from msif.reporting.tables import Table, write_results
 
 
 def write(
     folder: Path, settings: Mapping[str, Any], near: Proximity, moved: Curvature | None, measured: Way | None
 ) -> None:
-    """proximity.md, .json and .png, with eigenspace.png and way.png where there is something to draw."""
+    """proximity.md and .json, and plots where there is something to draw."""
     tables = [by_layer(near), by_kind(near)]
     tables += [left_out("Left out, because the two models do not share it", near.left_out)] if near.left_out else []
     if moved is not None:
         tables.append(eigenspace(moved))
         tables += [left_out("Left out of the eigenbasis", moved.left_out)] if moved.left_out else []
-        with figure(folder / "eigenspace.png") as axes:
-            draw_eigenspace(axes, moved)
     if measured is not None:
         tables.append(expected(measured))
-        with figure(folder / "way.png") as axes:
-            draw_way(axes, measured)
     write_results(folder, "proximity", tables, settings)
-    with figure(folder / "proximity.png", 7.2, 4.2) as axes:
-        draw_layers(axes, near)
+    draw(folder)
 
 
 def by_layer(near: Proximity) -> Table:
@@ -97,50 +90,3 @@ def expected(measured: Way) -> Table:
         "in nats per token"
     )
     return Table(columns, rows, title, dict.fromkeys(columns[1:], ".4g"))
-
-
-def draw_layers(axes: Any, near: Proximity) -> None:
-    """The layers on x, a line for each kind."""
-    for number, kind in enumerate(near.kinds):
-        points = [(layer, near.distances.get((layer, kind))) for layer in near.layers]
-        values = [(layer, d.relative) for layer, d in points if d is not None and d.relative is not None]
-        if values:
-            axes.plot(*zip(*values, strict=True), marker="o", markersize=4, label=kind, color=f"C{number}")
-        else:  # outside of the layers
-            level = near.of_kind(kind).relative
-            if level is not None:
-                axes.axhline(level, linestyle=":", color=f"C{number}", label=kind)
-    axes.set(xlabel="layer", ylabel="‖θ_ft − θ_pt‖ / ‖θ_pt‖", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def draw_eigenspace(axes: Any, moved: Curvature) -> None:
-    """Bars of the shares, a group for each kind."""
-    entries = [*of_kinds(moved), ("all", together(moved.parts.values()))]
-    places, width = np.arange(len(entries)), 0.8 / len(TOP)
-    for number, top in enumerate(TOP):
-        heights = [part.shares("top_moved")[number] or 0.0 for _, part in entries]
-        axes.bar(places + (number - 1) * width, heights, width, label=f"top {top:.0%}", color=f"C{number}")
-        axes.axhline(top, linestyle=":", linewidth=1, color=f"C{number}")
-    axes.set(ylabel="share of ‖θ_ft − θ_pt‖²", ylim=(0, 1))
-    axes.set_xticks(places, [name for name, _ in entries], rotation=20, ha="right")
-    title = "eigen-directions of\nlargest Λ (dotted: random)"
-    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    axes.legend(title=title, fontsize="small", title_fontsize="small", **beside)
-
-
-def draw_way(axes: Any, measured: Way) -> None:
-    """The loss along the way beside its expansions."""
-    axes.plot(FRACTIONS, [loss - measured.losses[0] for loss in measured.losses], "ko-", label="measured")
-    t = np.linspace(0, 1, 51)
-    quadratics = {
-        "t gᵀΔ + ½t²Δᵀ∇²LΔ": measured.hessian,
-        "t gᵀΔ + ½t²ΔᵀHΔ, exact": measured.exact.quadratic,
-        "t gᵀΔ + ½t²ΔᵀHΔ, EK-FAC": measured.ekfac,
-    }
-    for number, (label, value) in enumerate(quadratics.items()):
-        line = ("-", "--", ":")[number]
-        axes.plot(t, measured.exact.linear * t + value * t**2, linestyle=line, color=f"C{number}", label=label)
-    axes.set(xlabel="t, from the pre-trained to the fine-tuned maps", ylabel="increase of the loss, nats per token")
-    axes.legend(fontsize="small")

@@ -12,13 +12,14 @@ from experiments.retraining.removal import Changes
 from experiments.retraining.report import single_best
 from experiments.retraining.study import Study
 from msif.reporting.plots import figure
+from msif.reporting.style import bar, line
 
 
 def plot_all(folder: Path, study: Study) -> None:
-    """removal.png and lds.png."""
-    with figure(folder / "removal.png", 9.0, 5.5) as axes:
+    """removal and lds."""
+    with figure(folder / "removal", 9.0, 5.5) as axes:
         removal(axes, study.changes)
-    with figure(folder / "lds.png", 9.0, 6.0) as axes:
+    with figure(folder / "lds", 9.0, 6.0) as axes:
         datamodelling(axes, study)
 
 
@@ -30,14 +31,11 @@ def removal(axes: Any, changes: Mapping[tuple[str, int], Changes]) -> None:
     for number, title in enumerate(sorted(titles, key=lambda title: -last[title])):
         by_query = np.stack([changes[title, k].losses.mean(0) for k in ks])
         error = by_query.std(1) / np.sqrt(max(1, by_query.shape[1] - 1))
-        style = ("-", "--", ":")[number // 10 % 3]
         shift = 0.08 * (number - len(titles) / 2) / len(titles)
         places = np.array(ks) * (1 + shift)  # so that bars do not hide each other
-        axes.errorbar(
-            [0, *places], [0, *by_query.mean(1)], [0, *error], marker=".", linestyle=style, capsize=2, label=title
-        )
+        axes.errorbar([0, *places], [0, *by_query.mean(1)], [0, *error], capsize=2, label=title, **line(number))
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="documents left out of pre-training", ylabel="change of the query's loss")
+    axes.set(xlabel="documents left out of pre-training (number)", ylabel="change of the query's loss (nats)")
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -47,7 +45,7 @@ def datamodelling(axes: Any, study: Study) -> None:
     means = [study.judge.own(study.scores[method.name]) for method, _ in rows]
     errors = [[i.mean - i.low for i in means], [i.high - i.mean for i in means]]
     places = np.arange(len(rows))[::-1]
-    axes.barh(places, [i.mean for i in means], xerr=errors, color="C0", ecolor="grey")
+    axes.barh(places, [i.mean for i in means], xerr=errors, ecolor="black", **bar(0))
     axes.set_yticks(places, [method.name + note for method, note in rows], fontsize="small")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="linear datamodelling score, mean over pairs")
+    axes.set(xlabel="linear datamodelling score, mean over pairs (Spearman correlation)")

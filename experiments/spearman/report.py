@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.spearman.claims import claims, products
 from experiments.spearman.configuration import Configuration
-from experiments.spearman.plots import plots
+from experiments.spearman.plots import draw
 from experiments.spearman.points import Point
 from experiments.spearman.results import Results
 from msif.evaluation.correlation import pearson, spearman
@@ -32,7 +32,7 @@ def report(points: Sequence[Point], c: Configuration, folder: Path, configuratio
     tables += [_table(results, damping, seconds) for damping in c.dampings]
     tables += [_solved(results, configuration.get("mean damping", {}), seconds), _between(results)]
     write_results(folder, "spearman", tables, configuration)
-    plots(results, folder, seconds)
+    draw(folder)
 
 
 def _overview(results: Results, seconds: str) -> Table:

@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.trackstar.multi_stage import index_table
-from experiments.trackstar.report import class_table, method_table, plot_classes, right_table, top_table
+from experiments.trackstar.plots import draw
+from experiments.trackstar.report import class_table, method_table, right_table, top_table
 from experiments.trackstar.scoring import Run, Scores
 from experiments.trackstar.settings import STEPS, TRACKSTAR, Sizes, ablations
 from experiments.trackstar.training import SIZES, trained
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     world = World(Path(options.pair), Path(options.data))
     own = Run(world, world.chosen(sizes.facts, options.seed), sizes, Path(options.output) / "pair")
     results = Path(options.results or Path(options.output) / "report")
-    tables = list(_main_tables(own, results))
+    tables = list(_main_tables(own))
     tables += [_ablations(own), _wordings(own), _wrong_answers(own)]
     tables.append(index_table(Path(options.output) / "multi-stage", Path(options.pair), sizes.facts, sizes.blocks))
     if not options.no_models:
@@ -72,10 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "facts known": len(world.known),
     }
     write_results(results, "trackstar", tables, configuration)
+    draw(results)
     print("\n".join(table.markdown() for table in tables))
 
 
-def _main_tables(own: Run, results: Path) -> Iterator[Table]:
+def _main_tables(own: Run) -> Iterator[Table]:
     queries = own.queries()
     scores: dict[str, Scores] = {name: own.by_texts(name, queries) for name in ("BM25+", "sentence embeddings")}
     scores |= {"gold sources": own.gold()}
@@ -88,10 +90,7 @@ def _main_tables(own: Run, results: Path) -> Iterator[Table]:
     yield method_table(own, scores, patched, "Methods", REFERENCE)
     yield top_table(own, patched)
     yield right_table(own, scores, patched)
-    classes = class_table(own, {name: scores[name] for name in SHOWN}, BINS)
-    results.mkdir(parents=True, exist_ok=True)
-    plot_classes(classes, results / "proponents.png")
-    yield classes
+    yield class_table(own, {name: scores[name] for name in SHOWN}, BINS)
 
 
 def _ablations(own: Run) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,28 +89,3 @@ def _shares(run: Run, scores: Scores, inside: Sequence[int]) -> list[float]:
             counts[classify(run.world.texts[row], int(row), run.facts[q])] += 1
     total = sum(counts.values())
     return [counts[name] / total for name in CLASSES]
-
-
-def plot_classes(table: Table, path: Path) -> None:
-    """Stacked shares of proponents, a panel a method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row[0] for row in table.rows))
-    figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.6), sharey=True, squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
-        rows = [row for row in table.rows if row[0] == name]
-        bottom = np.zeros(len(rows))
-        for place, kind in enumerate(CLASSES):
-            shares = np.array([row[3 + place] for row in rows])
-            panel.bar([row[1] for row in rows], shares, bottom=bottom, label=kind, color=plt.cm.viridis(place / 5))
-            bottom += shares
-        panel.set_title(name, fontsize=9)
-        panel.set_xlabel("sentences that state the fact", fontsize=8)
-    panels[0][0].set_ylabel("share of the first ten proponents")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncol=6, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

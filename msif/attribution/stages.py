@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
+from numbers import Real
 from typing import Any, Literal
 
 from torch import Tensor
@@ -70,6 +72,15 @@ class Damping:
     damping: float | Literal["auto"] | None = None
     damping_scale: float = 0.1
     alpha: float | Literal["auto"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, others in (("damping", ("auto", None)), ("damping_scale", ()), ("alpha", ("auto", None))):
+            value = getattr(self, name)
+            if value in others:
+                continue
+            if isinstance(value, (str, bool)) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+                kinds = "a number of 0 or more" + (", 'auto' or None" if others else "")
+                raise MsifError(f"{name} is {value!r}: give {kinds}.")
 
     def first(self, stage: FittedStage) -> DampedInverse:
         """The filter of a stage that starts from nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,12 +86,39 @@ def needed_factors(args: argparse.Namespace) -> list[str]:
     return {"multi-stage": given, "source": given, "single-stage": given[:1]}.get(args.method, [])
 
 
+def check_can_be_made(path: Path) -> None:
+    """A folder that is there, or may be: told before a model is loaded.
+
+    Raises:
+        MsifError: it is a file, or lies in one, or may not be written to.
+    """
+    if path.is_file():
+        raise MsifError(f"{path} is a file: give a folder as --output.")
+    above = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "may not be written to" if above.is_dir() else "is a file"
+        raise MsifError(f"{path} cannot be written ({above} {why}): choose another --output.")
+
+
+def check_output_of(path: Path, taken: bool, what: str) -> None:
+    """For a command that makes ``what`` and marks its folder by a manifest.
+
+    Args:
+        taken: whether the folder holds anything but what an interrupted run left.
+
+    Raises:
+        MsifError: the folder cannot be made, or holds something else.
+    """
+    check_can_be_made(path)
+    if taken and not (path / "manifest.json").is_file():
+        raise MsifError(f"{path} is not empty and holds no {what}: choose another --output.")
+
+
 def check_output(path: Path, args: argparse.Namespace) -> None:
     """A folder that holds results of other settings, or something else, is not written to."""
     import yaml
 
-    if path.exists() and not path.is_dir():
-        raise MsifError(f"{path} is a file: give a folder as --output.")
+    check_can_be_made(path)
     if not path.exists() or not any(path.iterdir()):
         return
     config = path / "config.yaml"

@@ -186,7 +186,7 @@ def open_or_create(
     run = json.loads(json.dumps({**run, "modules": _by_name(modules)}))
     if path.is_file():
         raise MsifError(f"{path} is a file: give a folder as --output.")
-    if path.exists() and _is_somebodys(path):
+    if path.exists() and is_somebodys(path):
         manifest = read_manifest(path)
         _remove_leftovers(path)
         for key, here, there in differences(run, {**manifest["run"], "modules": _by_name(manifest["modules"])}):
@@ -211,7 +211,7 @@ def open_or_create(
     return store
 
 
-def _is_somebodys(path: Path) -> bool:
+def is_somebodys(path: Path) -> bool:
     """Whether there is anything but what a run that was ended at once left: a first manifest, parts of sums."""
     return any(
         not file.match(".manifest.json.*.part") and not file.match(checkpoint_file("*", "*")) for file in path.iterdir()

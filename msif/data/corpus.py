@@ -14,7 +14,7 @@ from msif.data.file_rows import FileRows
 from msif.data.files import find_files, looks_local
 from msif.data.ids import is_empty
 from msif.data.sources import DatasetRows, Rows, is_saved, open_hub, open_saved
-from msif.errors import MsifError
+from msif.errors import MsifError, some_of
 
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode
 
@@ -68,7 +68,7 @@ class Corpus:
         """Raise MsifError unless there is a column of that name; `flag` is the option that names it."""
         if not self.has(field):
             hint = f"; choose one with {flag}" if flag else ""
-            raise MsifError(f"'{self.name}' has no field '{field}': its fields are {', '.join(self.columns)}{hint}.")
+            raise MsifError(f"'{self.name}' has no field '{field}': its fields are {some_of(self.columns)}{hint}.")
 
     def prepare(self, columns: Sequence[str]) -> None:
         """Open what it takes to read these fields, so that what is wrong with a file is known before other work.

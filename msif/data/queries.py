@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from msif.data.corpus import load_corpus
@@ -14,7 +16,7 @@ from msif.data.format import Format, join_texts
 from msif.data.ids import id_text
 from msif.data.labels import Problem, read_label
 from msif.data.messages import check_messages, say_messages
-from msif.errors import MsifError
+from msif.errors import MsifError, some_of
 
 if TYPE_CHECKING:
     from msif.data.documents import Document
@@ -58,11 +60,17 @@ def as_queries(queries: Any, task: str = "lm") -> list[Query]:
     """Whatever a user has as queries: a file, prompts, (prompt, completion) pairs, rows of such a file, or ``Query``.
 
     Raises:
-        MsifError: it is none of these, or two have one id.
+        MsifError: it is none of these, there is no query, or two have one id.
     """
+    if isinstance(queries, (Mapping, Query)):
+        raise MsifError(f"queries is {type(queries).__name__}: put it into a list.")
+    if isinstance(queries, str) and len(queries.split()) > 1 and not os.path.exists(queries):
+        raise MsifError(f"there is no file of queries '{shorten(queries, 60)}': put prompts into a list.")
     if isinstance(queries, (str, Path)):
         return load_queries(str(queries), task)
     found = [_as_query(number, query, task) for number, query in enumerate(queries)]
+    if not found:
+        raise MsifError("there is no query: give at least one prompt.")
     return _distinct(found, "the queries")
 
 
@@ -97,7 +105,7 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
         field for field in (("text", "prompt") if classify else ("prompt", "messages")) if field in corpus.columns
     ]
     if not present:
-        needed, there = "'text' or 'prompt'" if classify else "'prompt'", ", ".join(corpus.columns)
+        needed, there = "'text' or 'prompt'" if classify else "'prompt'", some_of(corpus.columns)
         hint = "" if classify else " (a conversation goes into 'messages')"
         raise MsifError(f"Queries in '{path}' need a field {needed}; their fields are {there}{hint}.")
     read = _labelled if classify else _asked

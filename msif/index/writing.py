@@ -28,7 +28,7 @@ def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any])
     run = json.loads(json.dumps(run))
     if path.is_file():
         raise MsifError(f"{path} is a file: give a folder as --output.")
-    if path.is_dir() and any(not file.name.endswith(".part") for file in path.iterdir()):
+    if is_somebodys(path):
         manifest = read_manifest(path)
         for key, here, there in differences(run, manifest["run"]):
             raise MsifError(
@@ -39,6 +39,11 @@ def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any])
     manifest = {"kind": "index", "schema": SCHEMA, "run": run, **fresh}
     write_json(path / "manifest.json", manifest)
     return manifest
+
+
+def is_somebodys(path: Path) -> bool:
+    """Whether there is anything but what a run that was ended at once left."""
+    return path.is_dir() and any(not file.name.endswith(".part") for file in path.iterdir())
 
 
 def remove_if_nothing_done(path: Path) -> None:

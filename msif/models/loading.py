@@ -200,7 +200,9 @@ def _load_weights(source: Source, config: Any, task: str, dtype: str | torch.dty
             raise _too_large(name, "this machine") from error
         if getattr(config, "quantization_config", None):
             raise _quantised(name, one_line(error)) from error
-        raise MsifError(f"The weights of {name!r} cannot be loaded ({one_line(error)}).") from error
+        raise MsifError(
+            f"The weights of {name!r} cannot be loaded ({one_line(error)}): save or download them again."
+        ) from error
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         raise MsifError(
             f"The weight {key!r} of {name!r} has shape {tuple(stored)}, but its config.json asks for "

@@ -20,7 +20,7 @@ from msif.reporting.about import about
 from msif.reporting.payload import payload
 from msif.reporting.runs import Run, open_run
 from msif.reporting.runs import read_run as read_run  # where it was looked for
-from msif.reporting.truth import Truth, read_truth
+from msif.reporting.truth import Truth, check_meets, read_truth
 
 PAGE = "page.html"
 TITLE = "Which pre-training documents made the model say this?"
@@ -48,7 +48,9 @@ def write_page(
     first = Path(given[0])
     path = (first.with_suffix(".html") if first.suffix == ".jsonl" else first / PAGE) if path is None else Path(path)
     known = read_truth(*truth)
-    write_text(path, render([open_run(folder) for folder in given], known))
+    runs = [open_run(folder) for folder in given]
+    check_meets(known, runs)
+    write_text(path, render(runs, known))
     return path
 
 

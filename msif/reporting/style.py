@@ -1,7 +1,7 @@
 """How plots look: told apart by colour vision of any kind, and in grey.
 
-Colours are those of Okabe and Ito, neighbours of different lightness; lines differ in their dashes, too. Blue
-is for proponents and what is better, orange for opponents, as on the page.
+Colours are those of Okabe and Ito, neighbours of different lightness; lines differ in dashes and marks, bars in
+hatches, too. Blue is for proponents and what is better, orange for opponents, as on the page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,33 @@ from typing import Any
 
 COLOURS = ("#000000", "#0072B2", "#E69F00", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442")
 DASHES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+HATCHES = ("", "//", "xx", "\\\\", "--", "++", "||")
+LEVEL, GREY = "#555555", "#9aa7b5"
 DPI = 120
+
+
+def line(number: int) -> dict[str, Any]:
+    """Colour, dashes and mark of a plot's line by its number; no two of the first 72 are the same."""
+    round_ = number // len(COLOURS)
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[(number + round_) % len(DASHES)],
+        "marker": MARKS[number % len(MARKS)],
+        "markersize": 4,
+        "linewidth": 1.2,
+    }
+
+
+def bar(number: int) -> dict[str, Any]:
+    """Colour and hatch of a plot's bars by their number; black is left to lines."""
+    colours = COLOURS[1:]
+    return {
+        "color": colours[number % len(colours)],
+        "hatch": HATCHES[number % len(HATCHES)],
+        "edgecolor": "white",
+        "linewidth": 0.5,
+    }
 
 
 def style() -> Any:
@@ -28,6 +54,7 @@ def style() -> Any:
         "axes.axisbelow": True,
         "axes.titlesize": "medium",
         "font.size": 10,
+        "hatch.linewidth": 0.7,
         "legend.frameon": False,
         "legend.fontsize": "small",
         "savefig.dpi": DPI,

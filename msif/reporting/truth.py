@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msif.candidates.words import normalised
-from msif.errors import MsifError
+from msif.errors import MsifError, some_of
 from msif.json_text import json_lines
+
+if TYPE_CHECKING:
+    from msif.reporting.runs import Run
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Truth:
             found = {**{key: row[key] for key in KEYS if key in row}, **found}
         return _known(found) if found else None
 
+    def meets(self, query: str, fields: Mapping[str, Any]) -> bool:
+        """Whether a row is about a query."""
+        return query in self.rows or bool(self._pointed_to(fields))
+
     def _pointed_to(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         names = [str(value) for key, value in row.items() if key != "id" and type(value) in (str, int)]
         return [self.rows[name] for name in names if name in self.rows]
@@ -64,7 +71,7 @@ def read_truth(*paths: Path | str) -> Truth:
     right one), ``correct``; or with fields that are ids of other rows.
 
     Raises:
-        MsifError: a file is not there, damaged, or has a row without an id.
+        MsifError: a file is not there, damaged or empty, or has a row without an id.
     """
     rows: dict[str, Mapping[str, Any]] = {}
     for path in map(Path, paths):
@@ -73,8 +80,32 @@ def read_truth(*paths: Path | str) -> Truth:
         for number, row in enumerate(json_lines(path), 1):
             if "id" not in row:
                 raise MsifError(f"{path} has no 'id' in line {number}: give a query's id, or the value of its field.")
+            if isinstance(row.get("sources"), str):
+                raise MsifError(f"'sources' in line {number} of {path} is text: give a list of documents' ids.")
             rows[str(row["id"])] = row
+    if paths and not rows:
+        raise MsifError(f"{paths[0]} has no rows: give what is true of the queries, one a line.")
     return Truth(rows)
+
+
+def check_meets(truth: Truth, runs: Sequence[Run]) -> None:
+    """Truth that is about none of the queries is a mistake, of the wrong file or of ids.
+
+    Raises:
+        MsifError: no row is about a query.
+    """
+    asked = [query for run in runs for query in run.scores]
+    fields = {query: told.get("fields") or {} for run in runs for query, told in _told(run).items()}
+    if truth.rows and asked and not any(truth.meets(query, fields.get(query, {})) for query in asked):
+        raise MsifError(
+            f"the truth is about none of the queries (its ids are {some_of(list(truth.rows), 3)}, theirs are "
+            f"{some_of(asked, 3)}): give the truth of these queries."
+        )
+
+
+def _told(run: Run) -> Mapping[str, Mapping[str, Any]]:
+    shown = {row["query_id"]: row for row in reversed(run.shown)}
+    return {**shown, **run.told}
 
 
 def _known(row: Mapping[str, Any]) -> Known:

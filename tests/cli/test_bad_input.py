@@ -31,6 +31,8 @@ def test_fields_that_are_not_there(fit, explain, data):
     fit("has no field 'text': its fields are story", data=data("story.jsonl", [{"story": "x y"}]))
     fit("has no field 'answer'", prompt_field="text", completion_field="answer")
     fit("has no field 'label'", "--task", "classification")
+    many = data("many.jsonl", [{f"f{n:02}": "x" for n in range(30)}])
+    fit("its fields are f00, .*, f11, and 18 more; choose one with --text-field", data=many)
     fit("needs --task classification", label_field="text")
     fit("either --text-field, or --prompt-field", text_field="text", messages_field="m")
     explain("has no field 'body'", text_field="body")

@@ -25,6 +25,13 @@ def test_models_that_do_not_exist(fit, explain, tmp_path):
         explain("does not exist", finetuned=name)
 
 
+def test_weights_that_were_cut_off(fit, world, tmp_path):
+    shutil.copytree(world.base, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    fit("cannot be loaded .*: save or download them again", model=tmp_path / "cut")
+
+
 def test_nan_in_a_model(fit, explain, tmp_path):
     model = save_lm(tmp_path / "model")
     with torch.no_grad():

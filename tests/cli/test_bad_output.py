@@ -7,6 +7,7 @@ import numpy as np
 from worlds import (
     ALL,
     QUERY,
+    build_index,
     fit_factors,
     influence,
 )
@@ -15,7 +16,7 @@ from worlds import (
 def test_an_output_folder_with_other_things_in_it(fit, explain, world, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("chapter 1")
-    fit(r"holds no manifest\.json")
+    fit("is not empty and holds no factors: choose another --output")
     explain("is not empty and holds no results")
     fit("is a file", output=tmp_path / "out" / "thesis.txt")
     explain("is a file", output=tmp_path / "out" / "thesis.txt")
@@ -73,3 +74,23 @@ def test_a_full_disk_of_embeddings(explain, monkeypatch, tmp_path):
     monkeypatch.setenv("MSIF_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "embeddings").mkdir(parents=True)
     explain("disk is full|Cannot write", candidates="knn:2")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_a_model_is_read(fit, explain, refused, world, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("chapter 1")
+    no_model = {"model": tmp_path / "none"}
+    inside = tmp_path / "taken" / "thesis.txt" / "new" / "results"
+    fit(r"results cannot be written \(.*thesis\.txt is a file\): choose another", **no_model, output=inside)
+    explain(r"results cannot be written \(.*thesis\.txt is a file\): choose another", output=inside)
+    index = ["--model", tmp_path / "none", "--data", world.folder / "corpus.jsonl", "--output"]
+    refused(build_index, r"results cannot be written \(.*thesis\.txt is a file\)", *index, inside)
+    refused(build_index, "is a file: give a folder", *index, tmp_path / "taken" / "thesis.txt")
+    refused(build_index, "is not empty and holds no index: choose another --output", *index, tmp_path / "taken")
+    fit("is not empty and holds no factors: choose another --output", **no_model, output=tmp_path / "taken")
+
+
+def test_a_folder_without_rights(fit, explain, monkeypatch, tmp_path):
+    monkeypatch.setattr("msif.cli.checks.os.access", lambda path, mode: False)  # root may write anywhere
+    for command in (fit, explain):
+        command(r"new cannot be written \(.* may not be written to\): choose another --output", output=tmp_path / "new")

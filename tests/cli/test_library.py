@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import ALL, FACTS, QUERY, by_candidate, influence, save_lm, scores, write_rows
 
 import msif
+from msif.data.queries import Query
 from msif.errors import MsifError
 from msif.job import Job
 from msif.options import Options
@@ -195,6 +196,18 @@ def test_the_command_takes_passes_too_and_resumes_each(world, tmp_path, monkeypa
         (lambda base, s: msif.attribute(s, ASKED, "best:3"), "best"),
         (lambda base, s: msif.attribute(s, ASKED, method="odd"), "there is no method 'odd'"),
         (lambda base, s: msif.attribute(s, [3]), "query 0 is int: give a prompt"),
+        (lambda base, s: msif.attribute(s, []), "there is no query: give at least one"),
+        (lambda base, s: msif.attribute(s, {"prompt": "x"}), "queries is dict: put it into a list"),
+        (lambda base, s: msif.attribute(s, Query("0", "x", "y")), "queries is Query: put it into a list"),
+        (
+            lambda base, s: msif.attribute(s, "Who is late?"),
+            "no file of queries 'Who is late.': put prompts into a list",
+        ),
+        (lambda base, s: msif.attribute(["a", "b"], ASKED), r"a stage is str: give msif\.Stage"),
+        (lambda base, s: msif.attribute(s, ASKED, damping=-1), r"damping is -1: give msif\.Damping"),
+        (lambda base, s: msif.Damping(-1), "damping is -1: give a number of 0 or more, 'auto' or None"),
+        (lambda base, s: msif.Damping(alpha=float("nan")), "alpha is nan: give"),
+        (lambda base, s: msif.Damping(damping_scale="auto"), "damping_scale is 'auto': give a number of 0 or more\\."),
         (lambda base, s: msif.attribute(s, [{"id": "a", "prompt": "x"}] * 2), "Two queries in the queries have the id"),
         (lambda base, s: msif.attribute(msif.Stage(base), ASKED), "no documents to choose from: give corpus="),
         (lambda base, s: msif.attribute(msif.Stage(base, FACTS), ASKED, "all"), "has no factors: give factors="),

@@ -100,6 +100,12 @@ def influence(*arguments):
     return call(main, "--quiet", *arguments)
 
 
+def build_index(*arguments):
+    from msif.build_index import main
+
+    return call(main, "--quiet", *arguments)
+
+
 @dataclass(frozen=True)
 class World:
     """Two language models, a classifier with the pre-trained one's body, their data and their factors."""

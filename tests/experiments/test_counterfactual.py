@@ -289,7 +289,9 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     assert scored[1] == pytest.approx(one.judge.own(one.scores[REFERENCE]).mean)
     assert ceiling[1:] == [one.judge.own_ceiling, one.judge.ceiling] and -1 <= taught[1] <= 1
     plot_all(tmp_path / "report", one)
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"removal.png", "lds.png"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        f"{name}.{kind}" for name in ("removal", "lds") for kind in ("png", "svg")
+    }
 
     monkeypatch.setattr(TwoStage, "train", None)  # all is there
     monkeypatch.setattr(methods, "member_scores", None)

@@ -31,7 +31,9 @@ def tables(folder):
 def test_two_models_alone(pair, tmp_path):
     run(pair, "--output", tmp_path)
     report = tmp_path / "report"
-    assert sorted(path.name for path in report.iterdir()) == ["proximity.json", "proximity.md", "proximity.png"]
+    assert sorted(path.name for path in report.iterdir()) == [
+        f"proximity.{kind}" for kind in ("json", "md", "png", "svg")
+    ]
     by_layer, by_kind = tables(report).values()
     assert [row["layer"] for row in by_layer] == ["0", "1", "outside", "all"]
     assert all(0 < row["q"] < 2 for row in by_layer if row["layer"] != "outside")
@@ -43,9 +45,9 @@ def test_two_models_alone(pair, tmp_path):
 def test_with_factors_and_data(pair, tmp_path):
     data = ["--pretrained-factors", pair / "factors", "--data-file", pair / "data" / "corpus.jsonl", "--examples", 7]
     run(pair, *data, "--results", tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"} and len(
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png", ".svg"} and len(
         list(tmp_path.iterdir())
-    ) == 5
+    ) == 8
     found = tables(tmp_path)
     shares = found["Share of ‖θ_ft − θ_pt‖² in the eigen-directions of largest Λ"]
     assert shares[-1]["kind"] == "all" and all(

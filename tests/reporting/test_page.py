@@ -228,6 +228,26 @@ def test_wrong_folders_are_refused_with_a_sentence(results, tmp_path):
         read_truth(results / "top.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (
+            '{"id": "nobody", "answer": "Linz"}\n',
+            r"about none of the queries \(its ids are nobody, theirs are .*\): give the truth",
+        ),
+        ('{"id": "0", "sources": "Linz-1"}\n', r"'sources' in line 1 of .*truth\.jsonl is text: give a list"),
+        ("", r"truth\.jsonl has no rows: give what is true"),
+    ],
+)
+def test_truth_that_cannot_be_of_these_queries(tmp_path, rows, match):
+    folder, truth = large(tmp_path / "out"), tmp_path / "truth.jsonl"
+    truth.write_text(rows)
+    for output in (["--output", str(tmp_path / "page.html")], ["--export", str(tmp_path / "viewer.jsonl")]):
+        with pytest.raises(MsifError, match=match):
+            main([str(folder), "--truth", str(truth), *output])
+    assert not (tmp_path / "page.html").exists() and not (tmp_path / "viewer.jsonl").exists()
+
+
 def test_a_large_page_is_made_in_seconds_and_holds_each_text_once(tmp_path):
     rows, scores = [], []
     for query in range(40):
