@@ -56,14 +56,11 @@ def write_page(
 
 def render(runs: Sequence[Run], truth: Truth | None = None) -> str:
     """The whole page."""
-    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["data"] = lambda value: Markup(embedded(value))
     shown = payload(runs, truth or Truth())
     script = _joined(SCRIPTS, "js")
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=TITLE,
         style=Markup(style()),
         script=Markup(script),
@@ -73,6 +70,17 @@ def render(runs: Sequence[Run], truth: Truth | None = None) -> str:
         queries=shown.queries,
         documents=shown.documents,
     )
+
+
+@cache
+def _template() -> Any:
+    """Compiled once: several pages are often made by one process."""
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data"] = lambda value: Markup(embedded(value))
+    return environment.get_template("page.html")
 
 
 def embedded(value: Any) -> str:
