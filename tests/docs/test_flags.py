@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from msif import build_index, fit_factors, influence
+from msif import average, build_index, fit_factors, influence
 from msif import page as html_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "results" not in p.parts)]
 HOW_TO = [page for page in PAGES if page.parent.name == "how-to"]
-COMMANDS = (fit_factors, influence, build_index, html_page)
+COMMANDS = (fit_factors, influence, build_index, average, html_page)
 PARSERS = {f"msif.{command.__name__.rpartition('.')[2]}": command.parser() for command in COMMANDS}
 CODE = re.compile(r"^```(?:sh|bash)?\n(.*?)^```|^((?: {4}.*\n|\n)+)", re.M | re.S)
 

@@ -8,6 +8,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {
     "case-study": "case-study",
+    "counterfactual": "counterfactual",
     "digits": "digits",
     "fact-tracing": "fact_tracing",
     "proximity": "proximity",
