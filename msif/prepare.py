@@ -290,7 +290,11 @@ def _with_alpha(options: Options, pretrained: Stage | None, finetuned: Stage | N
     if options.method == "multi-stage" and pretrained and finetuned and not options.adapter_hop:
         adapted = finetuned.loaded.adapter
         if adapted is not None and adapted.other is None:
-            log.info("%s is taken as a fine-tuning of all weights; --adapter-hop takes it as LoRA", adapted.name)
+            log.info(
+                "%s is taken as a fine-tuning of all weights; --adapter-hop takes it as LoRA, which foretold "
+                "retraining better (docs/adapters.md)",
+                adapted.name,
+            )
     damping = options.damping
     if damping.alpha is not None or options.method != "multi-stage" or pretrained is None or finetuned is None:
         return damping, None

@@ -19,6 +19,7 @@ from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
 from experiments.facts.lama import load_lama
 from experiments.facts.questions import load_questions
 from experiments.retraining.command import chosen_sizes, study_parser, write
+from experiments.retraining.plots import plot_datamodelling
 from experiments.retraining.report import lds_table
 from experiments.retraining.settings import Sizes
 from experiments.retraining.study import Study
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = Study(world, setting.choose, sizes, output, options.jobs, options.overwrite, adapter_methods)
     configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(ADAPTER_RECIPE)}
     configuration |= {"adapter": asdict(head), "documents": len(world.texts)}
-    write(Path(options.results or output / "report"), "lds", lds_table(study), configuration)
+    results = Path(options.results or output / "report")
+    write(results, "lds", lds_table(study), configuration)
+    plot_datamodelling(results, study)
 
 
 if __name__ == "__main__":

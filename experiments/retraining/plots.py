@@ -19,6 +19,11 @@ def plot_all(folder: Path, study: Study) -> None:
     """removal and lds."""
     with figure(folder / "removal", 9.0, 5.5) as axes:
         removal(axes, study.changes)
+    plot_datamodelling(folder, study)
+
+
+def plot_datamodelling(folder: Path, study: Study) -> None:
+    """lds."""
     with figure(folder / "lds", 9.0, 6.0) as axes:
         datamodelling(axes, study)
 

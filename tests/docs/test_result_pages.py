@@ -7,6 +7,7 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {
+    "adapters": "adapters",
     "case-study": "case-study",
     "counterfactual": "counterfactual",
     "digits": "digits",

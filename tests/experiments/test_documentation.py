@@ -61,6 +61,7 @@ def test_links_between_pages_lead_somewhere(page):
 
 RESULTS = {
     "digits": "digits",
+    "adapters": "adapters",
     "counterfactual": "counterfactual",
     "peers": "peers",
     "replaced-head": "replaced_head",
