@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.digits import plots as digits
 from experiments.fact_tracing import plots as fact_tracing
+from experiments.peers import plots as peers
 from experiments.proximity import plots as proximity
 from experiments.spearman import plots as spearman
 from experiments.trackstar import plots as trackstar
@@ -21,6 +22,7 @@ DRAWN: dict[str, Callable[[Path], None]] = {
     "digits": digits.draw,
     "fact_tracing": fact_tracing.draw,
     "fact_tracing/full": fact_tracing.draw,
+    "peers": peers.draw,
     "proximity": proximity.draw,
     "proximity/trex": proximity.draw,
     "spearman": spearman.draw,

@@ -17,6 +17,7 @@ from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
 from experiments.facts.lama import load_lama
 from experiments.facts.questions import load_questions
 from experiments.peers.environments import Environment
+from experiments.peers.plots import draw
 from experiments.peers.report import absent_toolkits, score_table
 from experiments.peers.study import PeerStudy
 from experiments.peers.toolkits import TOOLKITS
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "recipe": asdict(RECIPE),
         "toolkits": versions,
     }
-    write(Path(options.results or output / "report"), "peers", table, configuration)
+    results = Path(options.results or output / "report")
+    write(results, "peers", table, configuration)
+    draw(results)
 
 
 def _parser() -> Parser:
