@@ -17,9 +17,10 @@ from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
 from experiments.facts.lama import load_lama
 from experiments.facts.questions import load_questions
 from experiments.retraining.command import chosen_sizes, report, study_parser, write_data_report
-from experiments.retraining.settings import Sizes
+from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import Study
 from msif.cli.parsing import run
+from msif.errors import MsifError
 
 FULL_FACTS = FactSizes(facts=60, sentences=6, asked=60)
 FULL_RECIPE = replace(
@@ -32,10 +33,13 @@ FULL = Sizes(queries=30, removed=(5, 10, 30, 100), seeds=5, halves=100)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = study_parser("counterfactual", __doc__).parse(arguments)
+    parser = study_parser("counterfactual", __doc__)
+    parser.add_argument("--hidden", type=int, metavar="N", help="width of the models, a multiple of their heads")
+    options = parser.parse(arguments)
     quiet(options.threads)
     sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
     facts, recipe = (FULL_FACTS, FULL_RECIPE) if options.full else (FactSizes(), RECIPE)
+    recipe = _of_width(recipe, options.hidden)
     data = load_lama(options.data, facts.relations)
     templates = load_questions(Path(options.data) / "lama_questions.jsonl")
     setting = fact_setting(data, templates, facts, recipe, sizes.seed, options.device)
@@ -50,6 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Path(options.results or output / "report")
     write_data_report(results, setting.data, configuration)
     report(study, results, configuration)
+
+
+def _of_width(recipe: Recipe, hidden: int | None) -> Recipe:
+    """
+    Raises:
+        MsifError: the width cannot be shared by the heads.
+    """
+    if hidden is None:
+        return recipe
+    if hidden < 1 or hidden % (2 * recipe.size.heads):  # rotations take the two halves of a head
+        raise MsifError(f"--hidden is {hidden}: give a multiple of {2 * recipe.size.heads}.")
+    return replace(recipe, size=replace(recipe.size, hidden=hidden))
 
 
 if __name__ == "__main__":

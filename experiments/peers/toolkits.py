@@ -91,7 +91,16 @@ CG = ("--solver", "cg", "--num_steps", "12", "--astra.batch_size", "260")
 
 def _dattri() -> list[Setting]:
     """One document at a time takes it long."""
-    return [Setting("EK-FAC", f"{MAPS}, damping 1e-3 (default)", {"attributor": "ekfac", "unembedding": True})]
+    swept = {
+        "damping 1e-3 (default)": {},
+        "damping 1e-5": {"damping": 1e-5},
+        "damping 0.1 mean": {"damping": 0.1, "relative_damping": True},
+    }
+    given: dict[str, Any] = {"attributor": "ekfac", "unembedding": True}
+    return [
+        Setting("EK-FAC", f"{MAPS}, {name}", given | ({"options": options} if options else {}))
+        for name, options in swept.items()
+    ]
 
 
 TOOLKITS = (

@@ -255,6 +255,7 @@ def test_the_command_line_names_what_is_wrong(tmp_path) -> None:
     assert "--data" in run()
     assert "--jobs" in run("--jobs", "0")
     assert "--halves" in run("--halves", "1")
+    assert "--hidden is 6: give a multiple of 4" in run("--hidden", "6")
 
 
 def fact_data() -> FactData:
