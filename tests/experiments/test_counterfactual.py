@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import MEAN, REFERENCE, Study
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, measured_losses
+from msif.attribution.stages import FittedStage
 from msif.errors import MsifError
 
 NAMES = ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"]
@@ -186,6 +188,16 @@ def test_fine_tunings_of_one_pretrained_model(world: TwoStage, tmp_path) -> None
     assert np.allclose(ask(several, member.finetuned), np.mean(each, axis=0), rtol=1e-4, atol=1e-6 * np.abs(each).max())
 
 
+def test_one_stage_alone_has_another_scale(monkeypatch) -> None:
+    """Ten times 1/τ is a tenth of τ."""
+    monkeypatch.setattr(methods, "build_scorer", lambda method, *stages_and_damping: stages_and_damping)
+    stages = [SimpleNamespace(stage=FittedStage(None, tau={"m": torch.tensor([tau])})) for tau in (2.0, 3.0)]
+    member = SimpleNamespace(pretrained=stages[0], finetuned=stages[1])
+    [method] = [m for m in all_methods(True) if m.damping == "1/τ, 10 times that of fine-tuning"]
+    first, last, damping = method.scorer(member)
+    assert (float(first.tau["m"]), damping.damping) == (2.0, "auto") and float(last.tau["m"]) == pytest.approx(0.3)
+
+
 def test_orders() -> None:
     scores = {"a": np.array([[[1.0, 3.0, 2.0, 2.0]]]), "b": np.array([[[4.0, 3.0, 2.0, 1.0]], [[1.0, 2.0, 3.0, 4.0]]])}
     orders = removal_orders(scores, "a", Sizes(seeds=2))
@@ -202,7 +214,8 @@ def test_each_querys_removals_are_of_another_pair(retrainings: Retrainings, monk
     asked = {}
 
     def losses(_, trainings, __):
-        asked.update({(t.seed, t.left_out): len(asked) for t in trainings if (t.seed, t.left_out) not in asked})
+        for t in trainings:
+            asked.setdefault((t.seed, t.left_out), len(asked))
         return np.array([[2.0 ** asked[t.seed, t.left_out], 3.0 ** asked[t.seed, t.left_out]] for t in trainings])
 
     monkeypatch.setattr(Retrainings, "losses", losses)
