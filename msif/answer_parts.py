@@ -12,8 +12,8 @@ from msif import distributed
 from msif.attribution.chunks import capacities
 from msif.attribution.scorers import Explainer
 from msif.attribution.splitting import Splittable, frames_of, split_vectors, why_not_split
-from msif.data.batching import batches_of
-from msif.data.documents import Batch, Document
+from msif.data.batching import batches_anew
+from msif.data.documents import Document
 from msif.job import Job, Scored
 
 LONGEST = 32  # tokens of an answer that is split
@@ -70,19 +70,14 @@ def _one_by_one(document: Document) -> list[Document]:
 
 
 def _parts_for(job: Job, whole: Document, rows: Sequence[int]) -> Parts:
-    scorer, tokens = job.scorer, _one_by_one(whole)
+    scorer, tokens, size = job.scorer, _one_by_one(whole), job.options.batch_tokens
     assert isinstance(scorer, Splittable)
     found: dict[int, list[list[float]]] = {row: [] for row in rows}
-    frames = distributed.computed(lambda: frames_of(scorer, _batches(job, [whole])))
+    frames = distributed.computed(lambda: frames_of(scorer, batches_anew([whole], size)))
     at_once, _ = capacities(scorer.cost(), job.room)
     for start in range(0, len(tokens), at_once):
         chunk = tokens[start : start + at_once]
-        split = partial(split_vectors, scorer, _batches(job, chunk), frames)
+        split = partial(split_vectors, scorer, batches_anew(chunk, size), frames)
         for parts in scorer.explain(distributed.computed(split), job.documents(sorted(set(rows)))):
             found[parts.index] += [[float(f"{value:.4g}") for value in own] for own in parts.tokens.tolist()]
     return found
-
-
-def _batches(job: Job, documents: Sequence[Document]) -> list[Batch]:
-    numbered = [replace(document, index=number) for number, document in enumerate(documents)]
-    return list(batches_of(numbered, job.options.batch_tokens))

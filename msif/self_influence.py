@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from msif import distributed
 from msif.attribution.chunks import capacities
 from msif.attribution.self_influence import SelfScorer
-from msif.data.batching import batches_of
+from msif.data.batching import batches_anew
 from msif.data.documents import Document
 from msif.job import Job, Scored
 from msif.progress import progress
@@ -44,5 +43,4 @@ def self_influences(job: Job, scored: Scored) -> dict[int, float]:
 
 def _of(job: Job, documents: Sequence[Document]) -> list[float]:
     assert isinstance(job.scorer, SelfScorer)
-    numbered = [replace(document, index=number) for number, document in enumerate(documents)]
-    return job.scorer.self_influence(batches_of(numbered, job.options.batch_tokens)).tolist()
+    return job.scorer.self_influence(batches_anew(documents, job.options.batch_tokens)).tolist()

@@ -10,7 +10,7 @@ import torch
 from experiments.common.methods import Method
 from experiments.common.search import search_by_words
 from experiments.retraining.members import Member, Model
-from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, staged
+from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, random_order, staged
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, Scorer
 from msif.attribution.stages import Damping, FittedStage, factors_of
@@ -36,7 +36,7 @@ def adapter_methods(one_objective: bool) -> list[Method]:
         Method(GDP, scorer=staged("gdp")),
         Method("gradient cosine", scorer=staged("cosine")),
         Method("BM25+", search=search_by_words),
-        Method("random", scorer=_random, main=False),
+        Method("random", scorer=random_order, main=False),
     ]
 
 
@@ -75,7 +75,3 @@ def _without_hop(m: Member) -> Scorer:
     first, last = m.pretrained.stage, m.finetuned.stage
     inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first), first.batches)
     return InfluenceScorer(last.side, first.side, [inverse])
-
-
-def _random(m: Member) -> Scorer:
-    return staged("random", seed=m.number)(m)

@@ -76,7 +76,7 @@ def all_methods(one_objective: bool) -> list[Method]:
         Method("representation similarity", scorer=staged("representation")),
         Method("BM25+", search=search_by_words, removed=True),
         Method("sentence embeddings", search=embedding_scores),
-        Method("random", scorer=_random, main=False),
+        Method("random", scorer=random_order, main=False),
     ]
 
 
@@ -247,7 +247,7 @@ def _multi_stage_index() -> Iterator[Method]:
             yield Method(f"multi-stage index, {size} × {size} {basis} features", scorer=scorer, main=False)
 
 
-def _random(m: Member) -> Scorer:
+def random_order(m: Member) -> Scorer:
     """An order of its own for each member."""
     return build_scorer("random", m.pretrained.stage, m.finetuned.stage, seed=m.number)
 

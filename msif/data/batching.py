@@ -86,6 +86,11 @@ def batches_of(documents: Sequence[Document], batch_tokens: int, *, pad_id: int 
     return [collate(group, pad_id) for group in plan_batches(documents, batch_tokens=batch_tokens)]
 
 
+def batches_anew(documents: Sequence[Document], batch_tokens: int) -> list[Batch]:
+    """The same of documents that are numbered 0 … n−1 by their order here, whatever their numbers were."""
+    return batches_of([replace(document, index=number) for number, document in enumerate(documents)], batch_tokens)
+
+
 @dataclass(frozen=True)
 class TokenBatches:
     """A corpus as batches; each iteration reads and tokenises it anew, so that it need not fit in memory.

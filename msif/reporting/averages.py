@@ -14,15 +14,16 @@ import numpy as np
 from msif.atomic import write_json, write_json_lines
 from msif.attribution.results import Ranking, write_scores
 from msif.data.queries import Query
-from msif.errors import MsifError, one_line
+from msif.errors import MsifError
 from msif.reporting.page import write_page
-from msif.reporting.runs import Run, read_run
+from msif.reporting.runs import Run, read_lines, read_run, read_scores
 from msif.reporting.trackstar import answer_of
 
 AVERAGED = "averaged"
 """The setting that names the runs."""
 ALIKE = ("method", "measurement", "normalize", "prior")
 """What runs must have in common for their scores to be of one kind."""
+COLUMNS = ("query_id", "row", "candidate_id", "score")
 PARTS: dict[str, Any] = {"tokens": [], "blocks": {}, "by_answer": [], "norm": None}
 """What a document that is not shown in every run lacks."""
 
@@ -77,7 +78,7 @@ def average_runs(folders: Sequence[Path | str], output: Path | str, top_k: int =
 
 def without_parts(folder: Path | str) -> tuple[int, int]:
     """How many shown documents of a mean lack parts that some run has, and how many there are."""
-    shown = read_run(folder).shown
+    shown = read_lines(Path(folder) / "top.jsonl", ())
     return sum(bool(row.get("partly")) for row in shown), len(shown)
 
 
@@ -157,14 +158,8 @@ def _means(runs: Sequence[Run]) -> list[Mean]:
 
 def _table(path: Path) -> dict[str, np.ndarray]:
     """The columns of scores, by query and row number; influence is the score where no prior stands beside it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path).sort_by([("query_id", "ascending"), ("row", "ascending")])
-        columns = {name: table[name].to_numpy() for name in ("query_id", "row", "candidate_id", "score")}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise MsifError(f"{path} cannot be read ({one_line(error)}): run msif.influence again.") from error
+    table = read_scores(path, COLUMNS, ["influence"]).sort_by([("query_id", "ascending"), ("row", "ascending")])
+    columns = {name: table[name].to_numpy() for name in COLUMNS}
     own = "influence" if "influence" in table.column_names else "score"
     return {**columns, "influence": table[own].to_numpy()}
 

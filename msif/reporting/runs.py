@@ -111,17 +111,30 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_scores(path: Path, needed: Sequence[str], also: Sequence[str] = ()) -> Any:
+    """The columns of scores.parquet, with those of ``also`` that it has, as an Arrow table.
+
+    Raises:
+        MsifError: the file is damaged, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        there = pq.read_schema(path).names
+        columns = [*needed, *(name for name in also if name in there)]
+        return pq.read_table(path, columns=columns).select(columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise MsifError(f"{path} cannot be read ({one_line(error)}): run msif.influence again.") from error
+
+
 def _scores(path: Path) -> dict[str, Scored]:
     """In the order of the queries."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(path, columns=["query_id", "candidate_id", "score", "rank"])
-        ids = pc.cast(table["candidate_id"], pa.string()).to_pylist()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise MsifError(f"{path} cannot be read ({one_line(error)}): run msif.influence again.") from error
+    table = read_scores(path, ["query_id", "candidate_id", "score", "rank"])
+    ids = pc.cast(table["candidate_id"], pa.string()).to_pylist()
     places: dict[str, list[int]] = {}
     for place, query in enumerate(table["query_id"].to_pylist()):
         places.setdefault(query, []).append(place)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from experiments.adapters.head import AdapterHead
 from experiments.adapters.methods import ALL_WEIGHTS, NO_BILINEAR, NO_HOP, adapter_methods
 from experiments.common.training import ModelSize, Schedule, build_tokenizer, completion
 from experiments.retraining.members import make_member
-from experiments.retraining.methods import MULTI_STAGE
+from experiments.retraining.methods import MULTI_STAGE, member_scores
 from experiments.retraining.settings import Recipe
 from experiments.retraining.study import REFERENCE
 from experiments.retraining.two_stage import Asked, TwoStage
@@ -78,8 +76,6 @@ def test_the_hop_is_through_the_adapter_or_past_it(member) -> None:
 
 
 def test_a_study_scores_them(world: TwoStage, member) -> None:
-    from experiments.retraining.methods import member_scores
-
     chosen = [m for m in adapter_methods(True) if m.family in (MULTI_STAGE, ALL_WEIGHTS, NO_HOP) and m.main]
-    found = [member_scores(method, world, replace(member), world.questions) for method in chosen]
+    found = [member_scores(method, world, member, world.questions) for method in chosen]
     assert len(found) == 3 and not np.allclose(found[0], found[1]) and not np.allclose(found[0], found[2])
