@@ -55,7 +55,8 @@ def started(args: argparse.Namespace, count: int, folder: str) -> dict[str, Any]
 def measured(args: argparse.Namespace) -> None:
     """Seconds of a fit, of making a query's vectors and of a pass over the documents, without start-up and loading."""
     from msif import distributed
-    from msif.attribution.stages import Damping, FittedStage, build_scorer
+    from msif.attribution.damping import Damping
+    from msif.attribution.stages import FittedStage, build_scorer
     from msif.data.batching import batches_of
     from msif.data.queries import encode_queries, load_queries
     from msif.stage import Stage

@@ -44,7 +44,7 @@ _HOME = {
     "average_runs": "msif.reporting.averages",
     "Options": "msif.options",
     "FittedStage": "msif.attribution.stages",
-    "Damping": "msif.attribution.stages",
+    "Damping": "msif.attribution.damping",
     "build_scorer": "msif.attribution.stages",
     "IHVP": "msif.attribution.inverses",
     "TRAKScorer": "msif.attribution.trak",
@@ -64,11 +64,12 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from msif.attribution.cka import CKAScorer
+    from msif.attribution.damping import Damping
     from msif.attribution.gradients import Side, query_gradients
     from msif.attribution.inverses import IHVP
     from msif.attribution.logra import LoGraScorer
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores
-    from msif.attribution.stages import Damping, FittedStage, build_scorer
+    from msif.attribution.stages import FittedStage, build_scorer
     from msif.attribution.trak import TRAKScorer
     from msif.candidates.build import build_selector
     from msif.curvature.cg import CG, relative_residual

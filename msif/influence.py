@@ -116,7 +116,7 @@ def _add_method_flags(group: Any) -> None:
         "--damping",
         type=not_negative_or_auto,
         metavar="X",
-        help="λ in units of Λ, or auto: 1/τ of each stage's own training",
+        help="λ in units of Λ, or auto: 1/τ of each stage's own training; auto:3 is 3/τ",
     )
     group.add_argument(
         "--damping-scale",
@@ -129,7 +129,8 @@ def _add_method_flags(group: Any) -> None:
         "--alpha",
         type=not_negative_or_auto,
         metavar="X",
-        help="pull of fine-tuning to pre-trained weights, in units of Λ, or auto: 1/τ (default auto where known, or 0)",
+        help="pull of fine-tuning to pre-trained weights, in units of Λ, or auto: 1/τ; auto:3 is 3/τ (default: auto "
+        "where known, else 0)",
     )
     group.add_argument(
         "--adapter-hop",

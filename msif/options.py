@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import INDEXED, check_index
 from msif.attribution.prior import parse_prior
-from msif.attribution.stages import Damping
 from msif.candidates.selection import parse_candidates
 from msif.errors import MsifError
 

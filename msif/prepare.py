@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import DAMPED, INDEXED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer, later_stage
+from msif.attribution.stages import FittedStage, build_scorer, later_stage
 from msif.attribution.trak import TRAKCheckpoint
 from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus
@@ -170,7 +171,7 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
         return FittedStage(stage.side, segments=parts[::-1])
     store = stage.store
     if later and options.adapter_hop:
-        own = _pulled(stage) if damping.alpha == "auto" else None
+        own = _pulled(stage) if isinstance(damping.alpha, str) else None
         return FittedStage(stage.side, store, own, stage.training(options.examples), stage.adapter)
     tau = stage.tau if options.method == "source" or damping.needs_tau(later) else None
     solves = options.ihvp.kind in SOLVERS and options.method in DAMPED
@@ -283,9 +284,9 @@ def _measurement(options: Options, queries: Sequence[Query], objective: Objectiv
 def _with_alpha(options: Options, pretrained: Stage | None, finetuned: Stage | None) -> tuple[Damping, str | None]:
     """The damping with the α that the run takes in the place of none, so that its configuration repeats it.
 
-    "auto", 1/τ, beside damping "auto", for the hop of an adapter and where the fine-tuning tells τ; else 0, with a
-    warning. Nobody asked for it, so nothing that lies beside the model is an error, but for the hop, which needs an α.
-    Only multi-stage influence has one.
+    That of λ where it is "auto" or "auto:X"; "auto", 1/τ, for the hop of an adapter and where the fine-tuning tells τ;
+    else 0, with a warning. Nobody asked for it, so nothing that lies beside the model is an error, but for the hop,
+    which needs an α. Only multi-stage influence has one.
     """
     if options.method == "multi-stage" and pretrained and finetuned and not options.adapter_hop:
         adapted = finetuned.loaded.adapter
@@ -298,8 +299,8 @@ def _with_alpha(options: Options, pretrained: Stage | None, finetuned: Stage | N
     damping = options.damping
     if damping.alpha is not None or options.method != "multi-stage" or pretrained is None or finetuned is None:
         return damping, None
-    if damping.damping == "auto" or options.adapter_hop:
-        return replace(damping, alpha="auto"), None
+    if damping.is_natural or options.adapter_hop:
+        return replace(damping, alpha=damping.damping if damping.is_natural else "auto"), None
     try:
         assert finetuned.tau
     except TrainingUnknown as error:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import usual_candidates
-from msif.attribution.stages import Damping
 from msif.data.corpus import as_corpus
 from msif.data.queries import Query, as_queries
 from msif.errors import MsifError

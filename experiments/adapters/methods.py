@@ -11,9 +11,10 @@ from experiments.common.methods import Method
 from experiments.common.search import search_by_words
 from experiments.retraining.members import Member, Model
 from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, random_order, staged
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, Scorer
-from msif.attribution.stages import Damping, FittedStage, factors_of
+from msif.attribution.stages import FittedStage, factors_of
 from msif.curvature.adapter_hop import AdapterHop
 
 ALL_WEIGHTS = f"{MULTI_STAGE}, as a fine-tuning of all weights"
@@ -73,5 +74,5 @@ def _merged(model: Model) -> FittedStage:
 
 def _without_hop(m: Member) -> Scorer:
     first, last = m.pretrained.stage, m.finetuned.stage
-    inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first), first.batches)
+    inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first.tau), first.batches)
     return InfluenceScorer(last.side, first.side, [inverse])

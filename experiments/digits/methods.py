@@ -13,10 +13,11 @@ from experiments.digits.exact import Exact
 from experiments.digits.heads import WholeNetworkScorer
 from experiments.digits.images import Images
 from experiments.digits.members import Checkpoint, Member
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
-from msif.attribution.stages import Damping, build_scorer
+from msif.attribution.stages import build_scorer
 from msif.curvature.filters import Accumulation, DampedInverse, Decay, Filter
 from msif.curvature.preconditioners import EKFAC, Preconditioner
 

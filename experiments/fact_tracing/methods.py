@@ -15,9 +15,10 @@ from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
 from experiments.facts.reading import Pair
 from msif.attribution import logra, trak
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, Scorer
-from msif.attribution.stages import Damping, build_scorer
+from msif.attribution.stages import build_scorer
 from msif.curvature.preconditioners import EKFAC
 from msif.errors import MsifError
 from msif.models.training import training_is_known
@@ -173,7 +174,7 @@ def _no_hop(options: Options) -> Iterator[Method]:
         def scorer(models: Models, damping: str = damping, tau: bool = tau) -> Scorer:
             first = models.fitted("pretrained", tau=tau)
             assert first.factors is not None
-            stages = [EKFAC(first.factors, damping_of(damping).first(first))]
+            stages = [EKFAC(first.factors, damping_of(damping).first(first.tau))]
             return InfluenceScorer(models.stage("finetuned").side, first.side, stages)
 
         yield _damped(options, "pre-training inverse only, EK-FAC", damping, scorer, tau, {})

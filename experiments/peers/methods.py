@@ -12,8 +12,9 @@ from experiments.peers.toolkits import LAYERS, MAPS
 from experiments.retraining.members import Member
 from experiments.retraining.methods import TRAK_PROJECTION
 from experiments.retraining.trackstar import TrackStarScorer
+from msif.attribution.damping import Damping
 from msif.attribution.scorers import Scorer
-from msif.attribution.stages import Damping, build_scorer
+from msif.attribution.stages import build_scorer
 
 
 @dataclass(frozen=True)

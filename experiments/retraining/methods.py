@@ -17,17 +17,20 @@ from experiments.retraining.members import LABEL_SAMPLES, MODULES, Member, Model
 from experiments.retraining.trackstar import SETTINGS as PROJECTED_GRADIENTS
 from experiments.retraining.trackstar import MultiStageIndexScorer, TrackStarScorer
 from experiments.retraining.two_stage import Asked, TwoStage
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.prior import Prior
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer, factors_of, later_stage
+from msif.attribution.stages import FittedStage, build_scorer, factors_of, later_stage
 from msif.index.settings import BASES
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """λ of both stages, absolute."""
 SCALES = (0.03, 0.3, 1.0, 3.0)
 """λ of both stages, relative to a block's mean eigenvalue; beside 0.1."""
+PULLS = (3.0, 10.0, 100.0)
+"""α of fine-tuning, in 1/τ."""
 PRIORS = (0.25, 0.5, 1.0)
 FINETUNINGS = 3
 CG_PRODUCTS = 4
@@ -112,20 +115,23 @@ def _other_dampings() -> Iterator[Method]:
     for scale in SCALES:
         damped = staged("multi-stage", Damping(damping_scale=scale, alpha="auto"))
         yield Method(MULTI_STAGE, f"{scale:g} mean, α = 1/τ", scorer=damped, main=False)
-    for (which, title), times in itertools.product(STAGE_TITLES.items(), (0.1, 10.0)):
-        damped = partial(_with_other_scale, which, times)
-        yield Method(MULTI_STAGE, f"1/τ, {times:g} times that of {title}", scorer=damped, main=False)
+    for times in (0.1, 10.0):
+        other = f"auto:{times:g}"
+        of_stages = {"pre-training": Damping(other, alpha="auto"), "fine-tuning": Damping("auto", alpha=other)}
+        for title, damping in of_stages.items():
+            shown = f"1/τ, {times:g} times that of {title}"
+            yield Method(MULTI_STAGE, shown, scorer=staged("multi-stage", damping), main=False)
+    for scale, times in itertools.product((0.1, 1.0), PULLS):
+        damped = staged("multi-stage", Damping(damping_scale=scale, alpha=f"auto:{times:g}"))
+        yield Method(MULTI_STAGE, f"{scale:g} mean, α = {times:g}/τ", scorer=damped, main=(scale, times) == (1.0, 10.0))
+    yield Method(MULTI_STAGE, "0.1 mean, no hop", scorer=_without_hop)
 
 
-STAGE_TITLES = {"pretrained": "pre-training", "finetuned": "fine-tuning"}
-
-
-def _with_other_scale(which: str, times: float, m: Member) -> Scorer:
-    """1/τ in both stages, and so many times that in one of them."""
-    stages = {name: getattr(m, name).stage for name in STAGE_TITLES}
-    tau = {name: value / times for name, value in stages[which].tau.items()}
-    stages[which] = replace(stages[which], tau=tau)
-    return build_scorer("multi-stage", stages["pretrained"], stages["finetuned"], Damping("auto"))
+def _without_hop(m: Member) -> Scorer:
+    """The limit of a large α: the fine-tuned model's gradient of the query, and pre-training's curvature alone."""
+    first, last = m.pretrained.stage, m.finetuned.stage
+    inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first.tau), first.batches)
+    return InfluenceScorer(last.side, first.side, [inverse])
 
 
 def _along_training() -> Iterator[Method]:
@@ -164,6 +170,8 @@ def _with_prior() -> Iterator[Method]:
         given: dict[str, Any] = {"prior": weight, "main": likeliest, "removed": likeliest}
         yield Method(f"{MULTI_STAGE}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(), **given)
         yield Method(f"{UNIT}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), **given)
+    pulled = staged("multi-stage", Damping(damping_scale=1.0, alpha="auto:10"), normalize="unit")
+    yield Method(f"{UNIT}, prior bm25:0.5", "1 mean, α = 10/τ", scorer=pulled, prior=0.5)
 
 
 def _with_solver(name: str = "", stage: Callable[[Model], FittedStage] = attrgetter("stage")) -> Method:
@@ -182,7 +190,7 @@ def _held_out() -> Iterator[Method]:
 
 def _solved(stage: Callable[[Model], FittedStage], ihvp: IHVP, m: Member) -> Scorer:
     first, last, damping = stage(m.pretrained), m.finetuned.stage, Damping(alpha="auto")
-    pretraining = ihvp.build(first.side, factors_of(first, "pretrained"), damping.first(first), first.batches)
+    pretraining = ihvp.build(first.side, factors_of(first, "pretrained"), damping.first(first.tau), first.batches)
     names = [module.name for module in first.side.tracked]
     return InfluenceScorer(last.side, first.side, [pretraining, later_stage(last, names, damping, IHVP())])
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.retraining.members import Member
+from msif.attribution.damping import Damping
 from msif.attribution.features import query_features
 from msif.attribution.gradients import Side, query_gradients
 from msif.attribution.scorers import Scores
-from msif.attribution.stages import Damping
 from msif.curvature.preconditioners import EKFAC, consume
 from msif.index.correction import Correction, RSettings, mixed_correction, moment_of
 from msif.index.plan import Plan
@@ -64,7 +64,7 @@ class MultiStageIndexScorer:
         settings = IndexSettings(blocks=1, projection=projection, basis=basis, dtype="float32")
         self.plan = Plan(first.side.restricted(shared), settings, store=first.factors)
         self.query_side = last.side.restricted(shared)
-        self.inverse = EKFAC(last.factors, Damping(alpha="auto").later(last))
+        self.inverse = EKFAC(last.factors, Damping(alpha="auto").later(last.tau))
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:
         rows, documents = _documents(self.plan, candidates)

@@ -10,10 +10,11 @@ import numpy as np
 from experiments.spearman.bench import Bench, Cost
 from experiments.spearman.configuration import RELATIVE
 from experiments.spearman.points import Point
+from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import Scorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.stages import FittedStage, build_scorer
 from msif.attribution.trak import TRAKScorer
 from msif.curvature.filters import DampedInverse
 from msif.curvature.kfac import KFAC, Diagonal

@@ -14,8 +14,9 @@ import numpy as np
 
 from experiments.common.cache import Cache, hashed
 from experiments.facts.reading import Pair, read_pair
+from msif.attribution.damping import Damping
 from msif.attribution.scorers import Scorer
-from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature.preconditioners import EKFAC
 from msif.data.batching import batches_of
 from msif.data.documents import Batch
@@ -95,7 +96,7 @@ class TwoStages:
         assert index is not None
         last = self.stages[1]
         assert last.factors is not None
-        inverse = EKFAC(last.factors, self.damping.later(last))
+        inverse = EKFAC(last.factors, self.damping.later(last.tau))
         return IndexScorer(opened_plan(index, self.first, factors), index, last.side, [inverse])
 
     def _kept(self, name: str, settings: object, scorer: Callable[[], Scorer]) -> np.ndarray:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
-from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from msif.attribution.cka import CKAScorer
+from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
@@ -23,7 +22,7 @@ from msif.attribution.scorers import InfluenceScorer, PairScorer
 from msif.attribution.segments import SegmentedScorer
 from msif.attribution.trak import TRAKCheckpoint, TRAKOptions
 from msif.curvature.factors import Factors
-from msif.curvature.filters import Accumulation, DampedInverse, Decay, Scale
+from msif.curvature.filters import Accumulation, Decay, Scale
 from msif.curvature.preconditioners import EKFAC, Preconditioner
 from msif.curvature.store import FactorStore
 from msif.errors import MsifError
@@ -56,65 +55,6 @@ class FittedStage:
     def parts(self) -> Sequence[FittedStage]:
         """The segments of its training, or the whole of it as one."""
         return self.segments or [self]
-
-
-@dataclass(frozen=True)
-class Damping:
-    """λ of the stages and α of the last one (docs/method.md).
-
-    Attributes:
-        damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside a positive α in the last.
-        damping_scale: λ relative to the mean of a block's Λ, where no damping is given.
-        alpha: pull of fine-tuning towards the pre-trained parameters; "auto" is 1/τ of the fine-tuning stage. None is
-            zero, but "auto" beside damping "auto": here, unlike on the command line, no training is looked for unasked.
-    """
-
-    damping: float | Literal["auto"] | None = None
-    damping_scale: float = 0.1
-    alpha: float | Literal["auto"] | None = None
-
-    def __post_init__(self) -> None:
-        for name, others in (("damping", ("auto", None)), ("damping_scale", ()), ("alpha", ("auto", None))):
-            value = getattr(self, name)
-            if value in others:
-                continue
-            if isinstance(value, (str, bool)) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-                kinds = "a number of 0 or more" + (", 'auto' or None" if others else "")
-                raise MsifError(f"{name} is {value!r}: give {kinds}.")
-
-    def first(self, stage: FittedStage) -> DampedInverse:
-        """The filter of a stage that starts from nothing."""
-        if self.damping == "auto":
-            return DampedInverse(_inverse(stage.tau))
-        return DampedInverse(self.damping, self.damping_scale)
-
-    def later(self, stage: FittedStage) -> DampedInverse:
-        """The filter of a stage that starts from another's parameters; with damping "auto", α is too if not given."""
-        alpha = self.alpha
-        if alpha is None:
-            alpha = "auto" if self.damping == "auto" else 0.0
-        pull: Scale = _inverse(stage.tau) if alpha == "auto" else alpha
-        damping = self.damping
-        if damping == "auto":
-            # 1/τ once: as α, or where α is given as zero as λ
-            return DampedInverse(_inverse(stage.tau) if alpha == 0 else 0.0, alpha=pull)
-        return DampedInverse(damping, self.damping_scale, pull)
-
-    def pull(self, stage: FittedStage) -> float | dict[str, Tensor] | None:
-        """α of an adapter's parameters; of λ the hop of an adapter has none."""
-        return _inverse(stage.tau) if self.alpha == "auto" else self.alpha
-
-    def needs_tau(self, later: bool) -> bool:
-        """Whether a stage's training must be known."""
-        if not later:
-            return self.damping == "auto"
-        return self.alpha == "auto" or (self.damping == "auto" and not self.alpha)
-
-
-def _inverse(tau: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    if tau is None:
-        raise MsifError("damping 'auto' needs τ of the stage's training: give --learning-rate-sum, or a number.")
-    return {name: 1.0 / value for name, value in tau.items()}
 
 
 def build_scorer(
@@ -173,12 +113,12 @@ def build_scorer(
             )
         shared, _ = match_modules(list(last.side.tracked), list(first.side.tracked))
         factors = factors_of(first, "pretrained")
-        stages.append(ihvp.build(first.side.restricted(shared), factors, damping.first(first), first.batches))
+        stages.append(ihvp.build(first.side.restricted(shared), factors, damping.first(first.tau), first.batches))
         stages.append(later_stage(last, shared, damping, ihvp))
     elif method == "single-stage":
         last = first
         factors = factors_of(first, "pretrained" if pretrained else "finetuned")
-        stages = [ihvp.build(first.side, factors, damping.first(first), first.batches)]
+        stages = [ihvp.build(first.side, factors, damping.first(first.tau), first.batches)]
     elif method == "source":
         return _source(first, last, options)
     elif method == "cosine":
@@ -194,10 +134,10 @@ def later_stage(stage: FittedStage, names: Iterable[str], damping: Damping, ihvp
     """
     side, factors = stage.side.restricted(names), factors_of(stage, "finetuned")
     if stage.adapter is None:
-        return ihvp.build(side, factors, damping.later(stage), stage.batches)
+        return ihvp.build(side, factors, damping.later(stage.tau), stage.batches)
     if ihvp.kind != "ekfac":
         raise MsifError(f"the hop of an adapter takes the curvature of EK-FAC, and no other inverse ('{ihvp.kind}').")
-    return build_hop(side, factors, stage.adapter, damping.pull(stage), stage.batches)
+    return build_hop(side, factors, stage.adapter, damping.pull(stage.tau), stage.batches)
 
 
 def _options_of(method: str) -> set[str]:
@@ -231,7 +171,7 @@ def _unrolled(stage: FittedStage, which: str, filter: Callable[[Scale], Accumula
 def _projected(
     method: str, query_side: Side, first: FittedStage, damping: Damping, options: dict[str, Any]
 ) -> TRAKCheckpoint | LoGraScorer:
-    if damping.damping == "auto":
+    if damping.is_natural:
         raise MsifError(f"damping 'auto' is for the inverses of stages: give --method {method} a number.")
     shift: dict[str, Any] = {"damping": damping.damping, "damping_scale": damping.damping_scale}
     if method == "logra":

@@ -43,7 +43,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise MsifError(
                 f"--method {args.method} needs --{which}-factors: make them with python -m msif.fit_factors."
             )
-    if args.method in PROJECTED and args.damping == "auto":
+    if args.method in PROJECTED and isinstance(args.damping, str):
         raise MsifError(f"--damping auto is for the inverses of stages: give --method {args.method} a number.")
     if args.method == "trak" and args.trak_weighting == "example" and args.measurement not in (None, "margin"):
         raise MsifError("--trak-weighting example is defined for --measurement margin only: leave one of them out.")

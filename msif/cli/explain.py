@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import DEFAULT_PROJECTION as LOGRA_PROJECTION
 from msif.attribution.methods import INDEXED
 from msif.attribution.projection import Projection
-from msif.attribution.stages import Damping
 from msif.attribution.trak import DEFAULT_PROJECTION as TRAK_PROJECTION
 from msif.candidates.selection import parse_candidates
 from msif.cli.flags import field_arguments, stage_arguments

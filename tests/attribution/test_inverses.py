@@ -7,9 +7,10 @@ from helpers import alone, dense_gradients, documents, tiny_lm
 from test_factors_dense import fitted
 from test_ggn import dense_ggn
 
+from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
-from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature.filters import DampedInverse
 from msif.data.documents import collate
 from msif.errors import MsifError

@@ -7,12 +7,13 @@ import pytest
 import torch
 from helpers import Allocated, Products, documents, tiny_lm, track_modules
 
+from msif.attribution.damping import Damping
 from msif.attribution.estimate import ScoringPlan, describe_scoring
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import INDEXED, INFLUENCES, METHODS, SOLVERS, STAGED
 from msif.attribution.projection import Projection
-from msif.attribution.stages import Damping, FittedStage, build_scorer
+from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature import probe
 from msif.data.documents import collate
 from msif.data.sample import Plan

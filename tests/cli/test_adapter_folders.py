@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from worlds import ALL, FACTS, QUERY, by_candidate, call, fit_factors, influence, shown, write_rows
 
+from msif.attribution.damping import Damping
 from msif.attribution.gradients import query_gradients
 from msif.attribution.hops import build_hop
 from msif.attribution.scorers import InfluenceScorer
-from msif.attribution.stages import Damping
 from msif.build_index import main as build_index
 from msif.curvature.filters import DampedInverse, ProximalHop
 from msif.curvature.preconditioners import EKFAC

@@ -163,6 +163,8 @@ def test_damping_that_cannot_be(explain):
     explain("--damping-scale: '-0.5' is not a number", "--damping-scale=-0.5")
     explain("--alpha: 'nan' is not a number", "--alpha", "nan")
     explain("--damping: 'small' is not a number", "--damping", "small")
+    for flag, value in (("--alpha", "auto:0"), ("--alpha", "auto:"), ("--damping", "auto:-1"), ("--damping", "auto10")):
+        explain(f"'{value}' is no damping: .* auto:X with X above 0 for X/τ", flag, value)
     explain(r"Λ of module '\S+' is singular and the damping does not lift it", "--damping", 0)
     explain("is singular", "--damping-scale", 0)
 

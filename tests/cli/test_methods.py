@@ -87,6 +87,15 @@ def test_natural_damping_from_what_training_left(world, tmp_path):
     assert influence(*flags, "--alpha", "auto", *rates, "--output", tmp_path / "alpha") == 0
     assert influence(*flags, "--alpha", 1 / TAU, "--output", tmp_path / "number") == 0
     assert by_candidate(tmp_path / "alpha") == pytest.approx(by_candidate(tmp_path / "number"), rel=1e-4, abs=1e-7)
+    # times 1/τ, of both stages or of each its own
+    for given, alpha in ((["--damping", "auto:2"], 2), (["--damping", "auto:2", "--alpha", "auto:10"], 10)):
+        output = tmp_path / f"times-{alpha}"
+        assert influence(*flags, *given, *rates, "--output", output) == 0
+        assert yaml.safe_load((output / "config.yaml").read_text())["alpha"] == f"auto:{alpha}"
+        first, last = (stage["scales"] for stage in json.loads((output / "manifest.json").read_text())["stages"])
+        assert first["damping"] and set(last["damping"].values()) == {0}
+        assert list(first["damping"].values()) == pytest.approx([2 / TAU] * len(first["damping"]))
+        assert list(last["alpha"].values()) == pytest.approx([alpha / TAU] * len(last["alpha"]))
 
 
 def test_natural_damping_under_adam(world, tmp_path):
