@@ -101,6 +101,12 @@ def random_halves(draw: np.random.Generator, halves: int, documents: int) -> np.
     return masks
 
 
+def random_splits(draw: np.random.Generator, halves: int, documents: int) -> np.ndarray:
+    """Random halves, bool (M, N), every two of which share out all documents."""
+    first = random_halves(draw, (halves + 1) // 2, documents)
+    return np.stack([first, ~first], axis=1).reshape(-1, documents)[:halves]
+
+
 def _weights(draw: np.random.Generator, size: int) -> np.ndarray:
     """Shares of each of ``size``: all alike, then as drawn with replacement, (1 + R, size)."""
     drawn = draw.multinomial(size, np.full(size, 1 / size), RESAMPLES)

@@ -21,6 +21,7 @@ SIZES = {
     "seeds": "trainings on each half",
     "queries": "images that are asked about",
     "members": "model pairs whose scores are averaged",
+    "halved": "model pairs trained on halves of the images, whose scores are averaged",
     "unrolled": "members whose training is differentiated exactly",
     "counterfactual_queries": "queries whose top images are removed",
 }

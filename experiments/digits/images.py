@@ -31,6 +31,10 @@ class Images:
     def to(self, device: torch.device | str) -> Images:
         return Images(*(value.to(device) for value in vars(self).values()))
 
+    def chosen(self, rows: Tensor) -> Images:
+        """Some of the images, by their places here, as a part of their own."""
+        return Images(torch.arange(len(rows)), self.x[rows], self.y[rows])
+
     def parity(self) -> Images:
         """The same images, labelled odd (1) or even (0)."""
         return replace(self, y=self.y % 2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.common.cache import Cache
+from experiments.common.judging import random_splits
 from experiments.digits.engine import BETA_1, BETA_2, EPSILON, Layers, stacked, train, unstacked
 from experiments.digits.exact import ExactCurvature
 from experiments.digits.images import Digits, Images, Parts
@@ -22,8 +23,11 @@ from msif.attribution.stages import FittedStage
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.fit import FitSettings, fit
 from msif.curvature.store import FactorStore
+from msif.draws import generator
 from msif.models.select import track_modules
 from msif.models.training import natural_tau
+
+HALVED_STREAM = 15
 
 
 def segment_middles(schedule: Schedule, segments: int) -> list[int]:
@@ -113,21 +117,52 @@ class Member:
     finetuning: list[Checkpoint]
 
 
-class Members(Sequence[Member]):
-    """All members, trained at once and kept in the cache, as are their factors; each is made anew when asked for, and
-    with it goes the curvature that it holds."""
+@dataclass(frozen=True)
+class Group:
+    """Trainings that are explained.
 
-    def __init__(self, settings: Settings, parts: Parts, cache: Cache) -> None:
-        self.settings, self.parts, self.folder = settings, parts, cache.folder / "members"
+    Attributes:
+        name: of what is kept of them.
+        first_seed: of the first, which the others' follow.
+        seen: bool (K, N), the pre-training images of each; all see equally many.
+    """
+
+    name: str
+    first_seed: int
+    seen: np.ndarray
+
+    @property
+    def rows(self) -> Tensor:
+        """Of the images that each sees, (K, n)."""
+        return torch.from_numpy(np.stack([np.flatnonzero(own) for own in self.seen]))
+
+
+def on_everything(settings: Settings) -> Group:
+    """The members, which see all images."""
+    return Group("members", settings.first_member, np.ones((settings.members, settings.pretraining), dtype=bool))
+
+
+def on_halves(settings: Settings) -> Group:
+    """Trainings on random halves other than those of the truth; every two share out all images."""
+    draw = generator(settings.seed, HALVED_STREAM)
+    return Group("halved", settings.first_halved, random_splits(draw, settings.halved, settings.pretraining))
+
+
+class Members(Sequence[Member]):
+    """A group, trained at once and kept in the cache, as are their factors; each is made anew when asked for, and with
+    it goes the curvature that it holds."""
+
+    def __init__(self, settings: Settings, parts: Parts, cache: Cache, group: Group) -> None:
+        self.settings, self.parts, self.group, self.folder = settings, parts, group, cache.folder / group.name
         self.stages = {"pretraining": settings.pretrain, "finetuning": settings.finetune}
         self.kept = {
             name: [*segment_middles(schedule, segments), schedule.steps]
             for (name, schedule), segments in zip(self.stages.items(), settings.segments, strict=True)
         }
-        self.arrays = cache.arrays("members", lambda: _train(settings, parts, self.kept))
+        self.arrays = cache.arrays(group.name, lambda: _train(settings, parts, group, self.kept))
 
     def __len__(self) -> int:
-        return self.settings.members
+        return len(self.group.seen)
 
     def __getitem__(self, number: int) -> Member:  # type: ignore[override]
         if not 0 <= number < len(self):
@@ -143,14 +178,16 @@ class Members(Sequence[Member]):
         folder.mkdir(parents=True, exist_ok=True)
         if schedule.optimizer == "adam":
             _save_moments(folder, schedule, [V[number] for V in _layers(self.arrays, f"{name}-moments")])
-        return Checkpoint(network, getattr(self.parts, name), folder, schedule, self.settings.label_samples)
+        images = self.parts.finetuning
+        if name == "pretraining":
+            images = self.parts.pretraining.chosen(self.group.rows[number])
+        return Checkpoint(network, images, folder, schedule, self.settings.label_samples)
 
 
-def _train(settings: Settings, parts: Parts, kept: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    seeds = [settings.first_member + number for number in range(settings.members)]
+def _train(settings: Settings, parts: Parts, group: Group, kept: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    seeds = [group.first_seed + number for number in range(len(group.seen))]
     firsts, heads = zip(*(new_networks(seed) for seed in seeds), strict=True)
-    rows = parts.pretraining.indices.expand(len(seeds), -1)
-    first = train(stacked(firsts), parts.pretraining, rows, settings.pretrain, kept["pretraining"])
+    first = train(stacked(firsts), parts.pretraining, group.rows, settings.pretrain, kept["pretraining"])
     rows = parts.finetuning.indices.expand(len(seeds), -1)
     start = first.layers[:-2] + stacked(heads)[-2:]
     second = train(start, parts.finetuning, rows, settings.finetune, kept["finetuning"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,15 @@ SOURCE = "SOURCE"
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """λ relative to the mean eigenvalue."""
 CG_PRODUCTS = 24
+HALVED = (
+    ("gradient dot product", "", ""),
+    ("multi-stage EK-FAC", "1/ηK", "1/ηK"),
+    ("multi-stage EK-FAC, checkpoints in segments", SOURCE, SOURCE),
+    ("multi-stage EK-FAC-preconditioned CG", "1/ηK", "1/ηK"),
+    ("multi-stage exact", SOURCE, SOURCE),
+    ("multi-stage exact, heads counted", SOURCE, SOURCE),
+)
+"""Family, λ and α of what is asked of pairs that were trained on halves."""
 
 
 Kind = Callable[[Checkpoint, Filter], Preconditioner]
@@ -61,6 +71,11 @@ def all_methods() -> list[Method]:
 def adam_methods() -> list[Method]:
     """What training by Adam is for: whether its moments give the damping."""
     return [*_gradients(), *_sweep("EK-FAC", ekfac), *_relative("EK-FAC", ekfac), *_by_moments()]
+
+
+def halved_methods() -> list[Method]:
+    """What is asked of pairs that were trained on halves."""
+    return [replace(m, dear=False) for m in all_methods() if (m.family, m.damping, m.alpha) in HALVED]
 
 
 def _gradients() -> Iterator[Method]:
@@ -168,7 +183,7 @@ def _with_heads() -> Iterator[Method]:
         return build(m, Accumulation(m.pretrained.schedule.rate_sum), Decay(m.finetuned.schedule.rate_sum))
 
     yield Method("multi-stage exact, heads counted", "1/ηK", "1/ηK", natural, dear=True)
-    yield Method("multi-stage exact, heads counted", SOURCE, SOURCE, source, dear=True)
+    yield Method("multi-stage exact, heads counted", SOURCE, SOURCE, source)
 
 
 def _solvers() -> Iterator[Method]:

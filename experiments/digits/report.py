@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.common.methods import Method
 from experiments.digits.counterfactual import RANDOM
+from experiments.digits.halved import halved_table
 from experiments.digits.methods import SOURCE
 from experiments.digits.study import Study
 from msif.evaluation.intervals import bootstrap
@@ -24,12 +25,13 @@ SEGMENTS, SINGLE = ", checkpoints in segments", "single-stage EK-FAC, parity imp
 
 
 def write_descent(folder: Path, study: Study, changes: Mapping[tuple[str, int], np.ndarray]) -> None:
-    """lds.md, sweep.md, differences.md, ensembles.md and counterfactual.md, each with its JSON."""
+    """lds.md, sweep.md, differences.md, ensembles.md, halves.md and counterfactual.md, each with its JSON."""
     configuration = asdict(study.settings)
     for name, table in {
         "lds": lds_table(study),
         "differences": difference_table(study),
         "ensembles": ensemble_table(study),
+        "halves": halved_table(study),
         "sweep": sweep_table(study),
         "counterfactual": counterfactual_table(changes),
     }.items():

@@ -13,7 +13,7 @@ from experiments.common.methods import Method
 from experiments.common.parallel import spread
 from experiments.digits.engine import stacked
 from experiments.digits.images import Parts
-from experiments.digits.members import Member, Members
+from experiments.digits.members import Group, Member, Members
 from experiments.digits.network import new_networks
 from experiments.digits.settings import Settings
 from experiments.digits.unrolled import unrolled_scores
@@ -23,25 +23,29 @@ Scored = dict[str, np.ndarray]
 Methods = Callable[[], list[Method]]
 
 
-def score_all(methods: Methods, settings: Settings, parts: Parts, cache: Cache, processes: int = 1) -> Scored:
+def score_all(
+    methods: Methods, settings: Settings, parts: Parts, cache: Cache, group: Group, processes: int = 1
+) -> Scored:
     """Every method on every member; those that are dear on the first few only."""
-    members = Members(settings, parts, cache)  # trained here, and read by the processes
-    each = spread(partial(score_member, methods, settings, parts, cache), range(len(members)), processes, "scoring")
+    members = Members(settings, parts, cache, group)  # trained here, and read by the processes
+    work = partial(score_member, methods, settings, parts, cache, group)
+    each = spread(work, range(len(members)), processes, f"scoring {group.name}")
     return {method.name: np.stack([one[method.name] for one in each if method.name in one]) for method in methods()}
 
 
-def score_member(methods: Methods, settings: Settings, parts: Parts, cache: Cache, number: int) -> Scored:
+def score_member(methods: Methods, settings: Settings, parts: Parts, cache: Cache, group: Group, number: int) -> Scored:
     """One member's scores by all methods that are asked of it, kept family by family."""
     families: dict[str, list[Method]] = {}
     for method in methods():
         if number < settings.few or not method.dear:
             families.setdefault(method.family, []).append(method)
-    member = Members(settings, parts, cache)[number]  # holds its curvature for as long as it is used
+    member = Members(settings, parts, cache, group)[number]  # holds its curvature for as long as it is used
     scored: Scored = {}
     for name, family in families.items():
         slug = re.sub(r"\W+", "-", name).strip("-").lower()
         keys = hashed([method.key for method in family])[:8]
-        scored |= cache.arrays(f"scores/{number:02d}-{slug}-{keys}", partial(_score, family, member, parts))
+        name = f"{group.name}/scores/{number:02d}-{slug}-{keys}"
+        scored |= cache.arrays(name, partial(_score, family, member, parts))
     return scored
 
 

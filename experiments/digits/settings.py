@@ -28,6 +28,7 @@ class Settings:
         halves: random halves of the pre-training images on which both stages are trained again,
         seeds: each so many times.
         members: model pairs whose scores are averaged; of other seeds than the retrainings.
+        halved: as many more, each trained on a random half of the pre-training images.
         few: of these, how many the dear methods are asked of.
         unrolled: of these, how many have their training differentiated exactly.
         segments: of pre-training and fine-tuning, with a checkpoint in the middle of each, for SOURCE.
@@ -43,6 +44,7 @@ class Settings:
     halves: int = 100
     seeds: int = 20
     members: int = 16
+    halved: int = 16
     few: int = 2
     unrolled: int = 2
     pretrain: Schedule = field(default_factory=lambda: Schedule(0.5, 800))
@@ -67,10 +69,14 @@ class Settings:
     def first_member(self) -> int:
         return self.first_retraining + 200_000
 
+    @property
+    def first_halved(self) -> int:
+        return self.first_retraining + 300_000
+
     def with_adam(self) -> Settings:
         """The same network and images trained by Adam, with fewer retrainings and members."""
         schedules = {"pretrain": Schedule(0.003, 300, "adam"), "finetune": Schedule(0.001, 100, "adam")}
-        return replace(self, seeds=min(self.seeds, 12), members=min(self.members, 8), **schedules)
+        return replace(self, seeds=min(self.seeds, 12), members=min(self.members, 8), halved=0, **schedules)
 
 
 SMALL = Settings(
@@ -80,6 +86,7 @@ SMALL = Settings(
     halves=40,
     seeds=4,
     members=2,
+    halved=2,
     few=1,
     unrolled=1,
     pretrain=Schedule(0.5, 120),

@@ -13,7 +13,8 @@ from experiments.common.judging import Judge
 from experiments.common.methods import Method
 from experiments.common.parallel import spread
 from experiments.digits.images import load_parts
-from experiments.digits.methods import SOURCE
+from experiments.digits.members import on_everything, on_halves
+from experiments.digits.methods import SOURCE, halved_methods
 from experiments.digits.scoring import Methods, Scored, score_all, unrolled_of
 from experiments.digits.settings import Settings
 from experiments.digits.truth import losses_on_halves
@@ -27,6 +28,8 @@ class Study:
         methods: all that were scored.
         judge: what the retrainings say.
         scored: name of a method -> scores (K, Q, N).
+        halved: the same of the trainings on halves.
+        seen: bool (K, N), which images each of these saw.
     """
 
     def __init__(self, settings: Settings, folder: Path, methods: Methods, overwrite: bool, processes: int) -> None:
@@ -34,7 +37,11 @@ class Study:
         self.cache = Cache(folder, asdict(settings), overwrite)
         self.parts = load_parts(settings)
         self.judge = Judge(*losses_on_halves(settings, self.parts, self.cache, processes))
-        self.scored: Scored = score_all(methods, settings, self.parts, self.cache, processes)
+        self.scored: Scored = score_all(methods, settings, self.parts, self.cache, on_everything(settings), processes)
+        group = on_halves(settings)
+        self.seen, self.halved = group.seen, dict[str, np.ndarray]()
+        if settings.halved:
+            self.halved = score_all(halved_methods, settings, self.parts, self.cache, group, processes)
 
     def add_unrolled(self) -> None:
         """The exact derivative, which is made from first weights and not from a member, of a few trainings."""

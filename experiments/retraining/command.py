@@ -10,7 +10,14 @@ from experiments.common.running import add_data_flag, experiment_parser
 from experiments.facts.facts import FactData
 from experiments.facts.halves import report_table
 from experiments.retraining.plots import plot_all
-from experiments.retraining.report import ceiling_table, ensemble_table, lds_table, query_table, removal_table
+from experiments.retraining.report import (
+    bag_table,
+    ceiling_table,
+    ensemble_table,
+    lds_table,
+    query_table,
+    removal_table,
+)
 from experiments.retraining.settings import Sizes
 from experiments.retraining.study import Study
 from msif.cli.parsing import Parser
@@ -24,6 +31,7 @@ NUMBERS = {
     "removal_seeds": "pairs that each query's removals are made for, in turn",
     "orders": "trainings of each pair on each half, with batches of their own",
     "halves": "random halves that each is trained on again",
+    "bags": "other halves that each is trained on, for the mean of their scores",
 }
 
 
@@ -53,7 +61,7 @@ def chosen_sizes(options: argparse.Namespace, sizes: Sizes) -> Sizes:
 
 
 def report(study: Study, folder: Path, configuration: dict) -> None:
-    """removal, lds, ensembles, ceiling and queries as tables, with plots."""
+    """removal, lds, ensembles, bags, ceiling and queries as tables, with plots."""
     tables = {
         "queries": query_table(study),
         "lds": lds_table(study),
@@ -61,6 +69,8 @@ def report(study: Study, folder: Path, configuration: dict) -> None:
         "ceiling": ceiling_table(study),
         "removal": removal_table(study.changes),
     }
+    if study.sizes.bags:
+        tables["bags"] = bag_table(study)
     for name, table in tables.items():
         write(folder, name, table, configuration)
     plot_all(folder, study)

@@ -120,8 +120,12 @@ class Member:
     again: Callable[[int], Model]
 
 
-def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member:
-    """Trains a pair into the folder, or loads the one that is there."""
+def make_member(world: TwoStage, folder: Path, number: int, seed: int, left_out: Sequence[int] = ()) -> Member:
+    """Trains a pair into the folder, or loads the one that is there.
+
+    Args:
+        left_out: rows of the documents that it never sees, of which its curvature has none either.
+    """
 
     def build(part: Path) -> None:
         def keep(stage: str, trained: Trained) -> None:
@@ -129,7 +133,7 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
             if step in [round(place * trained.steps / SEGMENTS[stage]) for place in places]:
                 trained.save(part / stage / f"checkpoint-{step}", world.tokenizer)
 
-        for stage, trained in zip(STAGES, world.train(seed, after_step=keep), strict=True):
+        for stage, trained in zip(STAGES, world.train(seed, left_out, after_step=keep), strict=True):
             trained.save(part / stage, world.tokenizer)
 
     built(folder, {"seed": seed, "segments": SEGMENTS}, build)
@@ -141,7 +145,7 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int) -> Member
             folder / "pretrained",
             pretrained,
             CausalLM(),
-            world.pretraining_batches(),
+            world.pretraining_batches(left_out),
             modules,
             world.held_out_batches(),
         ),

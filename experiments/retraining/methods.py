@@ -50,6 +50,7 @@ UNIT = f"{MULTI_STAGE}, unit norm"
 SEGMENTED = f"{SOURCE}, checkpoints in segments"
 DEFAULT_DAMPING = "0.1 mean, α = 1/τ"
 """What the command line takes where the training is known."""
+PULLED = "1 mean, α = 10/τ"
 SOLVED = "multi-stage, EK-FAC-preconditioned CG"
 
 
@@ -171,7 +172,7 @@ def _with_prior() -> Iterator[Method]:
         yield Method(f"{MULTI_STAGE}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(), **given)
         yield Method(f"{UNIT}, prior bm25:{weight:g}", DEFAULT_DAMPING, scorer=_by_default(normalize="unit"), **given)
     pulled = staged("multi-stage", Damping(damping_scale=1.0, alpha="auto:10"), normalize="unit")
-    yield Method(f"{UNIT}, prior bm25:0.5", "1 mean, α = 10/τ", scorer=pulled, prior=0.5)
+    yield Method(f"{UNIT}, prior bm25:0.5", PULLED, scorer=pulled, prior=0.5)
 
 
 def _with_solver(name: str = "", stage: Callable[[Model], FittedStage] = attrgetter("stage")) -> Method:
@@ -272,7 +273,7 @@ def member_scores(method: Method, world: TwoStage, member: Member, asked: Asked)
         scores = method.search(asked.texts, world.texts)
     else:
         queries = world.query_batches(asked.examples)
-        scores = method.build(member).score(queries, member.pretrained.batches).values.astype(np.float64)
+        scores = method.build(member).score(queries, world.pretraining_batches()).values.astype(np.float64)
     if method.prior is not None:
         scores = _beside(method.prior, scores, search_by_words(asked.texts, world.texts))
     assert scores.shape == (len(asked.examples), len(world.texts)) and np.isfinite(scores).all(), method.name

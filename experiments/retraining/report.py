@@ -117,6 +117,30 @@ def ensemble_table(study: Study) -> Table:
     )
 
 
+def bag_table(study: Study) -> Table:
+    """What pairs trained on other halves of the documents foretell, from the first weights of the pair itself."""
+    judge, bags = study.judge, study.sizes.bags
+    sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= bags]
+    rows = []
+    for name, scores in study.bags.items():
+        alone = study.scores[name]
+        every = scores.mean(0)
+        means = [scores[:size].mean(0) for size in sizes]
+        beside = (scores.sum(0) + alone) / (bags + 1)
+        found = [f"{judge.own(one):.3f}" for one in (alone, *means, beside)]
+        rows.append([name, *found, _signed(judge.own_difference(every, alone)), judge.score(every.mean(0))])
+    named = [f"{size} halves" if size > 1 else "one half" for size in sizes]
+    last = [f"{named[-1]} and the pair", f"{named[-1]}, less the pair alone", "mean scores, mean losses"]
+    return Table(
+        ["mean of the scores of", "the pair alone", *named, *last],
+        rows,
+        "Linear datamodelling score of each pair by its own retrainings, foretold by pairs from the same first weights "
+        f"that were trained on other halves: {study.sizes.halves} halves, {study.sizes.seeds} pairs, "
+        f"{len(study.asked)} queries; noise ceiling of mean scores {judge.ceiling:.2f}",
+        {last[-1]: ".3f"},
+    )
+
+
 def _next(scores: np.ndarray, pair: int, size: int) -> np.ndarray:
     """The mean over a pair and those after it, in a ring, (Q, N)."""
     return scores[[(pair + place) % len(scores) for place in range(size)]].mean(0)

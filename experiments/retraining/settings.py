@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from experiments.common.training import ModelSize, Schedule
 from msif.errors import MsifError
 
-LEAST = {"queries": 1, "solved": 1, "seeds": 2, "removal_seeds": 1, "halves": 8, "orders": 1}
+LEAST = {"queries": 1, "solved": 1, "seeds": 2, "removal_seeds": 1, "halves": 8, "orders": 1, "bags": 0}
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Sizes:
         seeds: model pairs that are explained; each is trained again from its own first weights, in its own order.
         halves: random halves of the documents that each pair is trained on again.
         removal_seeds: for how many pairs a query's removals are made: each query's begin with another pair.
+        bags: other random halves, on each of which each pair is trained once more, for the mean of their scores.
         orders: trainings of a pair on each half, from the same first weights, with batches of their own.
         seed: decides the data, the halves and all first weights.
 
@@ -33,6 +34,7 @@ class Sizes:
     seeds: int = 5
     removal_seeds: int = 1
     halves: int = 100
+    bags: int = 8
     orders: int = 1
     seed: int = 0
 

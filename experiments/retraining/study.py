@@ -15,12 +15,16 @@ from experiments.common.judging import Judge
 from experiments.common.methods import Method
 from experiments.common.parallel import spread
 from experiments.retraining.additive import taught_scores
+from experiments.retraining.bags import bagged_scores, bags_of
 from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import Member, make_member
 from experiments.retraining.methods import (
     DEFAULT_DAMPING,
+    GDP,
     MULTI_STAGE,
+    PULLED,
     SETTINGS,
+    UNIT,
     all_methods,
     member_scores,
 )
@@ -108,6 +112,18 @@ class Study:
         return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in self.methods}
 
     @cached_property
+    def bags(self) -> dict[str, np.ndarray]:
+        """Method's name -> (B, S, Q, N) of as many more trainings of each pair, each on a half of the documents."""
+        methods = [method for method in self.methods if method.name in BAGGED]
+        score = partial(_scores_by, methods, self.world, self.asked)
+        name = f"bags-{hashed([SETTINGS, [method.key for method in methods]])}"
+        work = partial(bagged_scores, self.world, score, self.parts, name)
+        bags = bags_of(self.sizes, len(self.world.texts))
+        each = spread(work, bags, self.processes, "trainings on halves to average")
+        scores = {m.name: np.stack([one[m.name] for one in each]) for m in methods}
+        return {key: s.reshape(self.sizes.bags, self.sizes.seeds, *s.shape[1:]) for key, s in scores.items()}
+
+    @cached_property
     def retrainings(self) -> Retrainings:
         return replace(self._all_retrainings, queries=self.places)
 
@@ -155,6 +171,15 @@ REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
 """The method that others are compared with: at the command line's default damping."""
 
 
+BAGGED = (
+    REFERENCE,
+    f"{MULTI_STAGE}, λ = {PULLED}",
+    f"{UNIT}, λ = {DEFAULT_DAMPING}",
+    f"{UNIT}, prior bm25:0.5, λ = {PULLED}",
+    GDP,
+)
+"""Methods that are asked of trainings on halves, too."""
+
 MEAN = "; mean of the pairs"
 
 
@@ -164,6 +189,10 @@ def _member_folder(folder: Path, number: int) -> Path:
 
 def _member(world: TwoStage, folder: Path, seeds: Sequence[int], number: int) -> Member:
     return make_member(world, _member_folder(folder, number), number, seeds[number])
+
+
+def _scores_by(methods: Sequence[Method], world: TwoStage, asked: Asked, member: Member) -> dict[str, np.ndarray]:
+    return {method.name: member_scores(method, world, member, asked) for method in methods}
 
 
 def _make(make: Callable[[int], Member], number: int) -> None:

@@ -182,8 +182,9 @@ class TwoStage:
             for stage, (model, head, queries) in zip(STAGES, asked, strict=True)
         }
 
-    def pretraining_batches(self) -> list[Batch]:
-        return _batches(LanguageHead(), self.pretraining)
+    def pretraining_batches(self, left_out: Collection[int] = ()) -> list[Batch]:
+        rows = [row for row in range(len(self.texts)) if row not in set(left_out)]
+        return _batches(LanguageHead(), [self.pretraining[row] for row in rows])
 
     def held_out_batches(self) -> list[Batch]:
         return _batches(LanguageHead(), plain_text(self.tokenizer, self.held_out) if self.held_out else [])

@@ -17,17 +17,26 @@ from experiments.counterfactual import __main__ as command
 from experiments.counterfactual.setting import FactSizes, fact_setting
 from experiments.facts.facts import Fact, FactData, Sentence
 from experiments.retraining import methods, trainings
+from experiments.retraining.bags import Bag, bagged_scores, bags_of
 from experiments.retraining.halves import losses_on_halves
-from experiments.retraining.members import make_member
+from experiments.retraining.members import LABEL_SAMPLES, make_member
 from experiments.retraining.methods import DEFAULT_DAMPING, FINETUNINGS, all_methods, member_scores
 from experiments.retraining.plots import plot_all
 from experiments.retraining.removal import OPPONENTS, RANDOM, TAUGHT, measure_removals, removal_orders
-from experiments.retraining.report import ceiling_table, ensemble_table, lds_table, query_table, removal_table
+from experiments.retraining.report import (
+    bag_table,
+    ceiling_table,
+    ensemble_table,
+    lds_table,
+    query_table,
+    removal_table,
+)
 from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import MEAN, REFERENCE, Study
 from experiments.retraining.trainings import Retrainings, Training
-from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, measured_losses
-from msif.attribution.stages import FittedStage
+from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, _batches, measured_losses
+from msif.attribution.damping import Damping
+from msif.curvature.fit import FitSettings, fit
 from msif.errors import MsifError
 
 NAMES = ["Ada", "Bob", "Cleo", "Dan", "Eve", "Finn"]
@@ -188,14 +197,18 @@ def test_fine_tunings_of_one_pretrained_model(world: TwoStage, tmp_path) -> None
     assert np.allclose(ask(several, member.finetuned), np.mean(each, axis=0), rtol=1e-4, atol=1e-6 * np.abs(each).max())
 
 
-def test_one_stage_alone_has_another_scale(monkeypatch) -> None:
-    """Ten times 1/τ is a tenth of τ."""
-    monkeypatch.setattr(methods, "build_scorer", lambda method, *stages_and_damping: stages_and_damping)
-    stages = [SimpleNamespace(stage=FittedStage(None, tau={"m": torch.tensor([tau])})) for tau in (2.0, 3.0)]
-    member = SimpleNamespace(pretrained=stages[0], finetuned=stages[1])
-    [method] = [m for m in all_methods(True) if m.damping == "1/τ, 10 times that of fine-tuning"]
-    first, last, damping = method.scorer(member)
-    assert (float(first.tau["m"]), damping.damping) == (2.0, "auto") and float(last.tau["m"]) == pytest.approx(0.3)
+def test_one_stage_alone_has_another_scale() -> None:
+    dampings = {}
+    for title in ("pre-training", "fine-tuning"):
+        [method] = [m for m in all_methods(True) if m.damping == f"1/τ, 10 times that of {title}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(methods, "build_scorer", lambda name, first, last, damping, *rest: damping)
+            stage = SimpleNamespace(stage=None)
+            dampings[title] = method.scorer(SimpleNamespace(pretrained=stage, finetuned=stage))
+    assert dampings == {
+        "pre-training": Damping("auto:10", alpha="auto"),
+        "fine-tuning": Damping("auto", alpha="auto:10"),
+    }
 
 
 def test_orders() -> None:
@@ -271,6 +284,41 @@ def test_the_command_line_names_what_is_wrong(tmp_path) -> None:
     assert "--hidden is 6: give a multiple of 4" in run("--hidden", "6")
 
 
+def test_halves_to_average_share_out_all_documents_and_are_those_of_their_pair():
+    few, more = (bags_of(Sizes(seeds=2, bags=bags, seed=3), 10) for bags in (2, 4))
+    named = [(bag.number, bag.pair, bag.seed) for bag in more[:3]]
+    assert named == [(0, 0, 3_000_000), (0, 1, 3_000_001), (1, 0, 3_000_000)]
+    assert few == more[:4] and len({bag.left_out for bag in more}) == 8
+    for first, second in zip(more[:2] + more[4:6], more[2:4] + more[6:], strict=True):
+        assert sorted(first.left_out + second.left_out) == list(range(10))
+
+
+def test_a_half_that_is_averaged_has_neither_seen_the_rest_nor_its_curvature(world, tmp_path):
+    """Its models are those of a training without the rest, its factors of the half; all documents are scored."""
+    left_out, cache = (0, 2, 5), Cache(tmp_path / "cache", {})
+    found = {}
+
+    def score(member):
+        trained = world.train(1, left_out)
+        for own, other in zip((member.pretrained, member.finetuned), trained, strict=True):
+            for (name, a), (_, b) in zip(own.model.named_parameters(), other.model.named_parameters(), strict=True):
+                assert torch.equal(a, b), name
+        half = _batches(LanguageHead(), [e for row, e in enumerate(world.pretraining) if row not in left_out])
+        settings = FitSettings(label_samples=LABEL_SAMPLES)
+        side = member.pretrained.stage.side
+        by_hand = fit(side.model, side.tracked, side.objective, half, tmp_path / "factors", settings)
+        for name, factors in by_hand.load_all().items():
+            assert torch.equal(member.pretrained.stage.factors[name].Lambda, factors.Lambda)
+        found["scores"] = member_scores(all_methods(True)[0], world, member, world.questions)
+        return found
+
+    scores = bagged_scores(world, score, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
+    assert scores.shape == (len(world.questions), len(world.texts)) and np.array_equal(scores, found["scores"])
+    assert not any(path.is_dir() and path.name != "bags" for path in cache.folder.iterdir())  # no model stays
+    again = bagged_scores(world, None, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
+    assert np.array_equal(again, scores)
+
+
 def fact_data() -> FactData:
     facts = {f"P1:{n}": Fact(f"P1:{n}", "P1", n, (c,)) for n, c in zip(NAMES, COLOURS, strict=True)}
     rows = [
@@ -282,7 +330,7 @@ def fact_data() -> FactData:
 
 def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     kept = lambda _: [m for m in all_methods(True) if m.name in (REFERENCE, "random", "BM25+") or "1e-06" in m.name]  # noqa: E731
-    sizes = Sizes(queries=2, solved=1, removed=(1, 3), seeds=2, halves=8, orders=2)
+    sizes = Sizes(queries=2, solved=1, removed=(1, 3), seeds=2, halves=8, orders=2, bags=2)
     setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
     assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.world.questions) == 3
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study", listed=kept)
@@ -302,6 +350,12 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     scored, taught, ceiling = ceiling_table(one).rows
     assert scored[1] == pytest.approx(one.judge.own(one.scores[REFERENCE]).mean)
     assert ceiling[1:] == [one.judge.own_ceiling, one.judge.ceiling] and -1 <= taught[1] <= 1
+    assert one.bags[REFERENCE].shape == (2, 2, 2, 18)
+    row = bag_table(one).rows[0]
+    beside = (one.bags[REFERENCE].sum(0) + one.scores[REFERENCE]) / 3
+    means = (one.scores[REFERENCE], one.bags[REFERENCE][0], one.bags[REFERENCE].mean(0), beside)
+    assert row[1:5] == [f"{one.judge.own(mean):.3f}" for mean in means]
+    assert row[6] == pytest.approx(one.judge.score(one.bags[REFERENCE].mean((0, 1))))
     plot_all(tmp_path / "report", one)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         f"{name}.{kind}" for name in ("removal", "lds") for kind in ("png", "svg")
@@ -311,6 +365,7 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(methods, "member_scores", None)
     again = Study(setting.world, setting.choose, sizes, tmp_path / "study", listed=kept)
     assert removal_table(again.changes).rows == removal_table(one.changes).rows
+    assert bag_table(again).rows == bag_table(one).rows
     other = replace(setting.world, recipe=replace(QUICK, vocabulary=299))
     with pytest.raises(MsifError, match="other settings"):
         _ = Study(other, setting.choose, sizes, tmp_path / "study").cache

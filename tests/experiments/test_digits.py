@@ -12,7 +12,7 @@ from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
 from experiments.digits import methods
 from experiments.digits.images import load_parts
-from experiments.digits.members import Members, segment_middles
+from experiments.digits.members import Members, on_everything, segment_middles
 from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
 from experiments.digits.settings import SMALL, Schedule, Settings
 from experiments.digits.truth import losses_on_halves
@@ -21,7 +21,7 @@ from msif.errors import MsifError
 from msif.evaluation.datamodelling import linear_datamodelling_score
 from msif.models.training import natural_tau
 
-TABLES = ("lds", "differences", "ensembles", "sweep", "counterfactual", "adam", "adam-sweep")
+TABLES = ("lds", "differences", "ensembles", "halves", "sweep", "counterfactual", "adam", "adam-sweep")
 MARGIN = 0.1
 NATURAL = "λ = 1/ηK, α = 1/ηK"
 
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 
 def scores_of(run, member, slug):
     """The file of a family's scores, whose name ends with a hash of the family's methods."""
-    (path,) = (run / "descent" / "scores").glob(f"{member}-{slug}-{8 * '?'}.npz")
+    (path,) = (run / "descent" / "members" / "scores").glob(f"{member}-{slug}-{8 * '?'}.npz")
     return path
 
 
@@ -108,7 +108,7 @@ def test_bad_numbers_are_refused_in_a_sentence(flags, tmp_path):
 def test_averages_are_the_librarys_ensembles(run):
     parts = load_parts(SMALL)
     cache = Cache(run / "descent", json.loads((run / "descent" / "settings.json").read_text()))
-    members = Members(SMALL, parts, cache)
+    members = Members(SMALL, parts, cache, on_everything(SMALL))
     method = next(m for m in all_methods() if m.name == f"multi-stage EK-FAC, {NATURAL}")
     ensemble = EnsembleScorer([method.build(member) for member in members])
     scores = ensemble.score([parts.queries], [parts.pretraining]).values
@@ -132,7 +132,7 @@ def test_averages_are_the_librarys_ensembles(run):
 def test_adams_moments_are_read_by_the_library(run):
     settings = SMALL.with_adam()
     cache = Cache(run / "adam", json.loads((run / "adam" / "settings.json").read_text()))
-    checkpoint = Members(settings, load_parts(settings), cache)[1].pretrained
+    checkpoint = Members(settings, load_parts(settings), cache, on_everything(settings))[1].pretrained
     tracked = checkpoint.side.tracked
     tau = natural_tau(checkpoint.folder, checkpoint.network, tracked, settings.pretrain.rate_sum)
     for name, root in checkpoint.adam_roots().items():
