@@ -58,7 +58,7 @@ def _parser() -> Parser:
     parser = experiment_parser("peers", __doc__)
     add_data_flag(parser)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each (default: %(default)s)")
-    for name in ("seeds", "halves"):
+    for name in ("seeds", "halves", "bags"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=NUMBERS[name])
     parser.add_argument("--orders", type=int, metavar="N", help="trainings of each on a half (default: 1)")
     parser.add_argument(

@@ -6,15 +6,18 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from experiments.common.cache import Arrays, Cache, hashed
+from experiments.common.parallel import spread
 from experiments.peers import exchange
 from experiments.peers.environments import Environment
 from experiments.peers.methods import METHODS, Own
 from experiments.peers.toolkits import Setting
+from experiments.retraining.bags import Bag, bagged_scores
 from experiments.retraining.members import Member
 from experiments.retraining.methods import SETTINGS, member_scores
 from experiments.retraining.two_stage import Asked, TwoStage
@@ -28,7 +31,7 @@ class Row:
 
     Attributes:
         scores: (S, Q, N) of S models, or (1, Q, N) of what reads no model; None with an error.
-        seconds: of one model, the mean.
+        seconds: of one model, the mean; None of a mean over several trainings, whose time counts with theirs.
     """
 
     toolkit: str
@@ -60,6 +63,25 @@ def _own(own: Own, world: TwoStage, member: Member, asked: Asked, cache: Cache) 
         return {"scores": scores, "seconds": np.array(time.perf_counter() - start + fit)}
 
     return cache.arrays(f"scores-{hashed(SETTINGS)}/{member.number:02d}-{own.method.key}", compute)
+
+
+def bagged_rows(
+    world: TwoStage, bags: Sequence[Bag], models: int, asked: Asked, cache: Cache, processes: int
+) -> list[Row]:
+    """Of the defaults, averaged over models that were trained on halves, from the first weights of each of so many."""
+    if not bags:
+        return []
+    method = METHODS[0].method
+    score = partial(_by_defaults, world, asked)
+    work = partial(bagged_scores, world, score, cache, f"bags-{hashed([SETTINGS, method.key])}")
+    each = spread(work, bags, processes, "trainings on halves to average")
+    scores = np.stack([one["scores"] for one in each]).reshape(-1, models, len(asked), len(world.texts))
+    setting = f"{method.damping}, mean of {len(scores)} models trained on halves"
+    return [Row(OWN, method.family, setting, scores.mean(0))]
+
+
+def _by_defaults(world: TwoStage, asked: Asked, member: Member) -> Arrays:
+    return {"scores": member_scores(METHODS[0].method, world, member, asked)}
 
 
 def _fit_seconds(member: Member, stage: str, cache: Cache) -> float:

@@ -11,7 +11,8 @@ from experiments.common.cache import Cache, hashed
 from experiments.common.judging import Judge
 from experiments.counterfactual.setting import FactSetting
 from experiments.peers.environments import Environment
-from experiments.peers.rows import Row, own_rows, peer_rows
+from experiments.peers.rows import Row, bagged_rows, own_rows, peer_rows
+from experiments.retraining.bags import bags_of
 from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.settings import Sizes
 from experiments.retraining.study import Study
@@ -62,6 +63,8 @@ class PeerStudy:
         world, members = self.setting.world, self.study.members[: self.models]
         cache = parts(self.study, self.asked)
         rows = own_rows(world, members, self.asked, cache)
+        bags = [bag for bag in bags_of(self.sizes, len(world.texts)) if bag.pair < len(members)]
+        rows += bagged_rows(world, bags, len(members), self.asked, cache, self.processes)
         for one in self.environments:
             models = [member.pretrained.folder for member in members]
             rows += peer_rows(one, world, models, self.asked, cache.folder / one.toolkit.adapter)

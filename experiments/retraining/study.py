@@ -115,7 +115,7 @@ class Study:
     def bags(self) -> dict[str, np.ndarray]:
         """Method's name -> (B, S, Q, N) of as many more trainings of each pair, each on a half of the documents."""
         methods = [method for method in self.methods if method.name in BAGGED]
-        score = partial(_scores_by, methods, self.world, self.asked)
+        score = partial(_bagged, self.listed, self.world, self.asked)
         name = f"bags-{hashed([SETTINGS, [method.key for method in methods]])}"
         work = partial(bagged_scores, self.world, score, self.parts, name)
         bags = bags_of(self.sizes, len(self.world.texts))
@@ -191,7 +191,8 @@ def _member(world: TwoStage, folder: Path, seeds: Sequence[int], number: int) ->
     return make_member(world, _member_folder(folder, number), number, seeds[number])
 
 
-def _scores_by(methods: Sequence[Method], world: TwoStage, asked: Asked, member: Member) -> dict[str, np.ndarray]:
+def _bagged(listed: Listed, world: TwoStage, asked: Asked, member: Member) -> dict[str, np.ndarray]:
+    methods = [method for method in listed(world.head.one_objective) if method.name in BAGGED]
     return {method.name: member_scores(method, world, member, asked) for method in methods}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +33,7 @@ from experiments.retraining.report import (
     removal_table,
 )
 from experiments.retraining.settings import Recipe, Sizes
-from experiments.retraining.study import MEAN, REFERENCE, Study
+from experiments.retraining.study import MEAN, REFERENCE, Study, _bagged
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, _batches, measured_losses
 from msif.attribution.damping import Damping
@@ -315,6 +316,7 @@ def test_a_half_that_is_averaged_has_neither_seen_the_rest_nor_its_curvature(wor
     scores = bagged_scores(world, score, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
     assert scores.shape == (len(world.questions), len(world.texts)) and np.array_equal(scores, found["scores"])
     assert not any(path.is_dir() and path.name != "bags" for path in cache.folder.iterdir())  # no model stays
+    pickle.dumps(partial(_bagged, all_methods, world, world.questions))  # as it goes to other processes
     again = bagged_scores(world, None, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
     assert np.array_equal(again, scores)
 

@@ -6,14 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.common.cache import Cache
+from experiments.common.judging import Judge
 from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
 from experiments.digits import methods
+from experiments.digits.engine import stacked, train
+from experiments.digits.halved import scaled_apart
 from experiments.digits.images import load_parts
-from experiments.digits.members import Members, on_everything, segment_middles
+from experiments.digits.members import Members, on_everything, on_halves, segment_middles
 from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
+from experiments.digits.network import new_networks
 from experiments.digits.settings import SMALL, Schedule, Settings
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.scorers import EnsembleScorer
@@ -107,7 +112,7 @@ def test_bad_numbers_are_refused_in_a_sentence(flags, tmp_path):
 
 def test_averages_are_the_librarys_ensembles(run):
     parts = load_parts(SMALL)
-    cache = Cache(run / "descent", json.loads((run / "descent" / "settings.json").read_text()))
+    cache = cache_of(run)
     members = Members(SMALL, parts, cache, on_everything(SMALL))
     method = next(m for m in all_methods() if m.name == f"multi-stage EK-FAC, {NATURAL}")
     ensemble = EnsembleScorer([method.build(member) for member in members])
@@ -127,6 +132,42 @@ def test_averages_are_the_librarys_ensembles(run):
         [(first, "Accumulation"), (second, "Decay"), (last, "Decay")],
         [(second, "Accumulation"), (last, "Decay")],
     ]
+
+
+def test_trainings_on_halves_see_their_half_alone(run):
+    parts, group = load_parts(SMALL), on_halves(SMALL)
+    assert (group.seen[0] == ~group.seen[1]).all() and group.seen[0].sum() == 60
+    assert not {*range(group.first_seed, group.first_seed + 2)} & {SMALL.first_member, SMALL.first_member + 1}
+    cache = cache_of(run)
+    member = Members(SMALL, parts, cache, group)[1]
+    rows = torch.from_numpy(np.flatnonzero(group.seen[1]))
+    images = member.pretrained.images
+    assert torch.equal(images.x, parts.pretraining.x[rows]) and torch.equal(images.y, parts.pretraining.y[rows])
+    assert images.indices.tolist() == list(range(60)) and len(member.finetuned.images) == SMALL.finetuning
+    first, _ = new_networks(SMALL.first_halved + 1)
+    alone = train(stacked([first]), images, torch.arange(60)[None], SMALL.pretrain).layers
+    for a, b in zip(alone, stacked([member.pretrained.network]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_of_images_that_were_seen_and_that_were_not_are_scaled_apart(run):
+    scores = np.array([[[3.0, 1.0, 40.0, 20.0], [2.0, 2.0, 0.0, 6.0]]])
+    seen = np.array([[True, True, False, False]])
+    scores[0, 1, 1] = 6
+    np.testing.assert_allclose(scaled_apart(scores, seen), [[[3, 1, 4, 2], [1, 3, 0, 2]]])
+    found = {row["method"]: row for row in rows(run, "halves")}
+    group, judge = on_halves(SMALL), Judge(*losses_on_halves(SMALL, load_parts(SMALL), cache_of(run)))
+    assert len(found) == 6
+    for slug, method in (("multi-stage-exact", "multi-stage exact"), ("gradient-dot-product", "gradient dot product")):
+        files = [next((run / "descent" / "halved" / "scores").glob(f"{n:02d}-{slug}-{8 * '?'}.npz")) for n in (0, 1)]
+        kept = np.stack([next(iter(np.load(file).values())) for file in files])
+        assert found[method]["all, not scaled"] == pytest.approx(judge.score(kept.mean(0)), abs=1e-6)
+        apart = scaled_apart(kept, group.seen).mean(0)
+        assert found[method]["2 halves"] == pytest.approx(judge.score(apart), abs=1e-6)
+
+
+def cache_of(run):
+    return Cache(run / "descent", json.loads((run / "descent" / "settings.json").read_text()))
 
 
 def test_adams_moments_are_read_by_the_library(run):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +17,14 @@ import pytest
 from experiments.common.judging import Judge, random_halves
 from experiments.peers import __main__ as command
 from experiments.peers import environments, exchange
+from experiments.peers import rows as peers_rows
 from experiments.peers.environments import Environment
 from experiments.peers.methods import METHODS
 from experiments.peers.report import absent_toolkits, score_table
-from experiments.peers.rows import Row, exchanged, peer_rows
+from experiments.peers.rows import Row, bagged_rows, exchanged, peer_rows
 from experiments.peers.toolkits import TOOLKITS, Setting, Toolkit
+from experiments.retraining.bags import bags_of
+from experiments.retraining.settings import Sizes
 from msif.errors import MsifError
 
 TOY = Toolkit("Toy", "toy", "toy", "1.0", (Setting("A", "x", {"sign": 1}), Setting("B", "y", {"sign": -1})))
@@ -53,6 +59,18 @@ def test_what_reads_texts_alone_scores_all_documents() -> None:
     (own,) = [own.method for own in METHODS if own.method.search is not None]
     scores = own.search(["red house", "dog"], ["a red house", "a dog", "a cat"])
     assert np.asarray(scores).shape == (2, 3) and scores[0].argmax() == 0 and scores[1].argmax() == 1
+
+
+def test_trainings_on_halves_are_averaged_by_model(monkeypatch) -> None:
+    fake = lambda world, score, cache, name, bag: {"scores": np.full((1, 2), 10.0 * bag.pair + bag.number)}  # noqa: E731
+    monkeypatch.setattr(peers_rows, "bagged_scores", fake)
+    bags = bags_of(Sizes(seeds=2, bags=4), 2)
+    world, asked = SimpleNamespace(texts=["a", "b"]), [None]
+    [row] = bagged_rows(world, bags, 2, asked, None, 1)
+    assert row.scores.tolist() == [[[1.5, 1.5]], [[11.5, 11.5]]] and row.seconds is None
+    assert row.setting.endswith("mean of 4 models trained on halves")
+    pickle.dumps(partial(peers_rows._by_defaults, None, asked))  # as it goes to other processes
+    assert bagged_rows(world, [], 2, asked, None, 1) == []
 
 
 def results(tmp_path: Path, monkeypatch, answers: Answers) -> dict[str, exchange.Result]:
