@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from experiments.common.methods import Method
 from experiments.digits.counterfactual import RANDOM
-from experiments.digits.halved import halved_table
+from experiments.digits.halved import halved_table, scaled_apart
 from experiments.digits.methods import SOURCE
 from experiments.digits.study import Study
 from msif.evaluation.intervals import bootstrap
@@ -20,7 +21,9 @@ from msif.reporting.tables import Table, write_results
 FORMATS = {"1 model": ".3f", "averaged": ".3f", "of the ceiling": ".0%"}
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
+RETRAINING = "retraining itself, of other seeds"
 EKFAC, EXACT = "multi-stage EK-FAC", "multi-stage exact"
+WITH_HEADS = f"{EXACT}, heads counted"
 SEGMENTS, SINGLE = ", checkpoints in segments", "single-stage EK-FAC, parity implied by ten classes"
 
 
@@ -131,6 +134,7 @@ def ensemble_table(study: Study) -> Table:
         study.find(EKFAC, "1/ηK", "1/ηK"),
         study.find(EKFAC + SEGMENTS, SOURCE, SOURCE),
         study.best(EXACT),
+        study.find(WITH_HEADS, SOURCE, SOURCE),
     ]
     sizes = [size for size in SIZES if size <= study.settings.members]
     rows = [
@@ -138,8 +142,29 @@ def ensemble_table(study: Study) -> Table:
         + [study.judge.together(study.scored[method.name], size) for size in sizes]
         for method in methods
     ]
+    whole = study.find(WITH_HEADS, SOURCE, SOURCE)
+    if study.settings.halved:
+        apart = scaled_apart(study.halved[whole.name], study.seen)
+        on_halves = [study.judge.together(apart, size) if size <= len(apart) else None for size in sizes]
+        rows.append([f"{WITH_HEADS}, trained on halves", whole.damping, whole.alpha, *on_halves])
+    rows.append([RETRAINING, "", "", *(told_by_retraining(study.judge.losses, size) for size in sizes)])
     columns = ["method", "λ_pt", "α", *(f"{size} model{'s' * (size > 1)}" for size in sizes)]
     return Table(columns, rows, "Averages over models", dict.fromkeys(columns[3:], ".3f"))
+
+
+def told_by_retraining(losses: np.ndarray, size: int) -> float | None:
+    """Spearman's correlation over halves of the mean loss of so many seeds with that of half of all seeds, which are
+    others; the mean over queries and disjoint groups. None where there are too few.
+
+    Args:
+        losses: (M, S, Q).
+    """
+    judges = losses.shape[1] // 2
+    groups = range(judges, losses.shape[1] - size + 1, size)
+    if not groups or not judges:
+        return None
+    truth, told = losses[:, :judges].mean(1).T, [losses[:, start : start + size].mean(1).T for start in groups]
+    return float(np.mean([spearmanr(*pair).statistic for group in told for pair in zip(group, truth, strict=True)]))
 
 
 def counterfactual_table(changes: Mapping[tuple[str, int], np.ndarray]) -> Table:

@@ -127,10 +127,12 @@ def bag_table(study: Study) -> Table:
         every = scores.mean(0)
         means = [scores[:size].mean(0) for size in sizes]
         beside = (scores.sum(0) + alone) / (bags + 1)
-        found = [f"{judge.own(one):.3f}" for one in (alone, *means, beside)]
+        together = every.mean(0, keepdims=True)
+        found = [f"{judge.own(one):.3f}" for one in (alone, *means, beside, together)]
         rows.append([name, *found, _signed(judge.own_difference(every, alone)), judge.score(every.mean(0))])
     named = [f"{size} halves" if size > 1 else "one half" for size in sizes]
-    last = [f"{named[-1]} and the pair", f"{named[-1]}, less the pair alone", "mean scores, mean losses"]
+    last = [f"{named[-1]} and the pair", "halves of all pairs", f"{named[-1]}, less the pair alone"]
+    last.append("mean scores, mean losses")
     return Table(
         ["mean of the scores of", "the pair alone", *named, *last],
         rows,

@@ -357,7 +357,8 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     beside = (one.bags[REFERENCE].sum(0) + one.scores[REFERENCE]) / 3
     means = (one.scores[REFERENCE], one.bags[REFERENCE][0], one.bags[REFERENCE].mean(0), beside)
     assert row[1:5] == [f"{one.judge.own(mean):.3f}" for mean in means]
-    assert row[6] == pytest.approx(one.judge.score(one.bags[REFERENCE].mean((0, 1))))
+    assert row[5] == f"{one.judge.own(one.bags[REFERENCE].mean((0, 1))[None]):.3f}"
+    assert row[7] == pytest.approx(one.judge.score(one.bags[REFERENCE].mean((0, 1))))
     plot_all(tmp_path / "report", one)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         f"{name}.{kind}" for name in ("removal", "lds") for kind in ("png", "svg")

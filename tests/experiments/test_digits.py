@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from experiments.common.cache import Cache
 from experiments.common.judging import Judge
@@ -19,6 +20,7 @@ from experiments.digits.images import load_parts
 from experiments.digits.members import Members, on_everything, on_halves, segment_middles
 from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
 from experiments.digits.network import new_networks
+from experiments.digits.report import told_by_retraining
 from experiments.digits.settings import SMALL, Schedule, Settings
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.scorers import EnsembleScorer
@@ -164,6 +166,19 @@ def test_scores_of_images_that_were_seen_and_that_were_not_are_scaled_apart(run)
         assert found[method]["all, not scaled"] == pytest.approx(judge.score(kept.mean(0)), abs=1e-6)
         apart = scaled_apart(kept, group.seen).mean(0)
         assert found[method]["2 halves"] == pytest.approx(judge.score(apart), abs=1e-6)
+
+
+def test_what_retraining_itself_tells():
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=(30, 1, 2))
+    losses = np.concatenate([np.repeat(truth, 2, axis=1), truth, -truth], axis=1)
+    assert told_by_retraining(losses, 1) == pytest.approx(0)  # one seed agrees, the other says the opposite
+    assert told_by_retraining(losses[:, :3], 1) == pytest.approx(1)
+    assert told_by_retraining(losses, 3) is None and told_by_retraining(losses[:, :1], 1) is None
+    noisy = truth + draw.normal(size=(30, 12, 2))
+    assert told_by_retraining(noisy, 1) < told_by_retraining(noisy, 6)
+    by_hand = [spearmanr(noisy[:, 6 + seed, q], noisy[:, :6, q].mean(1)).statistic for seed in range(6) for q in (0, 1)]
+    assert told_by_retraining(noisy, 1) == pytest.approx(np.mean(by_hand))
 
 
 def cache_of(run):
