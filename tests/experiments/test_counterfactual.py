@@ -353,6 +353,8 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     assert scored[1] == pytest.approx(one.judge.own(one.scores[REFERENCE]).mean)
     assert ceiling[1:] == [one.judge.own_ceiling, one.judge.ceiling] and -1 <= taught[1] <= 1
     assert one.bags[REFERENCE].shape == (2, 2, 2, 18)
+    (kept_bag,) = one.parts.folder.glob("bags-*/00-01.npz")
+    assert np.array_equal(one.bags[REFERENCE][1, 0], np.load(kept_bag)[REFERENCE])
     row = bag_table(one).rows[0]
     beside = (one.bags[REFERENCE].sum(0) + one.scores[REFERENCE]) / 3
     means = (one.scores[REFERENCE], one.bags[REFERENCE][0], one.bags[REFERENCE].mean(0), beside)
