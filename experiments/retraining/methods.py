@@ -23,6 +23,8 @@ from msif.attribution.prior import Prior
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
 from msif.attribution.stages import FittedStage, build_scorer, factors_of, later_stage
+from msif.curvature.filters import ProximalHop
+from msif.curvature.preconditioners import EKFAC, Preconditioner
 from msif.index.settings import BASES
 
 SWEEP = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -125,14 +127,26 @@ def _other_dampings() -> Iterator[Method]:
     for scale, times in itertools.product((0.1, 1.0), PULLS):
         damped = staged("multi-stage", Damping(damping_scale=scale, alpha=f"auto:{times:g}"))
         yield Method(MULTI_STAGE, f"{scale:g} mean, α = {times:g}/τ", scorer=damped, main=(scale, times) == (1.0, 10.0))
-    yield Method(MULTI_STAGE, "0.1 mean, no hop", scorer=_without_hop)
+    for shown, hop in (("no hop", _no_hop), ("α/(Λ + α) with α = 1/τ of each block", _proximal_hop)):
+        yield Method(MULTI_STAGE, f"0.1 mean, {shown}", scorer=partial(_hopping, hop), main=hop is _no_hop)
 
 
-def _without_hop(m: Member) -> Scorer:
-    """The limit of a large α: the fine-tuned model's gradient of the query, and pre-training's curvature alone."""
+def _hopping(hop: Callable[[FittedStage], list[Preconditioner]], m: Member) -> Scorer:
+    """The usual curvature of pre-training, and what a hop makes of fine-tuning."""
     first, last = m.pretrained.stage, m.finetuned.stage
     inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first.tau), first.batches)
-    return InfluenceScorer(last.side, first.side, [inverse])
+    return InfluenceScorer(last.side, first.side, [inverse, *hop(last)])
+
+
+def _no_hop(stage: FittedStage) -> list[Preconditioner]:
+    """The limit of a large α, the same in all blocks."""
+    return []
+
+
+def _proximal_hop(stage: FittedStage) -> list[Preconditioner]:
+    """With the factor α, which is no constant where each block has its own."""
+    assert stage.tau is not None
+    return [EKFAC(factors_of(stage, "finetuned"), ProximalHop({name: 1 / tau for name, tau in stage.tau.items()}))]
 
 
 def _along_training() -> Iterator[Method]:

@@ -37,6 +37,7 @@ from experiments.retraining.study import MEAN, REFERENCE, Study, _bagged
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, _batches, measured_losses
 from msif.attribution.damping import Damping
+from msif.curvature.filters import DampedInverse, ProximalHop
 from msif.curvature.fit import FitSettings, fit
 from msif.errors import MsifError
 
@@ -210,6 +211,20 @@ def test_one_stage_alone_has_another_scale() -> None:
         "pre-training": Damping("auto:10", alpha="auto"),
         "fine-tuning": Damping("auto", alpha="auto:10"),
     }
+
+
+def test_without_a_hop_and_with_a_proximal_one(world, tmp_path) -> None:
+    member = make_member(world, tmp_path / "pair", 0, 1)
+    bare, proximal = (
+        next(m for m in all_methods(True) if m.damping == f"0.1 mean, {shown}").build(member).preconditioners
+        for shown in ("no hop", "α/(Λ + α) with α = 1/τ of each block")
+    )
+    assert [inverse.filter for inverse in bare] == [DampedInverse(damping_scale=0.1)]
+    first, last = (inverse.filter for inverse in proximal)
+    assert first == bare[0].filter and bare[0].factors is proximal[0].factors is member.pretrained.stage.factors
+    assert isinstance(last, ProximalHop) and proximal[1].factors is member.finetuned.stage.factors
+    for name, tau in member.finetuned.stage.tau.items():
+        torch.testing.assert_close(last.alpha[name], 1 / tau)
 
 
 def test_orders() -> None:
