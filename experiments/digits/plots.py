@@ -31,7 +31,7 @@ def draw(folder: Path) -> None:
             damping(axes, [row for row in sweep if row["method"] == family], family, natural)
         panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]), top=panels[1].get_ylim()[1])
         panels[1].set_ylim(panels[0].get_ylim())
-    with figure(folder / "ensembles", 5.0, 4.0) as axes:
+    with figure(folder / "ensembles", 8.4, 4.0) as axes:
         ensembles(axes, only(read_tables(folder / "ensembles.json"), ""), ceiling(chosen))
     with figure(folder / "counterfactual", 6.4, 4.0) as axes:
         counterfactual(axes, only(read_tables(folder / "counterfactual.json"), ""))
@@ -71,7 +71,7 @@ def ensembles(axes: Any, rows: Sequence[Record], level: float) -> None:
     axes.set(xscale="log", xlabel="models averaged (number)", ylabel=SCORE)
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.minorticks_off()
-    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(0, 0.7))
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def counterfactual(axes: Any, rows: Sequence[Record]) -> None:

@@ -76,8 +76,7 @@ def bagged_rows(
     work = partial(bagged_scores, world, score, cache, f"bags-{hashed([SETTINGS, method.key])}")
     each = spread(work, bags, processes, "trainings on halves to average")
     scores = np.stack([one["scores"] for one in each]).reshape(-1, models, len(asked), len(world.texts))
-    setting = f"{method.damping}, mean of {len(scores)} models trained on halves"
-    return [Row(OWN, method.family, setting, scores.mean(0))]
+    return [Row(OWN, f"{method.family}, mean of {len(scores)} trained on halves", method.damping, scores.mean(0))]
 
 
 def _by_defaults(world: TwoStage, asked: Asked, member: Member) -> Arrays:

@@ -53,4 +53,4 @@ def datamodelling(axes: Any, study: Study) -> None:
     axes.barh(places, [i.mean for i in means], xerr=errors, ecolor="black", **bar(0))
     axes.set_yticks(places, [method.name + note for method, note in rows], fontsize="small")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="linear datamodelling score, mean over pairs (Spearman correlation)")
+    axes.set(xlabel="datamodelling score, mean over pairs (Spearman's ρ)")

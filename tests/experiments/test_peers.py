@@ -68,7 +68,7 @@ def test_trainings_on_halves_are_averaged_by_model(monkeypatch) -> None:
     world, asked = SimpleNamespace(texts=["a", "b"]), [None]
     [row] = bagged_rows(world, bags, 2, asked, None, 1)
     assert row.scores.tolist() == [[[1.5, 1.5]], [[11.5, 11.5]]] and row.seconds is None
-    assert row.setting.endswith("mean of 4 models trained on halves")
+    assert row.method.endswith("mean of 4 trained on halves") and row.setting == METHODS[0].method.damping
     pickle.dumps(partial(peers_rows._by_defaults, None, asked))  # as it goes to other processes
     assert bagged_rows(world, [], 2, asked, None, 1) == []
 
