@@ -160,9 +160,11 @@ class Study:
 
     @cached_property
     def changes(self) -> Mapping[tuple[str, int], Changes]:
-        """Of removals by each pair's own scores, by the pairs' mean, and by what retraining teaches."""
+        """Of removals by each pair's own scores, by means over pairs and halves, and by what retraining teaches."""
         chosen = {m.name: self.scores[m.name] for m in self.methods if m.removed}
         chosen[REFERENCE + MEAN] = chosen[REFERENCE].mean(0, keepdims=True)
+        if self.sizes.bags:
+            chosen[REFERENCE + MEAN_OF_HALVES] = self.bags[REFERENCE].mean(0)
         chosen[TAUGHT] = self.taught
         return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
 
@@ -180,7 +182,7 @@ BAGGED = (
 )
 """Methods that are asked of trainings on halves, too."""
 
-MEAN = "; mean of the pairs"
+MEAN, MEAN_OF_HALVES = "; mean of the pairs", "; mean over halves"
 
 
 def _member_folder(folder: Path, number: int) -> Path:

@@ -33,7 +33,7 @@ from experiments.retraining.report import (
     removal_table,
 )
 from experiments.retraining.settings import Recipe, Sizes
-from experiments.retraining.study import MEAN, REFERENCE, Study, _bagged
+from experiments.retraining.study import MEAN, MEAN_OF_HALVES, REFERENCE, Study, _bagged
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, _batches, measured_losses
 from msif.attribution.damping import Damping
@@ -356,7 +356,7 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     removal = removal_table(one.changes).records()
     assert {row["documents"] for row in removal} == {1, 3}
     assert {row["removed: the top of"] for row in removal} == {
-        *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, "BM25+", TAUGHT)
+        *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, REFERENCE + MEAN_OF_HALVES, "BM25+", TAUGHT)
     }
     judged = {(row["method"], row["λ"]): row for row in lds_table(one).records()}
     assert len(judged) == 4 and judged["BM25+", None]["each pair by its own"]
