@@ -10,11 +10,10 @@ import torch
 from experiments.common.methods import Method
 from experiments.common.search import search_by_words
 from experiments.retraining.members import Member, Model
-from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, random_order, staged
+from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, random_order, staged, without_hop
 from msif.attribution.damping import Damping
-from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, Scorer
-from msif.attribution.stages import FittedStage, factors_of
+from msif.attribution.stages import FittedStage
 from msif.curvature.adapter_hop import AdapterHop
 
 ALL_WEIGHTS = f"{MULTI_STAGE}, as a fine-tuning of all weights"
@@ -32,7 +31,7 @@ def adapter_methods(one_objective: bool) -> list[Method]:
     return [
         *_through_the_adapter(),
         *_as_all_weights(),
-        Method(NO_HOP, "0.1 mean", scorer=_without_hop),
+        Method(NO_HOP, "0.1 mean", scorer=without_hop),
         Method("single-stage EK-FAC", "0.1 mean", scorer=staged("single-stage", Damping())),
         Method(GDP, scorer=staged("gdp")),
         Method("gradient cosine", scorer=staged("cosine")),
@@ -70,9 +69,3 @@ def _as_all_weights() -> Iterator[Method]:
 
 def _merged(model: Model) -> FittedStage:
     return replace(model.stage, adapter=None)
-
-
-def _without_hop(m: Member) -> Scorer:
-    first, last = m.pretrained.stage, m.finetuned.stage
-    inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first.tau), first.batches)
-    return InfluenceScorer(last.side, first.side, [inverse])

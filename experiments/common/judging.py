@@ -15,6 +15,8 @@ from msif.evaluation.datamodelling import linear_datamodelling_score, noise_ceil
 from msif.evaluation.intervals import Interval
 
 RESAMPLING_STREAM, RESAMPLES = 13, 1000
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Of the averages that tables show."""
 
 
 class Judge:

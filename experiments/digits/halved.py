@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.judging import SIZES
 from experiments.digits.study import Study
 from msif.reporting.tables import Table
-
-SIZES = (2, 4, 8, 16, 32)
 
 
 def scaled_apart(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -35,7 +34,7 @@ def _scaled(scores: np.ndarray) -> np.ndarray:
 def halved_table(study: Study) -> Table:
     """The score of averages over more and more pairs, each trained on a half."""
     judge, count = study.judge, study.settings.halved
-    sizes = [size for size in SIZES if size <= count]
+    sizes = [size for size in SIZES[1:] if size <= count]
     rows: list[list[Any]] = []
     for name, scores in study.halved.items():
         method = next(method for method in study.methods if method.name == name)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from experiments.common.judging import SIZES
 from experiments.common.methods import Method
 from experiments.digits.counterfactual import RANDOM
 from experiments.digits.halved import halved_table, scaled_apart
@@ -19,7 +20,6 @@ from msif.evaluation.intervals import bootstrap
 from msif.reporting.tables import Table, write_results
 
 FORMATS = {"1 model": ".3f", "averaged": ".3f", "of the ceiling": ".0%"}
-SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 RETRAINING = "retraining itself, of other seeds"
 EKFAC, EXACT = "multi-stage EK-FAC", "multi-stage exact"

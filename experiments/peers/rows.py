@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.cache import Arrays, Cache, hashed
-from experiments.common.parallel import spread
 from experiments.peers import exchange
 from experiments.peers.environments import Environment
 from experiments.peers.methods import METHODS, Own
 from experiments.peers.toolkits import Setting
-from experiments.retraining.bags import Bag, bagged_scores
+from experiments.retraining.bags import Bag, scores_of_bags
 from experiments.retraining.members import Member
 from experiments.retraining.methods import SETTINGS, member_scores
 from experiments.retraining.two_stage import Asked, TwoStage
@@ -65,17 +64,13 @@ def _own(own: Own, world: TwoStage, member: Member, asked: Asked, cache: Cache) 
     return cache.arrays(f"scores-{hashed(SETTINGS)}/{member.number:02d}-{own.method.key}", compute)
 
 
-def bagged_rows(
-    world: TwoStage, bags: Sequence[Bag], models: int, asked: Asked, cache: Cache, processes: int
-) -> list[Row]:
-    """Of the defaults, averaged over models that were trained on halves, from the first weights of each of so many."""
+def bagged_rows(world: TwoStage, bags: Sequence[Bag], asked: Asked, cache: Cache, processes: int) -> list[Row]:
+    """Of the defaults, averaged over models that were trained on halves, from the first weights of each model."""
     if not bags:
         return []
     method = METHODS[0].method
-    score = partial(_by_defaults, world, asked)
-    work = partial(bagged_scores, world, score, cache, f"bags-{hashed([SETTINGS, method.key])}")
-    each = spread(work, bags, processes, "trainings on halves to average")
-    scores = np.stack([one["scores"] for one in each]).reshape(-1, models, len(asked), len(world.texts))
+    score, name = partial(_by_defaults, world, asked), f"bags-{hashed([SETTINGS, method.key])}"
+    scores = scores_of_bags(world, score, cache, name, bags, processes)["scores"]
     return [Row(OWN, f"{method.family}, mean of {len(scores)} trained on halves", method.damping, scores.mean(0))]
 
 

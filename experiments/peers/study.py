@@ -64,7 +64,7 @@ class PeerStudy:
         cache = parts(self.study, self.asked)
         rows = own_rows(world, members, self.asked, cache)
         bags = [bag for bag in bags_of(self.sizes, len(world.texts)) if bag.pair < len(members)]
-        rows += bagged_rows(world, bags, len(members), self.asked, cache, self.processes)
+        rows += bagged_rows(world, bags, self.asked, cache, self.processes)
         for one in self.environments:
             models = [member.pretrained.folder for member in members]
             rows += peer_rows(one, world, models, self.asked, cache.folder / one.toolkit.adapter)

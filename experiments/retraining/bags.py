@@ -8,20 +8,24 @@ influence is asked for where the datamodel is, at models trained on such halves 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from experiments.common.cache import Cache
 from experiments.common.judging import random_splits
+from experiments.common.parallel import spread
 from experiments.retraining.members import Member, make_member
 from experiments.retraining.settings import Sizes
 from experiments.retraining.two_stage import TwoStage
 from msif.draws import generator
 
 BAGS_STREAM = 23
+Score = Callable[[Member], Mapping[str, np.ndarray]]
+"""From a pair to its scores of all documents, (Q, N) by name."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,16 @@ def bags_of(sizes: Sizes, documents: int) -> list[Bag]:
     ]
 
 
-def bagged_scores(
-    world: TwoStage, score: Callable[[Member], Mapping[str, np.ndarray]], cache: Cache, name: str, bag: Bag
+def scores_of_bags(
+    world: TwoStage, score: Score, cache: Cache, name: str, bags: Sequence[Bag], processes: int
 ) -> dict[str, np.ndarray]:
+    """What ``score`` makes of each of ``bags_of``, by its names: (Q, N) each, (B, S, Q, N) of B bags of S pairs."""
+    each = spread(partial(bagged_scores, world, score, cache, name), bags, processes, "trainings on halves to average")
+    pairs = len({bag.pair for bag in bags})
+    return {key: np.stack([one[key] for one in each]).reshape(-1, pairs, *own.shape) for key, own in each[0].items()}
+
+
+def bagged_scores(world: TwoStage, score: Score, cache: Cache, name: str, bag: Bag) -> dict[str, np.ndarray]:
     """One bag's scores of all documents: read, or computed and kept; its models are not."""
 
     def compute() -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter, methodcaller
@@ -127,23 +127,35 @@ def _other_dampings() -> Iterator[Method]:
     for scale, times in itertools.product((0.1, 1.0), PULLS):
         damped = staged("multi-stage", Damping(damping_scale=scale, alpha=f"auto:{times:g}"))
         yield Method(MULTI_STAGE, f"{scale:g} mean, α = {times:g}/τ", scorer=damped, main=(scale, times) == (1.0, 10.0))
-    for shown, hop in (("no hop", _no_hop), ("α/(Λ + α) with α = 1/τ of each block", _proximal_hop)):
-        yield Method(MULTI_STAGE, f"0.1 mean, {shown}", scorer=partial(_hopping, hop), main=hop is _no_hop)
+    yield Method(MULTI_STAGE, "0.1 mean, no hop", scorer=without_hop)
+    kept = partial(_hopping, _proximal_hop)
+    yield Method(MULTI_STAGE, "0.1 mean, α/(Λ + α) with α = 1/τ of each block", scorer=kept, main=False)
 
 
-def _hopping(hop: Callable[[FittedStage], list[Preconditioner]], m: Member) -> Scorer:
-    """The usual curvature of pre-training, and what a hop makes of fine-tuning."""
-    first, last = m.pretrained.stage, m.finetuned.stage
-    inverse = IHVP().build(first.side, factors_of(first, "pretrained"), Damping().first(first.tau), first.batches)
-    return InfluenceScorer(last.side, first.side, [inverse, *hop(last)])
+Hop = Callable[[FittedStage, Sequence[str]], "list[Preconditioner]"]
+"""From fine-tuning and the names of the maps that both stages share to what it does to a query's vector."""
 
 
-def _no_hop(stage: FittedStage) -> list[Preconditioner]:
+def _hopping(
+    hop: Hop, m: Member, stage: Callable[[Model], FittedStage] = attrgetter("stage"), ihvp: IHVP | None = None
+) -> Scorer:
+    """Pre-training's inverse at the usual damping, EK-FAC's if no other is given, and a hop."""
+    first, last, ihvp = stage(m.pretrained), m.finetuned.stage, ihvp or IHVP()
+    inverse = ihvp.build(first.side, factors_of(first, "pretrained"), Damping().first(first.tau), first.batches)
+    names = [module.name for module in first.side.tracked]
+    return InfluenceScorer(last.side, first.side, [inverse, *hop(last, names)])
+
+
+def without_hop(m: Member) -> Scorer:
     """The limit of a large α, the same in all blocks."""
-    return []
+    return _hopping(lambda *_: [], m)
 
 
-def _proximal_hop(stage: FittedStage) -> list[Preconditioner]:
+def _usual_hop(stage: FittedStage, names: Sequence[str]) -> list[Preconditioner]:
+    return [later_stage(stage, names, Damping(alpha="auto"), IHVP())]
+
+
+def _proximal_hop(stage: FittedStage, names: Sequence[str]) -> list[Preconditioner]:
     """With the factor α, which is no constant where each block has its own."""
     assert stage.tau is not None
     return [EKFAC(factors_of(stage, "finetuned"), ProximalHop({name: 1 / tau for name, tau in stage.tau.items()}))]
@@ -193,21 +205,20 @@ def _with_solver(name: str = "", stage: Callable[[Model], FittedStage] = attrget
     """Pre-training's curvature by CG, from EK-FAC's answer on; that of fine-tuning is EK-FAC's."""
     solver = IHVP("ekfac-cg", iterations=CG_PRODUCTS, tolerance=CG_TOLERANCE)
     settings = {"products": CG_PRODUCTS, "tolerance": CG_TOLERANCE}
-    return Method(SOLVED + name, DEFAULT_DAMPING, scorer=partial(_solved, stage, solver), dear=True, settings=settings)
+    return Method(
+        SOLVED + name,
+        DEFAULT_DAMPING,
+        scorer=partial(_hopping, _usual_hop, stage=stage, ihvp=solver),
+        dear=True,
+        settings=settings,
+    )
 
 
 def _held_out() -> Iterator[Method]:
     """Pre-training's curvature of sentences that no training saw."""
     name, stage = ", curvature of held-out data", attrgetter("held_out_stage")
-    yield Method(MULTI_STAGE + name, DEFAULT_DAMPING, scorer=partial(_solved, stage, IHVP()), main=False)
+    yield Method(MULTI_STAGE + name, DEFAULT_DAMPING, scorer=partial(_hopping, _usual_hop, stage=stage), main=False)
     yield _with_solver(name, stage)
-
-
-def _solved(stage: Callable[[Model], FittedStage], ihvp: IHVP, m: Member) -> Scorer:
-    first, last, damping = stage(m.pretrained), m.finetuned.stage, Damping(alpha="auto")
-    pretraining = ihvp.build(first.side, factors_of(first, "pretrained"), damping.first(first.tau), first.batches)
-    names = [module.name for module in first.side.tracked]
-    return InfluenceScorer(last.side, first.side, [pretraining, later_stage(last, names, damping, IHVP())])
 
 
 def _with_everything() -> Iterator[Method]:

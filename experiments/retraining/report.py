@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.judging import SIZES
 from experiments.common.methods import Method
 from experiments.retraining.additive import taught_additive
 from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, UNIT
@@ -120,7 +121,7 @@ def ensemble_table(study: Study) -> Table:
 def bag_table(study: Study) -> Table:
     """What pairs trained on other halves of the documents foretell, from the first weights of the pair itself."""
     judge, bags = study.judge, study.sizes.bags
-    sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= bags]
+    sizes = [size for size in SIZES if size <= bags]
     rows = []
     for name, scores in study.bags.items():
         alone = study.scores[name]

@@ -15,7 +15,7 @@ from experiments.common.judging import Judge
 from experiments.common.methods import Method
 from experiments.common.parallel import spread
 from experiments.retraining.additive import taught_scores
-from experiments.retraining.bags import bagged_scores, bags_of
+from experiments.retraining.bags import bags_of, scores_of_bags
 from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import Member, make_member
 from experiments.retraining.methods import (
@@ -114,14 +114,10 @@ class Study:
     @cached_property
     def bags(self) -> dict[str, np.ndarray]:
         """Method's name -> (B, S, Q, N) of as many more trainings of each pair, each on a half of the documents."""
-        methods = [method for method in self.methods if method.name in BAGGED]
-        score = partial(_bagged, self.listed, self.world, self.asked)
-        name = f"bags-{hashed([SETTINGS, [method.key for method in methods]])}"
-        work = partial(bagged_scores, self.world, score, self.parts, name)
+        keys = [method.key for method in self.methods if method.name in BAGGED]
+        score, name = partial(_bagged, self.listed, self.world, self.asked), f"bags-{hashed([SETTINGS, keys])}"
         bags = bags_of(self.sizes, len(self.world.texts))
-        each = spread(work, bags, self.processes, "trainings on halves to average")
-        scores = {m.name: np.stack([one[m.name] for one in each]) for m in methods}
-        return {key: s.reshape(self.sizes.bags, self.sizes.seeds, *s.shape[1:]) for key, s in scores.items()}
+        return scores_of_bags(self.world, score, self.parts, name, bags, self.processes)
 
     @cached_property
     def retrainings(self) -> Retrainings:

@@ -183,8 +183,8 @@ class TwoStage:
         }
 
     def pretraining_batches(self, left_out: Collection[int] = ()) -> list[Batch]:
-        rows = [row for row in range(len(self.texts)) if row not in set(left_out)]
-        return _batches(LanguageHead(), [self.pretraining[row] for row in rows])
+        gone = set(left_out)
+        return _batches(LanguageHead(), [example for row, example in enumerate(self.pretraining) if row not in gone])
 
     def held_out_batches(self) -> list[Batch]:
         return _batches(LanguageHead(), plain_text(self.tokenizer, self.held_out) if self.held_out else [])

@@ -23,6 +23,7 @@ from experiments.peers.methods import METHODS
 from experiments.peers.report import absent_toolkits, score_table
 from experiments.peers.rows import Row, bagged_rows, exchanged, peer_rows
 from experiments.peers.toolkits import TOOLKITS, Setting, Toolkit
+from experiments.retraining import bags as retraining_bags
 from experiments.retraining.bags import bags_of
 from experiments.retraining.settings import Sizes
 from msif.errors import MsifError
@@ -63,14 +64,14 @@ def test_what_reads_texts_alone_scores_all_documents() -> None:
 
 def test_trainings_on_halves_are_averaged_by_model(monkeypatch) -> None:
     fake = lambda world, score, cache, name, bag: {"scores": np.full((1, 2), 10.0 * bag.pair + bag.number)}  # noqa: E731
-    monkeypatch.setattr(peers_rows, "bagged_scores", fake)
+    monkeypatch.setattr(retraining_bags, "bagged_scores", fake)
     bags = bags_of(Sizes(seeds=2, bags=4), 2)
     world, asked = SimpleNamespace(texts=["a", "b"]), [None]
-    [row] = bagged_rows(world, bags, 2, asked, None, 1)
+    [row] = bagged_rows(world, bags, asked, None, 1)
     assert row.scores.tolist() == [[[1.5, 1.5]], [[11.5, 11.5]]] and row.seconds is None
     assert row.method.endswith("mean of 4 trained on halves") and row.setting == METHODS[0].method.damping
     pickle.dumps(partial(peers_rows._by_defaults, None, asked))  # as it goes to other processes
-    assert bagged_rows(world, [], 2, asked, None, 1) == []
+    assert bagged_rows(world, [], asked, None, 1) == []
 
 
 def results(tmp_path: Path, monkeypatch, answers: Answers) -> dict[str, exchange.Result]:
