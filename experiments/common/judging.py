@@ -17,6 +17,8 @@ from msif.evaluation.intervals import Interval
 RESAMPLING_STREAM, RESAMPLES = 13, 1000
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Of the averages that tables show."""
+ROUNDING = 1e-6
+"""Products of variances of ranks below it are those of a constant."""
 
 
 class Judge:
@@ -92,7 +94,8 @@ class Judge:
         means = W @ foretold, W @ measured
         products = W @ (foretold * measured) - means[0] * means[1]
         variances = (W @ foretold**2 - means[0] ** 2) * (W @ measured**2 - means[1] ** 2)
-        return (self._queries * products / np.sqrt(variances)).sum(1)
+        # where all halves are foretold alike nothing is foretold: the products are zero, too
+        return (self._queries * products / np.sqrt(np.maximum(variances, ROUNDING))).sum(1)
 
 
 def random_halves(draw: np.random.Generator, halves: int, documents: int) -> np.ndarray:

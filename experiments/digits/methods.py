@@ -28,12 +28,15 @@ SOURCE = "SOURCE"
 """In place of λ and α: the filters of what gradient descent accumulates and keeps."""
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """λ relative to the mean eigenvalue."""
+PARTS = (0.5, 0.25)
+"""λ and α, in 1/ηK."""
 CG_PRODUCTS = 24
+CG = "EK-FAC-preconditioned CG"
 HALVED = (
     ("gradient dot product", "", ""),
     ("multi-stage EK-FAC", "1/ηK", "1/ηK"),
     ("multi-stage EK-FAC, checkpoints in segments", SOURCE, SOURCE),
-    ("multi-stage EK-FAC-preconditioned CG", "1/ηK", "1/ηK"),
+    *((f"multi-stage {name}", shown, shown) for name in (CG, "exact") for shown in ("1/ηK", "0.5/ηK", "0.25/ηK")),
     ("multi-stage exact", SOURCE, SOURCE),
     ("multi-stage exact, heads counted", SOURCE, SOURCE),
 )
@@ -61,6 +64,7 @@ def all_methods() -> list[Method]:
         *_single_stage(),
         *itertools.chain.from_iterable(_sweep(name, kind) for name, kind in KINDS.items()),
         *itertools.chain.from_iterable(_relative(name, kind) for name, kind in KINDS.items()),
+        *itertools.chain.from_iterable(_parts_of_natural(name, kind) for name, kind in KINDS.items()),
         *itertools.chain.from_iterable(_source(name, kind) for name, kind in KINDS.items()),
         *_with_heads(),
         *_solvers(),
@@ -140,6 +144,17 @@ def _relative(name: str, kind: Kind) -> Iterator[Method]:
         yield Method(f"multi-stage {name}", f"{scale:g} mean", shown, scorer)
 
 
+def _parts_of_natural(name: str, kind: Kind) -> Iterator[Method]:
+    """A half and a quarter of the natural damping in both stages."""
+    for times in PARTS:
+
+        def scorer(m: Member, times: float = times) -> Scorer:
+            rates = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
+            return two_stage(m, kind, DampedInverse(times / rates[0]), DampedInverse(0.0, alpha=times / rates[1]))
+
+        yield Method(f"multi-stage {name}", _natural(times), _natural(times), scorer)
+
+
 def _source(name: str, kind: Kind) -> Iterator[Method]:
     """SOURCE's filters, with one segment for each stage and with several (Bae et al. 2024)."""
 
@@ -187,14 +202,24 @@ def _with_heads() -> Iterator[Method]:
 
 
 def _solvers() -> Iterator[Method]:
-    """Other inverses of the library, at the natural damping."""
-    for kind, title in (("diagonal", "diagonal"), ("kfac", "K-FAC"), ("ekfac-cg", "EK-FAC-preconditioned CG")):
+    """Other inverses of the library, at the natural damping; CG, which knows no blocks, at parts of it, too."""
+    for kind, title, several in (
+        ("diagonal", "diagonal", (1.0,)),
+        ("kfac", "K-FAC", (1.0,)),
+        ("ekfac-cg", CG, (1.0, *PARTS)),
+    ):
+        for times in several:
 
-        def scorer(m: Member, kind: str = kind) -> Scorer:
-            ihvp = IHVP(kind, iterations=CG_PRODUCTS, tolerance=1e-3)
-            return build_scorer("multi-stage", m.pretrained.stage, m.finetuned.stage, Damping("auto"), ihvp)
+            def scorer(m: Member, kind: str = kind, times: float = times) -> Scorer:
+                ihvp, damping = IHVP(kind, iterations=CG_PRODUCTS, tolerance=1e-3), Damping(f"auto:{times:g}")
+                return build_scorer("multi-stage", m.pretrained.stage, m.finetuned.stage, damping, ihvp)
 
-        yield Method(f"multi-stage {title}", "1/ηK", "1/ηK", scorer, dear=kind == "ekfac-cg")
+            yield Method(f"multi-stage {title}", _natural(times), _natural(times), scorer)
+
+
+def _natural(times: float) -> str:
+    """As tables show so many times 1/ηK."""
+    return f"{times:g}/ηK"
 
 
 def _by_moments() -> Iterator[Method]:

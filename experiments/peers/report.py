@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.common.judging import Judge
 from experiments.peers.rows import OWN, Row
 from experiments.peers.toolkits import TOOLKITS, Toolkit
@@ -16,6 +18,7 @@ COLUMNS = (
     "setting",
     "each model by its own",
     "msif at defaults, less this",
+    "proponents alone",
     "mean scores, mean losses",
     "seconds a model",
 )
@@ -39,7 +42,7 @@ def score_table(judge: Judge, rows: Sequence[Row], absent: Sequence[Toolkit]) ->
         f"Linear datamodelling score of statements, single stage: {halves} halves, {seeds} models, "
         f"{judge.measured.shape[1]} queries, {judge.masks.shape[1]} documents; 95 % intervals draw halves and queries "
         f"again; noise ceiling of mean scores {judge.ceiling:.2f}",
-        {COLUMNS[5]: ".3f", COLUMNS[6]: ".1f"},
+        {**dict.fromkeys(COLUMNS[5:7], ".3f"), COLUMNS[7]: ".1f"},
     )
 
 
@@ -47,8 +50,9 @@ def _line(judge: Judge, row: Row, reference: Row) -> tuple[float, list[Any]]:
     assert row.scores is not None and reference.scores is not None
     own = judge.own(row.scores)
     ahead = None if row is reference else f"{judge.own_difference(reference.scores, row.scores):+.3f}"
+    proponents = judge.own(np.maximum(row.scores, 0)).mean
     together = judge.score(row.scores.mean(0))
-    return own.mean, [row.toolkit, row.method, row.setting, f"{own:.3f}", ahead, together, row.seconds]
+    return own.mean, [row.toolkit, row.method, row.setting, f"{own:.3f}", ahead, proponents, together, row.seconds]
 
 
 def _without(*cells: str) -> list[Any]:

@@ -7,25 +7,21 @@ influence is asked for where the datamodel is, at models trained on such halves 
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from experiments.common.cache import Cache
 from experiments.common.judging import random_splits
 from experiments.common.parallel import spread
-from experiments.retraining.members import Member, make_member
+from experiments.retraining.members import Score, retrained_scores
 from experiments.retraining.settings import Sizes
 from experiments.retraining.two_stage import TwoStage
 from msif.draws import generator
 
 BAGS_STREAM = 23
-Score = Callable[[Member], Mapping[str, np.ndarray]]
-"""From a pair to its scores of all documents, (Q, N) by name."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +60,6 @@ def scores_of_bags(
 
 
 def bagged_scores(world: TwoStage, score: Score, cache: Cache, name: str, bag: Bag) -> dict[str, np.ndarray]:
-    """One bag's scores of all documents: read, or computed and kept; its models are not."""
-
-    def compute() -> dict[str, np.ndarray]:
-        with tempfile.TemporaryDirectory(dir=cache.folder) as folder:
-            return dict(score(make_member(world, Path(folder) / "pair", bag.pair, bag.seed, bag.left_out)))
-
-    return cache.arrays(f"{name}/{bag.pair:02d}-{bag.number:02d}", compute)
+    """One bag's scores of all documents."""
+    kept = f"{name}/{bag.pair:02d}-{bag.number:02d}"
+    return retrained_scores(world, score, cache, kept, bag.pair, bag.seed, bag.left_out)

@@ -15,6 +15,7 @@ from experiments.retraining.report import (
     ceiling_table,
     ensemble_table,
     lds_table,
+    proponent_table,
     query_table,
     removal_table,
 )
@@ -61,11 +62,12 @@ def chosen_sizes(options: argparse.Namespace, sizes: Sizes) -> Sizes:
 
 
 def report(study: Study, folder: Path, configuration: dict) -> None:
-    """removal, lds, ensembles, bags, ceiling and queries as tables, with plots."""
+    """queries, lds, ensembles, proponents, ceiling, removal and bags as tables, with plots."""
     tables = {
         "queries": query_table(study),
         "lds": lds_table(study),
         "ensembles": ensemble_table(study),
+        "proponents": proponent_table(study),
         "ceiling": ceiling_table(study),
         "removal": removal_table(study.changes),
     }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import GPTNeoXForCausalLM
 
-from experiments.common.cache import built
+from experiments.common.cache import Cache, built
 from experiments.common.training import Trained
 from experiments.retraining.two_stage import STAGES, TwoStage
 from msif.attribution.gradients import Side
@@ -26,6 +28,8 @@ MODULES = {True: "maps", False: "layers"}
 """Every linear map that both stages share: the unembedding, too, if fine-tuning keeps it."""
 SEGMENTS = {"pretrained": 4, "finetuned": 2}
 """Of a stage's training, each of as many steps, with a checkpoint at its end."""
+Score = Callable[["Member"], Mapping[str, np.ndarray]]
+"""From a pair to its scores of all documents, by name."""
 LABEL_SAMPLES = 4
 """Draws of labels for each sequence and pass: with a few hundred sequences, factors of one draw are noisy."""
 
@@ -152,6 +156,18 @@ def make_member(world: TwoStage, folder: Path, number: int, seed: int, left_out:
         _finetuned(world, folder / "finetuned"),
         partial(_finetuned_again, world, folder, pretrained, seed),
     )
+
+
+def retrained_scores(
+    world: TwoStage, score: Score, cache: Cache, name: str, number: int, seed: int, left_out: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What ``score`` makes of a pair that never saw some documents: read, or computed and kept; its models are not."""
+
+    def compute() -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory(dir=cache.folder) as folder:
+            return dict(score(make_member(world, Path(folder) / "pair", number, seed, left_out)))
+
+    return cache.arrays(name, compute)
 
 
 def _finetuned(world: TwoStage, folder: Path) -> Model:

@@ -13,7 +13,7 @@ from experiments.common.methods import Method
 from experiments.retraining.additive import taught_additive
 from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, UNIT
 from experiments.retraining.removal import RANDOM, Changes
-from experiments.retraining.study import REFERENCE, Study
+from experiments.retraining.study import MEAN_OF_HALVES, REFERENCE, Study
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.reporting.tables import Table
 
@@ -141,6 +141,30 @@ def bag_table(study: Study) -> Table:
         f"that were trained on other halves: {study.sizes.halves} halves, {study.sizes.seeds} pairs, "
         f"{len(study.asked)} queries; noise ceiling of mean scores {judge.ceiling:.2f}",
         {last[-1]: ".3f"},
+    )
+
+
+def proponent_table(study: Study) -> Table:
+    """What opponents, documents with negative scores, say of retraining: sums with them and without."""
+    judge, main = study.judge, [method for method in study.methods if method.main and not method.dear]
+    scored = {method.name: study.scores[method.name] for method in main if method.search is None}
+    scored |= {name + MEAN_OF_HALVES: scores.mean(0) for name, scores in study.bags.items()}
+    rows: list[tuple[float, list[Any]]] = []
+    for name, scores in scored.items():
+        proponents = np.maximum(scores, 0)
+        alone = judge.own(proponents)
+        gain = _signed(judge.own_difference(proponents, scores))
+        means = [judge.score(one.mean(0)) for one in (scores, proponents)]
+        rows.append((alone.mean, [name, f"{judge.own(scores):.3f}", f"{alone:.3f}", gain, *means]))
+    columns = ["method", "all documents", "proponents alone", "proponents alone, less all"]
+    last = ["mean scores, mean losses", "proponents alone, mean losses"]
+    return Table(
+        [*columns, *last],
+        [row for _, row in sorted(rows, key=lambda row: -row[0])],
+        "Linear datamodelling score of each pair by its own retrainings, by sums over all documents that are kept and "
+        f"over those with positive scores: {study.sizes.halves} halves, {study.sizes.seeds} pairs, "
+        f"{len(study.asked)} queries",
+        dict.fromkeys(last, ".3f"),
     )
 
 

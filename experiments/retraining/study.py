@@ -29,6 +29,7 @@ from experiments.retraining.methods import (
     member_scores,
 )
 from experiments.retraining.removal import TAUGHT, Changes, measure_removals, removal_orders
+from experiments.retraining.rounds import ROUND, orders_in_rounds
 from experiments.retraining.settings import Sizes
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, TwoStage
@@ -162,7 +163,21 @@ class Study:
         if self.sizes.bags:
             chosen[REFERENCE + MEAN_OF_HALVES] = self.bags[REFERENCE].mean(0)
         chosen[TAUGHT] = self.taught
-        return measure_removals(self.retrainings, removal_orders(chosen, REFERENCE, self.sizes), self.sizes)
+        orders = removal_orders(chosen, REFERENCE, self.sizes) | self.asked_again
+        return measure_removals(self.retrainings, orders, self.sizes)
+
+    @property
+    def asked_again(self) -> dict[str, np.ndarray]:
+        """Title -> the order of documents by methods that are asked again as they go, (S, Q, N)."""
+        orders = {}
+        for method in (method for method in self.methods if method.name in AGAIN):
+            score = partial(_of_query, self.listed, self.world, self.asked, method.name)
+            name = f"rounds-{hashed([SETTINGS, method.key])}"
+            own = self.scores[method.name]
+            orders[method.name + ASKED_AGAIN] = orders_in_rounds(
+                self.world, score, own, self.parts, name, self.sizes, self.processes
+            )
+        return orders
 
 
 REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
@@ -177,8 +192,11 @@ BAGGED = (
     GDP,
 )
 """Methods that are asked of trainings on halves, too."""
+AGAIN = (REFERENCE, f"{UNIT}, prior bm25:0.5, λ = {DEFAULT_DAMPING}")
+"""Methods that are asked again after every few documents that are taken out."""
 
 MEAN, MEAN_OF_HALVES = "; mean of the pairs", "; mean over halves"
+ASKED_AGAIN = f"; asked again every {ROUND}"
 
 
 def _member_folder(folder: Path, number: int) -> Path:
@@ -192,6 +210,14 @@ def _member(world: TwoStage, folder: Path, seeds: Sequence[int], number: int) ->
 def _bagged(listed: Listed, world: TwoStage, asked: Asked, member: Member) -> dict[str, np.ndarray]:
     methods = [method for method in listed(world.head.one_objective) if method.name in BAGGED]
     return {method.name: member_scores(method, world, member, asked) for method in methods}
+
+
+def _of_query(
+    listed: Listed, world: TwoStage, asked: Asked, name: str, query: int, member: Member
+) -> dict[str, np.ndarray]:
+    """One query's scores of all documents by one method, (N,)."""
+    method = next(method for method in listed(world.head.one_objective) if method.name == name)
+    return {"scores": member_scores(method, world, member, asked.chosen([query]))[0]}
 
 
 def _make(make: Callable[[int], Member], number: int) -> None:

@@ -17,7 +17,7 @@ from experiments.common.training import ModelSize, Schedule, build_tokenizer, co
 from experiments.counterfactual import __main__ as command
 from experiments.counterfactual.setting import FactSizes, fact_setting
 from experiments.facts.facts import Fact, FactData, Sentence
-from experiments.retraining import methods, trainings
+from experiments.retraining import methods, rounds, trainings
 from experiments.retraining.bags import Bag, bagged_scores, bags_of
 from experiments.retraining.halves import losses_on_halves
 from experiments.retraining.members import LABEL_SAMPLES, make_member
@@ -29,11 +29,12 @@ from experiments.retraining.report import (
     ceiling_table,
     ensemble_table,
     lds_table,
+    proponent_table,
     query_table,
     removal_table,
 )
 from experiments.retraining.settings import Recipe, Sizes
-from experiments.retraining.study import MEAN, MEAN_OF_HALVES, REFERENCE, Study, _bagged
+from experiments.retraining.study import ASKED_AGAIN, MEAN, MEAN_OF_HALVES, REFERENCE, Study, _bagged, _of_query
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, _batches, measured_losses
 from msif.attribution.damping import Damping
@@ -331,9 +332,34 @@ def test_a_half_that_is_averaged_has_neither_seen_the_rest_nor_its_curvature(wor
     scores = bagged_scores(world, score, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
     assert scores.shape == (len(world.questions), len(world.texts)) and np.array_equal(scores, found["scores"])
     assert not any(path.is_dir() and path.name != "bags" for path in cache.folder.iterdir())  # no model stays
-    pickle.dumps(partial(_bagged, all_methods, world, world.questions))  # as it goes to other processes
+    for part in (partial(_bagged, all_methods, world), partial(_of_query, all_methods, world)):
+        pickle.dumps(part)  # as it goes to other processes
     again = bagged_scores(world, None, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
     assert np.array_equal(again, scores)
+
+
+def test_documents_are_chosen_in_rounds_by_pairs_without_the_first(monkeypatch, tmp_path):
+    """Until the last number of documents that are removed is reached."""
+    asked = []
+
+    def fake(world, score, cache, name, number, seed, left_out):
+        asked.append((name, number, seed, tuple(left_out)))
+        return {"scores": np.array([9.0, 9, 9, 1, 2, 3, 4]) if len(left_out) == 2 else np.arange(7.0)}
+
+    monkeypatch.setattr(rounds, "ROUND", 2)
+    monkeypatch.setattr(rounds, "retrained_scores", fake)
+    scores = np.zeros((3, 2, 7))
+    scores[:, :, 5], scores[1, :, 0] = 1, 2
+    sizes = Sizes(queries=2, removed=(2, 6), seeds=3, seed=4)
+    orders = rounds.orders_in_rounds(None, lambda *_: None, scores, None, "r", sizes, 1)
+    assert orders[0, 0].tolist() == [5, 0, 1, 2, 6, 4, 3] and orders[1, 1].tolist() == [0, 5, 1, 2, 6, 4, 3]
+    assert orders[2, 1].tolist() == [5, 0, 1, 2, 3, 4, 6]  # no removals are made of it
+    assert asked == [
+        ("r/00-00-002", 0, 4_000_000, (5, 0)),
+        ("r/00-00-004", 0, 4_000_000, (5, 0, 1, 2)),
+        ("r/01-01-002", 1, 4_000_001, (0, 5)),
+        ("r/01-01-004", 1, 4_000_001, (0, 5, 1, 2)),
+    ]
 
 
 def fact_data() -> FactData:
@@ -350,14 +376,21 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     sizes = Sizes(queries=2, solved=1, removed=(1, 3), seeds=2, halves=8, orders=2, bags=2)
     setting = fact_setting(fact_data(), {"P1": "What does [X] like?"}, FactSizes(("P1",), 6, 3, 2, 20, 20, 2), QUICK, 0)
     assert len(setting.world.texts) == 18 and len(setting.world.finetuning) == len(setting.world.questions) == 3
+    monkeypatch.setattr(rounds, "ROUND", 2)
     one = Study(setting.world, setting.choose, sizes, tmp_path / "study", listed=kept)
     assert len(set(one.asked.answers)) == len(one.asked)
     assert one.scores[REFERENCE].shape == (2, 2, 18) and one.scores["BM25+"].shape == (1, 2, 18)
     removal = removal_table(one.changes).records()
     assert {row["documents"] for row in removal} == {1, 3}
     assert {row["removed: the top of"] for row in removal} == {
-        *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, REFERENCE + MEAN_OF_HALVES, "BM25+", TAUGHT)
+        *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, REFERENCE + MEAN_OF_HALVES, "BM25+", TAUGHT),
+        REFERENCE + ASKED_AGAIN,
     }
+    own, again = one.scores[REFERENCE][1, 1], one.asked_again[REFERENCE + ASKED_AGAIN][1, 1]
+    assert again[:2].tolist() == np.argsort(-own, kind="stable")[:2].tolist() and sorted(again) == list(range(18))
+    member = make_member(setting.world, tmp_path / "without", 1, 1, tuple(again[:2].tolist()))
+    by_hand = member_scores(kept(True)[0], setting.world, member, one.asked)[1]
+    assert again[2:].tolist() == [row for row in np.argsort(-by_hand, kind="stable") if row not in again[:2]]
     judged = {(row["method"], row["λ"]): row for row in lds_table(one).records()}
     assert len(judged) == 4 and judged["BM25+", None]["each pair by its own"]
     assert len(query_table(one).rows) == 2
@@ -376,6 +409,11 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
     assert row[1:5] == [f"{one.judge.own(mean):.3f}" for mean in means]
     assert row[5] == f"{one.judge.own(one.bags[REFERENCE].mean((0, 1))[None]):.3f}"
     assert row[7] == pytest.approx(one.judge.score(one.bags[REFERENCE].mean((0, 1))))
+    shown = {row["method"]: row for row in proponent_table(one).records()}
+    positive = np.maximum(one.bags[REFERENCE].mean(0), 0)
+    assert shown[REFERENCE + MEAN_OF_HALVES]["proponents alone"] == f"{one.judge.own(positive):.3f}"
+    assert shown[REFERENCE]["all documents"] == judged["multi-stage EK-FAC", DEFAULT_DAMPING]["each pair by its own"]
+    assert "BM25+" not in shown
     plot_all(tmp_path / "report", one)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         f"{name}.{kind}" for name in ("removal", "lds") for kind in ("png", "svg")

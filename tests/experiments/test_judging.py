@@ -69,3 +69,14 @@ def test_halves_are_halves_and_the_seed_decides():
     assert masks.shape == (8, 9) and (masks.sum(1) == 4).all() and len(np.unique(masks, axis=0)) == 8
     assert np.array_equal(masks, random_halves(generator(0, 1), 8, 9))
     assert not np.array_equal(masks, random_halves(generator(1, 1), 8, 9))
+
+
+def test_scores_that_are_all_alike_foretell_nothing():
+    draw = np.random.default_rng(3)
+    masks = np.stack([draw.permutation(20) < 10 for _ in range(30)])
+    true = draw.standard_normal((2, 20))
+    losses = np.repeat(-(masks @ true.T)[:, None], 2, axis=1)
+    half = true.copy()
+    half[1] = 0.1  # of all halves of one size the sum is one
+    judge = Judge(masks, losses)
+    assert judge.own(true[None]).mean == pytest.approx(1) and judge.own(half[None]).mean == pytest.approx(0.5)
