@@ -42,11 +42,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Parts:
-    """Different images for each part; pre-training has ten classes, fine-tuning and queries are odd or even."""
+    """Different images for each part; pre-training has ten classes, fine-tuning and queries are odd or even. Of the
+    rest, which no training sees, as many as pre-training has are held out for its curvature."""
 
     pretraining: Images
     finetuning: Images
     queries: Images
+    held_out: Images
 
 
 class Digits(Categorical):
@@ -63,7 +65,7 @@ class Digits(Categorical):
 
 
 def load_parts(settings: Settings) -> Parts:
-    """The three parts, drawn by the settings' seed.
+    """The parts, drawn by the settings' seed.
 
     Raises:
         MsifError: more images are asked for than there are.
@@ -71,7 +73,7 @@ def load_parts(settings: Settings) -> Parts:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    sizes = [settings.pretraining, settings.finetuning, settings.queries]
+    sizes = [settings.pretraining, settings.finetuning, settings.queries, settings.pretraining]
     if sum(sizes) > len(digits.target):
         raise MsifError(f"there are {len(digits.target)} digits, and {sum(sizes)} are asked for: choose smaller parts.")
     order = generator(settings.seed, SPLIT_STREAM).permutation(len(digits.target))
@@ -79,4 +81,4 @@ def load_parts(settings: Settings) -> Parts:
     x = torch.tensor(digits.data / 16.0, dtype=torch.float32)
     y = torch.tensor(digits.target, dtype=torch.int64)
     images = [Images(torch.arange(len(rows)), x[rows], y[rows]) for rows in map(torch.from_numpy, parts)]
-    return Parts(images[0], images[1].parity(), images[2].parity())
+    return Parts(images[0], images[1].parity(), images[2].parity(), images[3])

@@ -41,12 +41,14 @@ class Checkpoint:
 
     Attributes:
         images: what the stage is trained on.
+        held_out: images like those of pre-training that no training sees.
         folder: of this checkpoint's factors.
         schedule: of the stage.
     """
 
     network: Network
     images: Images
+    held_out: Images
     folder: Path
     schedule: Schedule
     label_samples: int
@@ -76,6 +78,11 @@ class Checkpoint:
     def exact(self) -> ExactCurvature:
         """The dense Gauss-Newton matrix of the shared maps."""
         return ExactCurvature(self.body, self.images)
+
+    @cached_property
+    def exact_held_out(self) -> ExactCurvature:
+        """Of the shared maps, on held-out images."""
+        return ExactCurvature(self.body, self.held_out)
 
     @cached_property
     def exact_whole(self) -> ExactCurvature:
@@ -181,7 +188,7 @@ class Members(Sequence[Member]):
         images = self.parts.finetuning
         if name == "pretraining":
             images = self.parts.pretraining.chosen(self.group.rows[number])
-        return Checkpoint(network, images, folder, schedule, self.settings.label_samples)
+        return Checkpoint(network, images, self.parts.held_out, folder, schedule, self.settings.label_samples)
 
 
 def _train(settings: Settings, parts: Parts, group: Group, kept: dict[str, list[int]]) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """λ relative to the mean eigenvalue."""
 PARTS = (0.5, 0.25)
 """λ and α, in 1/ηK."""
+HELD_OUT = ", curvature of held-out images"
 CG_PRODUCTS = 24
 CG = "EK-FAC-preconditioned CG"
 HALVED = (
@@ -66,6 +67,7 @@ def all_methods() -> list[Method]:
         *itertools.chain.from_iterable(_relative(name, kind) for name, kind in KINDS.items()),
         *itertools.chain.from_iterable(_parts_of_natural(name, kind) for name, kind in KINDS.items()),
         *itertools.chain.from_iterable(_source(name, kind) for name, kind in KINDS.items()),
+        *_held_out(),
         *_with_heads(),
         *_solvers(),
         *_projected(),
@@ -113,6 +115,16 @@ def two_stage(m: Member, kind: Kind, first: Filter, last: Filter | None) -> Infl
     return InfluenceScorer(m.finetuned.body, m.pretrained.body, stages)
 
 
+def natural_filters(m: Member, times: float = 1.0) -> tuple[Filter, Filter]:
+    """Inverses damped by so many times 1/τ of their stage."""
+    rates = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
+    return DampedInverse(times / rates[0]), DampedInverse(0.0, alpha=times / rates[1])
+
+
+def source_filters(m: Member) -> tuple[Filter, Filter]:
+    return Accumulation(m.pretrained.schedule.rate_sum), Decay(m.finetuned.schedule.rate_sum)
+
+
 def _sweep(name: str, kind: Kind) -> Iterator[Method]:
     """Absolute λ_pt × α (λ_ft = 0): all pairs for EK-FAC; through 1/τ for the exact matrix, whose products are dear."""
     values = [("1/ηK", None), *((f"{value:g}", value) for value in SWEEP)]
@@ -147,22 +159,13 @@ def _relative(name: str, kind: Kind) -> Iterator[Method]:
 def _parts_of_natural(name: str, kind: Kind) -> Iterator[Method]:
     """A half and a quarter of the natural damping in both stages."""
     for times in PARTS:
-
-        def scorer(m: Member, times: float = times) -> Scorer:
-            rates = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
-            return two_stage(m, kind, DampedInverse(times / rates[0]), DampedInverse(0.0, alpha=times / rates[1]))
-
+        scorer: Callable[..., Scorer] = lambda m, times=times: two_stage(m, kind, *natural_filters(m, times))  # noqa: E731
         yield Method(f"multi-stage {name}", _natural(times), _natural(times), scorer)
 
 
 def _source(name: str, kind: Kind) -> Iterator[Method]:
     """SOURCE's filters, with one segment for each stage and with several (Bae et al. 2024)."""
-
-    def whole(m: Member) -> Scorer:
-        taus = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
-        return two_stage(m, kind, Accumulation(taus[0]), Decay(taus[1]))
-
-    yield Method(f"multi-stage {name}", SOURCE, SOURCE, whole)
+    yield Method(f"multi-stage {name}", SOURCE, SOURCE, lambda m: two_stage(m, kind, *source_filters(m)))
     title = f"multi-stage {name}, checkpoints in segments"
     yield Method(title, SOURCE, SOURCE, lambda m: in_segments(m, kind), dear=kind is exact)
 
@@ -183,22 +186,32 @@ def in_segments(m: Member, kind: Kind) -> Scorer:
     return EnsembleScorer(scorers)
 
 
+Filters = Callable[["Member"], "tuple[Filter, Filter]"]
+FILTERS: dict[str, Filters] = {"1/ηK": natural_filters, SOURCE: source_filters}
+
+
+def _held_out() -> Iterator[Method]:
+    """With pre-training's exact matrix of images that no training saw."""
+    for shown, filters in FILTERS.items():
+
+        def scorer(m: Member, filters: Filters = filters) -> Scorer:
+            first, last = filters(m)
+            stages = Exact(m.pretrained.exact_held_out, first), Exact(m.finetuned.exact, last)
+            return InfluenceScorer(m.finetuned.body, m.pretrained.body, stages)
+
+        yield Method(f"multi-stage exact{HELD_OUT}", shown, shown, scorer)
+
+
 def _with_heads() -> Iterator[Method]:
     """The exact matrices of whole networks."""
+    for shown, filters in FILTERS.items():
 
-    def build(m: Member, first: Filter, last: Filter) -> Scorer:
-        stages = Exact(m.pretrained.exact_whole, first), Exact(m.finetuned.exact_whole, last)
-        return WholeNetworkScorer(m.finetuned.side, m.pretrained.side, *stages)
+        def scorer(m: Member, filters: Filters = filters) -> Scorer:
+            first, last = filters(m)
+            stages = Exact(m.pretrained.exact_whole, first), Exact(m.finetuned.exact_whole, last)
+            return WholeNetworkScorer(m.finetuned.side, m.pretrained.side, *stages)
 
-    def natural(m: Member) -> Scorer:
-        taus = m.pretrained.schedule.rate_sum, m.finetuned.schedule.rate_sum
-        return build(m, DampedInverse(1 / taus[0]), DampedInverse(0.0, alpha=1 / taus[1]))
-
-    def source(m: Member) -> Scorer:
-        return build(m, Accumulation(m.pretrained.schedule.rate_sum), Decay(m.finetuned.schedule.rate_sum))
-
-    yield Method("multi-stage exact, heads counted", "1/ηK", "1/ηK", natural, dear=True)
-    yield Method("multi-stage exact, heads counted", SOURCE, SOURCE, source)
+        yield Method("multi-stage exact, heads counted", shown, shown, scorer, dear=filters is natural_filters)
 
 
 def _solvers() -> Iterator[Method]:

@@ -14,7 +14,7 @@ from experiments.common.judging import SIZES
 from experiments.common.methods import Method
 from experiments.digits.counterfactual import RANDOM
 from experiments.digits.halved import halved_table, scaled_apart
-from experiments.digits.methods import SOURCE
+from experiments.digits.methods import HELD_OUT, SOURCE
 from experiments.digits.study import Study
 from msif.evaluation.intervals import bootstrap
 from msif.reporting.tables import Table, write_results
@@ -117,6 +117,7 @@ def difference_table(study: Study) -> Table:
         ("SOURCE filters instead of inverses", one(EKFAC, SOURCE, SOURCE), natural),
         ("checkpoints in segments", one(EKFAC + SEGMENTS, SOURCE, SOURCE), one(EKFAC, SOURCE, SOURCE)),
         ("exact curvature instead of EK-FAC", one(EXACT, "1/ηK", "1/ηK"), natural),
+        ("exact curvature of held-out images", one(EXACT + HELD_OUT, SOURCE, SOURCE), one(EXACT, SOURCE, SOURCE)),
         ("the best damping of EK-FAC's sweep", study.best(EKFAC), natural),
     ]
     rows = [

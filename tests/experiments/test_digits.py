@@ -15,6 +15,7 @@ from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
 from experiments.digits import methods
 from experiments.digits.engine import stacked, train
+from experiments.digits.exact import ExactCurvature
 from experiments.digits.halved import scaled_apart
 from experiments.digits.images import load_parts
 from experiments.digits.members import Members, on_everything, on_halves, segment_middles
@@ -24,6 +25,7 @@ from experiments.digits.report import told_by_retraining
 from experiments.digits.settings import SMALL, Schedule, Settings
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.scorers import EnsembleScorer
+from msif.curvature.filters import DampedInverse
 from msif.errors import MsifError
 from msif.evaluation.datamodelling import linear_datamodelling_score
 from msif.models.training import natural_tau
@@ -153,6 +155,17 @@ def test_trainings_on_halves_see_their_half_alone(run):
     alone = train(stacked([first]), images, torch.arange(60)[None], SMALL.pretrain).layers
     for a, b in zip(alone, stacked([member.pretrained.network]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_curvature_of_held_out_images_is_pretrainings_alone(run):
+    parts = load_parts(SMALL)
+    member = Members(SMALL, parts, cache_of(run), on_everything(SMALL))[0]
+    [first, last] = {m.damping: m.build(member).preconditioners for m in all_methods() if methods.HELD_OUT in m.family}[
+        "1/ηK"
+    ]
+    torch.testing.assert_close(first.curvature.sigma, ExactCurvature(member.pretrained.body, parts.held_out).sigma)
+    torch.testing.assert_close(last.curvature.sigma, member.finetuned.exact.sigma)
+    assert (first.filter, last.filter) == (DampedInverse(1 / 60), DampedInverse(0.0, alpha=1 / 10))
 
 
 def test_scores_of_images_that_were_seen_and_that_were_not_are_scaled_apart(run):

@@ -249,7 +249,7 @@ def test_parts_are_different_images():
     settings = Settings(seed=3)
     loaded = load_parts(settings)
     pixels = [tuple(row) for images in vars(loaded).values() for row in images.x.tolist()]
-    assert len(set(pixels)) == len(pixels) == 960
+    assert len(set(pixels)) == len(pixels) == 1560
     assert set(loaded.pretraining.y.tolist()) == set(range(10)) and set(loaded.queries.y.tolist()) == {0, 1}
     with pytest.raises(MsifError, match="smaller parts"):
         load_parts(Settings(pretraining=1700))
