@@ -163,21 +163,17 @@ class Study:
         if self.sizes.bags:
             chosen[REFERENCE + MEAN_OF_HALVES] = self.bags[REFERENCE].mean(0)
         chosen[TAUGHT] = self.taught
-        orders = removal_orders(chosen, REFERENCE, self.sizes) | self.asked_again
+        orders = removal_orders(chosen, REFERENCE, self.sizes) | {REFERENCE + ASKED_AGAIN: self.asked_again}
         return measure_removals(self.retrainings, orders, self.sizes)
 
     @property
-    def asked_again(self) -> dict[str, np.ndarray]:
-        """Title -> the order of documents by methods that are asked again as they go, (S, Q, N)."""
-        orders = {}
-        for method in (method for method in self.methods if method.name in AGAIN):
-            score = partial(_of_query, self.listed, self.world, self.asked, method.name)
-            name = f"rounds-{hashed([SETTINGS, method.key])}"
-            own = self.scores[method.name]
-            orders[method.name + ASKED_AGAIN] = orders_in_rounds(
-                self.world, score, own, self.parts, name, self.sizes, self.processes
-            )
-        return orders
+    def asked_again(self) -> np.ndarray:
+        """The order of documents by the reference as it is asked again by pairs without the first ones, (S, Q, N)."""
+        method = next(method for method in self.methods if method.name == REFERENCE)
+        score = partial(_of_query, self.listed, self.world, self.asked)
+        name = f"rounds-{hashed([SETTINGS, method.key])}"
+        own = self.scores[REFERENCE]
+        return orders_in_rounds(self.world, score, own, self.parts, name, self.sizes, self.processes)
 
 
 REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
@@ -192,8 +188,6 @@ BAGGED = (
     GDP,
 )
 """Methods that are asked of trainings on halves, too."""
-AGAIN = (REFERENCE, f"{UNIT}, prior bm25:0.5, λ = {DEFAULT_DAMPING}")
-"""Methods that are asked again after every few documents that are taken out."""
 
 MEAN, MEAN_OF_HALVES = "; mean of the pairs", "; mean over halves"
 ASKED_AGAIN = f"; asked again every {ROUND}"
@@ -212,11 +206,9 @@ def _bagged(listed: Listed, world: TwoStage, asked: Asked, member: Member) -> di
     return {method.name: member_scores(method, world, member, asked) for method in methods}
 
 
-def _of_query(
-    listed: Listed, world: TwoStage, asked: Asked, name: str, query: int, member: Member
-) -> dict[str, np.ndarray]:
-    """One query's scores of all documents by one method, (N,)."""
-    method = next(method for method in listed(world.head.one_objective) if method.name == name)
+def _of_query(listed: Listed, world: TwoStage, asked: Asked, query: int, member: Member) -> dict[str, np.ndarray]:
+    """One query's scores of all documents by the reference, (N,)."""
+    method = next(method for method in listed(world.head.one_objective) if method.name == REFERENCE)
     return {"scores": member_scores(method, world, member, asked.chosen([query]))[0]}
 
 
