@@ -75,11 +75,14 @@ def test_multi_stage_influence_beats_the_dot_product_and_what_it_is_made_of(run)
         assert scores[natural] > scores["gradient dot product", "", ""] + MARGIN
         assert scores["multi-stage exact", "1/ηK", "1/ηK"] > scores["gradient dot product", "", ""] + 2 * MARGIN
         assert scores[natural] > scores["multi-stage EK-FAC", "1/ηK", "no hop"]
-    # the same system solved by the library and by a dense decomposition, on the one member that both were asked of
-    first = np.load(scores_of(run, "00", "multi-stage-exact"))[f"multi-stage exact, {NATURAL}"]
-    key = "multi-stage EK-FAC-preconditioned CG"
-    solved = np.load(scores_of(run, "00", key.replace(" ", "-").lower()))[f"{key}, {NATURAL}"]
-    assert np.linalg.norm(solved - first) < 0.02 * np.linalg.norm(first)
+    # the same systems solved by the library and by a dense decomposition
+    dense, solved = (
+        np.load(scores_of(run, "00", slug)) for slug in ("multi-stage-exact", "multi-stage-ek-fac-preconditioned-cg")
+    )
+    for shown in ("1/ηK", "0.5/ηK"):
+        exact = dense[f"multi-stage exact, λ = {shown}, α = {shown}"]
+        by_cg = solved[f"multi-stage EK-FAC-preconditioned CG, λ = {shown}, α = {shown}"]
+        assert np.linalg.norm(by_cg - exact) < 0.02 * np.linalg.norm(exact)
 
 
 def test_it_leaves_tables_and_plots(run):
@@ -166,6 +169,9 @@ def test_curvature_of_held_out_images_is_pretrainings_alone(run):
     torch.testing.assert_close(first.curvature.sigma, ExactCurvature(member.pretrained.body, parts.held_out).sigma)
     torch.testing.assert_close(last.curvature.sigma, member.finetuned.exact.sigma)
     assert (first.filter, last.filter) == (DampedInverse(1 / 60), DampedInverse(0.0, alpha=1 / 10))
+    [half] = [m for m in all_methods() if m.name == "multi-stage exact, λ = 0.5/ηK, α = 0.5/ηK"]
+    filters = [stage.filter for stage in half.build(member).preconditioners]
+    assert filters == [DampedInverse(0.5 / 60), DampedInverse(0.0, alpha=0.5 / 10)]
 
 
 def test_scores_of_images_that_were_seen_and_that_were_not_are_scaled_apart(run):

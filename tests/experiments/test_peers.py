@@ -166,6 +166,7 @@ def test_the_table(monkeypatch) -> None:
     assert best["seconds a model"] == 3.0 and best["msif at defaults, less this"].startswith("-0.")
     assert ours["msif at defaults, less this"] is None
     assert ours["mean scores, mean losses"] == judge.score(rows[0].scores.mean(0))
+    assert ours["proponents alone"] == judge.own(np.maximum(rows[0].scores, 0)).mean
     assert failed["each model by its own"] == "failed: ValueError: no" and failed["seconds a model"] is None
     assert absent["each model by its own"] == "not run: --kronfluence-python was not given"
 
