@@ -175,7 +175,9 @@ class Capture:
                 if not _all_finite(output):
                     raise MsifError(_not_finite(f"the output of module '{name}'", self._batch))
                 return output
-            if self._phase != "forward" or not torch.is_grad_enabled():
+            if self._phase == "forward" and not torch.is_grad_enabled():
+                return output  # no gradient comes back from here
+            if self._phase != "forward":
                 raise MsifError(
                     f"module '{name}' is recomputed during the backward pass: "
                     "switch gradient checkpointing off (model.gradient_checkpointing_disable())."
@@ -193,15 +195,18 @@ class Capture:
                 # the first modules of the model: gradients start here. A copy, for an in-place activation may follow
                 output = output.detach().requires_grad_().clone()
 
+            output, whole = _with_lasting_hooks(output)
+            shape = output.shape
+
             def on_gradient(g: Tensor) -> None:
                 if self._phase != "backward":  # a cotangent is made by a backward pass of its own
                     return
                 if self._scale != 1.0:
                     g = g.float() / self._scale
                 for module, run in runs:
-                    self._arrive(module, run, g)
+                    self._arrive(module, run, g.reshape(shape))
 
-            output.register_hook(on_gradient)
+            whole.register_hook(on_gradient)
             return output
 
         return hook
@@ -244,6 +249,20 @@ def _for_each_sequence(output: Tensor, size: tuple[int, int]) -> Tensor:
     if lead in ((1, size[1]), (size[1],)) and size[0] > 1:
         return output.expand(*size, output.shape[-1])
     return output
+
+
+def _with_lasting_hooks(output: Tensor) -> tuple[Tensor, Tensor]:
+    """An output, and the tensor of the same numbers whose hooks stay when the output is changed in place later.
+
+    Those of a view do not, and a map with a bias returns a view of all of its base.
+    """
+    base = output._base
+    if base is None:
+        return output, output
+    if base.requires_grad and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous():
+        return output, base
+    output = output.clone()
+    return output, output
 
 
 def _version(saved: Any) -> int | None:
