@@ -1,7 +1,8 @@
 """What one use of a parameter reads in a forward pass, and what it adds to the parameter's gradient and tangent.
 
 Letters: B sequences, T positions; "lead" stands for the leading dimensions of a module's output, which are (B, T),
-(1, B·T), (B·T,), or (1, T) where one row serves all sequences; a norm inside attention has one of heads as well.
+(B, T, 1), (B, 1, T), (1, B·T), (B·T,), or (1, T) where one row serves all sequences; a norm inside attention has one
+of heads as well.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class _Shift:
         return g.new_ones(()).expand(*self.size, 1)
 
     def right_of(self, g: Tensor) -> Tensor:
-        return by_position(self.module, g, len(self.shape), self.size, self.heads_first)
+        own = len(self.shape)
+        return by_position(self.module, _without_heads(g, own, self.size, self.heads_first), own, self.size)
 
     def along(self, V: Tensor) -> Tensor:
         return V.view(self.shape)
@@ -184,25 +186,31 @@ def _looked_up(
     return ids, 1.0 if abs(scale - 1) < 1e-9 else scale, padding
 
 
-def by_position(
-    module: TrackedModule, values: Tensor, own: int, size: tuple[int, int], heads_first: bool = False
-) -> Tensor:
-    """(B, T, n) from (lead, …) with ``own`` last dimensions of n numbers; heads are summed.
+def _without_heads(values: Tensor, own: int, size: tuple[int, int], heads_first: bool) -> Tensor:
+    """The sum over heads of what a norm or bias does to each: it is one row whatever the head, as a map's is not.
 
     ``heads_first`` says which of two equal dimensions heads are.
+    """
+    (B, T), lead = size, tuple(values.shape[: values.ndim - own])
+    if len(lead) == 3 and lead[:2] == (B, T) and not (heads_first and lead[2] == T):
+        return values.sum(2)
+    if len(lead) == 3 and lead[0] == B and lead[2] == T:
+        return values.sum(1)
+    return values
+
+
+def by_position(module: TrackedModule, values: Tensor, own: int, size: tuple[int, int]) -> Tensor:
+    """(B, T, n) from (lead, …) with ``own`` last dimensions of n numbers.
 
     Raises:
         MsifError: leading dimensions that are not one row a position.
     """
     (B, T), lead = size, tuple(values.shape[: values.ndim - own])
     flat = values.flatten(values.ndim - own) if own > 1 else values
-    if lead in ((B, T), (1, B * T), (B * T,)):
+    if lead in ((B, T), (1, B * T), (B * T,), (B, 1, T), (B, T, 1)):
         return flat.reshape(B, T, flat.shape[-1])
-    if len(lead) == 3 and lead[:2] == (B, T) and not (heads_first and lead[2] == T):
-        return flat.sum(2)
-    if len(lead) == 3 and lead[0] == B and lead[2] == T:
-        return flat.sum(1)
     raise MsifError(
         f"module '{module.name}' reads {lead} rows where the batch has {B} "
-        f"sequences of {T} positions, in this order (a routed expert?): leave it out with --modules."
+        f"sequences of {T} positions, in this order (a routed expert, or one map for all heads?): "
+        "leave it out with --modules."
     )

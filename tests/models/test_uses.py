@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from msif.attribution.gradients import Side, query_gradients
 from msif.data.documents import collate
+from msif.errors import MsifError
 from msif.models.objectives import CausalLM
 from msif.models.select import track_modules
 
@@ -80,3 +81,43 @@ def test_what_runs_without_gradients_adds_nothing():
 
     agrees(Tokens(lambda model, x: model.maps[0](x) * gate(model, x)), "maps.0|embed|out")
     agrees(Tokens(lambda model, x: model.maps[0](x) * gate(model, x) + model.maps[1](x)), "maps.[01]")
+
+
+def by_head(model, x):
+    """One map for all heads, whose rows are (B, T, heads)."""
+    return model.maps[0](x.unflatten(-1, (1, 6)).expand(-1, -1, 2, -1)).sum(2)
+
+
+def talking_heads(model, x):
+    weights = (x @ x.mT)[..., None].expand(-1, -1, -1, 6)
+    return model.maps[0](weights).mean(-1).softmax(-1) @ x
+
+
+def n_grams(model, x):
+    ids = torch.arange(x.shape[1])[:, None] % VOCABULARY
+    return x + model.table(torch.cat([ids, ids + 1], 1).expand(len(x), -1, -1) % VOCABULARY).sum(2)
+
+
+@pytest.mark.parametrize("between", [by_head, talking_heads, n_grams])
+def test_maps_and_lookups_with_several_rows_a_position_are_refused(between):
+    """Σ_h g_h x_hᵀ is not (Σ_h g_h)(Σ_h x_h)ᵀ."""
+    model = Tokens(between)
+    model.table = nn.Embedding(VOCABULARY, 6)
+    with pytest.raises(MsifError, match=r"module '(maps.0|table)' reads .* rows where the batch has 3 sequences of 6"):
+        agrees(model, "maps.0" if between is not n_grams else "table")
+
+
+@pytest.mark.parametrize("where", [1, 2])
+def test_a_dimension_of_one_is_no_head(where):
+    agrees(Tokens(lambda model, x: model.maps[0](x.unsqueeze(where)).squeeze(where) + x), "maps.0|out|embed")
+
+
+def test_norms_and_biases_sum_over_heads():
+    model = Tokens(None)
+    model.norm = nn.LayerNorm(3)
+    model.between = lambda model, x: model.norm(model.maps[0](x).unflatten(-1, (2, 3))).flatten(2)
+    agrees(model, "norm|maps.0")
+    model.between = lambda model, x: (
+        model.norm(model.maps[0](x).unflatten(-1, (2, 3)).transpose(1, 2)).transpose(1, 2).flatten(2)
+    )
+    agrees(model, "norm|maps.0")
