@@ -61,6 +61,10 @@ class CovariancePass(RunningSums):
         self._all_live = len(self._live) == live.numel()
         self._shared.clear()
 
+    def end(self, batch: Any) -> None:
+        self._shared.check()
+        super().end(batch)
+
     def right(self, module: TrackedModule, right: Tensor) -> Tensor | None:
         if module.mixed:
             return right  # its weight is not known yet

@@ -60,6 +60,10 @@ class LambdaPass(RunningSums):
         super().begin(batch, objective)
         self._shared.clear()
 
+    def end(self, batch: Any) -> None:
+        self._shared.check()
+        super().end(batch)
+
     def right(self, module: TrackedModule, right: Tensor) -> Tensor:
         Q_A = self.factors[module.name].Q_A
         if Q_A is None or not self._rotates_right_first(module, right.shape[1]):

@@ -76,23 +76,36 @@ class SharedInputs:
     def __init__(self, groups: Mapping[str, str]) -> None:
         self.groups = groups
         self._members = {leader: list(groups.values()).count(leader) for leader in set(groups.values())}
-        self._results: dict[str, tuple[Tensor, Any, int]] = {}
+        self._results: dict[tuple[object, ...], tuple[TrackedModule, Tensor, Any, int]] = {}
 
     def get(self, module: TrackedModule, x: Tensor, compute: Callable[[Tensor], Any]) -> Any:
         leader = self.groups[module.name]
         if self._members[leader] == 1:
             return compute(x)
-        if leader not in self._results:
-            self._results[leader] = (x, compute(x), self._members[leader])
-        first, result, waiting = self._results.pop(leader)
-        if _identity(first) != _identity(x):
-            raise MsifError(
-                f"modules '{leader}' and '{module.name}' read one input in the first batch and two different ones now: "
-                "leave one of them out with --modules."
-            )
+        key = (leader, *_identity(x))  # a group may read several inputs in turn
+        if key not in self._results:
+            self._results[key] = (module, x, compute(x), self._members[leader])
+        reader, first, result, waiting = self._results.pop(key)
         if waiting > 1:
-            self._results[leader] = (first, result, waiting - 1)
+            # the input is kept, so that its memory is not given to another one before all members have read it
+            self._results[key] = (reader, first, result, waiting - 1)
         return result
+
+    def check(self) -> None:
+        """After a batch: every result has gone to all members of its group.
+
+        Raises:
+            MsifError: some members read an input that the others did not.
+        """
+        readers, self._results = [reader.name for reader, *_ in self._results.values()], {}
+        if not readers:
+            return
+        group = [name for name, leader in self.groups.items() if leader == self.groups[readers[0]]]
+        other = next(name for name in [*readers[1:], *group] if name in group and name != readers[0])
+        raise MsifError(
+            f"modules '{readers[0]}' and '{other}' read one input in the first batch and two different ones now: "
+            "leave one of them out with --modules."
+        )
 
     def clear(self) -> None:
         self._results.clear()
