@@ -38,7 +38,7 @@ def head_counts(config: Any) -> tuple[int, int, int]:
     heads: Any
     kv_heads: Any
     try:
-        heads = getattr(config, "num_attention_heads", None)
+        heads = _decoder_heads(config) or getattr(config, "num_attention_heads", None)
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
     except Exception:  # no such number, or one that varies by layer: each configuration says so in its own way
@@ -50,6 +50,12 @@ def head_counts(config: Any) -> tuple[int, int, int]:
             "(docs/adding-an-architecture.md)."
         )
     return heads, kv_heads, size
+
+
+def _decoder_heads(config: Any) -> Any:
+    """Where ``num_attention_heads`` is another name of the encoder's, as in BART: the number of the decoder's."""
+    names = ("decoder_attention_heads", "num_decoder_attention_heads")
+    return next((found for name in names if (found := getattr(config, name, None))), None)
 
 
 def interleaved(config: Any, d_out: int) -> list[Block]:

@@ -17,6 +17,7 @@ import torch
 from architectures import ARCHITECTURES, tiny_config, tiny_model
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from msif.errors import MsifError
 from msif.models import layouts
@@ -234,3 +235,16 @@ def test_registering_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     register_layout("unheard-of", r"attn\.qkv$", lambda config, d_out: gap)
     with pytest.raises(MsifError, match="do not fit"):
         blocks_of(config, "h.0.attn.qkv", 24)
+
+
+def test_heads_of_a_decoder_are_its_own_where_its_configuration_is_of_an_encoder_too() -> None:
+    """Their ``num_attention_heads`` is another name of the encoder's."""
+    numbers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 8, "decoder_attention_heads": 2}
+    sizes = {"d_model": 16, "vocab_size": 50, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "pad_token_id": 1}
+    for model_type in ("bart", "mbart", "pegasus", "blenderbot", "marian"):
+        config = AutoConfig.for_model(model_type, **numbers, **sizes)
+        config.is_decoder, config.is_encoder_decoder = True, False
+        assert head_counts(config) == (2, 2, 8)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    blocks = {name: parts for name, parts in split(model).items() if ".self_attn." in name}
+    assert len(blocks) == 3 and misplaced(model, blocks) == []
