@@ -1,5 +1,7 @@
 """Objectives of classification heads: the loss that transformers trains, and Fisher matrices that are its GGN."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import documents, labelled, tiny_classifier
@@ -183,3 +185,12 @@ def test_a_classifier_without_a_padding_token(tokenizers, why):
     config.pad_token_id = -1
     with pytest.raises(MsifError, match=why):
         padding_token("m", config, Pads(tokenizers), "classification", 11)
+
+
+def test_padding_on_the_left_is_not_live():
+    """Its inputs are no part of a covariance."""
+    right = collate(documents([3, 5]))
+    flipped = {name: getattr(right, name).flip(1) for name in ("input_ids", "attention_mask", "supervised")}
+    left = replace(right, **flipped)
+    assert CausalLM().live(right).tolist() == [[True] * 2 + [False] * 3, [True] * 4 + [False]]
+    assert CausalLM().live(left)[0].tolist()[:2] == [False, False] and CausalLM().live(left)[0, 2:].any()

@@ -26,5 +26,5 @@ class CausalLM(Categorical):
         return following
 
     def live(self, batch: Batch) -> Tensor:
-        """At or before the last position that predicts a supervised token."""
-        return up_to_last(self.predicting(batch))
+        """Tokens at or before the last position that predicts a supervised one."""
+        return up_to_last(self.predicting(batch)) & (batch.attention_mask == 1)
