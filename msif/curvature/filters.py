@@ -48,7 +48,7 @@ class DampedInverse(Filter):
     """1/(σ + λ + α), with λ = ``damping``, or ``damping_scale`` · mean(Λ) of the block where no damping is given.
 
     ``alpha`` is the strength of the pull towards the pre-trained parameters, (H + (α + λ) I)⁻¹. With a relative
-    damping, a block whose Λ is zero throughout (a pruned head) is filtered to zero.
+    damping and no α, a block whose Λ is zero throughout (a pruned head) is filtered to zero.
 
     Raises:
         MsifError: a negative value, or λ + α = 0 on a block with a vanishing eigenvalue.
@@ -81,7 +81,8 @@ class DampedInverse(Filter):
         damped = Lambda + shift
         if self.damping is None:
             # a dead block has no gradient to act on, and no scale to be damped by: 1/inf keeps it at zero
-            damped = torch.where(Lambda.amax(dim=(1, 2), keepdim=True) > 0, damped, torch.inf)
+            dead = (Lambda.amax(dim=(1, 2), keepdim=True) <= 0) & (per_block(self.alpha, name, Lambda) == 0)
+            damped = torch.where(dead, torch.inf, damped)
         # undamped, an eigenvalue below the rounding error of its block's largest is noise, and its inverse would be
         # the answer
         floor = Lambda.amax(dim=(1, 2), keepdim=True) * torch.finfo(Lambda.dtype).eps * 1e-3

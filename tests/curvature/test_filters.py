@@ -145,6 +145,21 @@ def test_a_dead_block_stays_at_zero_with_relative_damping(Lambda):
         DampedInverse(0.0)(Lambda, NAME)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.1, 3.0])
+def test_a_dead_block_is_pulled_like_any_other(Lambda, scale):
+    """Relative damping has nothing to say there, and α has: 1/α, as a solver gives."""
+    Lambda[1] = 0.0
+    mean = float(Lambda[0].mean())
+    same(DampedInverse(damping_scale=scale, alpha=0.5), Lambda, lambda s, b: 1 / (s + (b == 0) * scale * mean + 0.5))
+    alpha = {NAME: torch.tensor([0.0, 0.25])}
+    got = DampedInverse(alpha=alpha)(Lambda, NAME)
+    torch.testing.assert_close(got[0], DampedInverse()(Lambda, NAME)[0])
+    assert (got[1] == 4.0).all()
+    assert (DampedInverse(alpha={NAME: torch.tensor([0.5, 0.0])})(Lambda, NAME)[1] == 0).all()
+    for whole, zero in ((ProximalHop(0.5), 1.0), (Decay(2.0), 1.0), (Accumulation(2.0), 2.0)):
+        assert (whole(Lambda, NAME)[1] == zero).all()
+
+
 def test_scales_are_what_a_filter_adds_to_each_block():
     Lambda = torch.arange(12, dtype=torch.float64).view(2, 3, 2)
     damped = DampedInverse(None, 0.5, {"m": torch.tensor([1.0, 2.0])})
