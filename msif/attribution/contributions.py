@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from msif.attribution.gradients import Side
-from msif.attribution.scoring import QueryVectors
+from msif.attribution.scoring import QueryVectors, over_norms
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer, Cotangent
 from msif.models.objectives import Objective
-from msif.models.outer import Outer, squared_norms
+from msif.models.outer import Outer, squared_norms, squares
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _ContributionPass(Consumer):
         uses = [use.to(weight.dtype) for use in uses]
         self.squares += squared_norms(uses, module.d_out)
         if v.bias is not None:
-            self.squares += torch.stack([use.bias_gradient() for use in uses]).sum(0).square().sum(1)
+            self.squares += squares(torch.stack([use.bias_gradient() for use in uses]).sum(0))
         for place, query in enumerate(self.queries):
             V = weight[query] if v.bias is None else torch.cat([weight[query], v.bias[query][:, None]], dim=1)
             for use in uses:
@@ -98,8 +98,8 @@ class _ContributionPass(Consumer):
 
     def end(self, batch: Any) -> None:
         if self.normalized:
-            norms = self.squares.sqrt().clamp(min=torch.finfo(self.squares.dtype).tiny)[:, None, None]
-            self.tokens, self.blocks = self.tokens / norms, self.blocks / norms
+            norms = self.squares.sqrt()[:, None, None]
+            self.tokens, self.blocks = over_norms(self.tokens, norms), over_norms(self.blocks, norms)
 
 
 def contributions(

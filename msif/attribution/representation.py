@@ -64,7 +64,8 @@ class RepresentationScorer:
         batch = batch.to(next(model.parameters()).device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-        return F.normalize(pooled(hidden, batch.attention_mask), dim=1)
+        means = pooled(hidden, batch.attention_mask).double()
+        return F.normalize(means, dim=1, eps=torch.finfo(means.dtype).tiny).float()
 
 
 def pooled(hidden: Tensor, mask: Tensor) -> Tensor:

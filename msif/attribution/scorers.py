@@ -16,7 +16,7 @@ from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
 from msif.attribution.partial import PartialScores, together
-from msif.attribution.scoring import QueryVectors, ScorePass, compress, picked, split_bias, stack
+from msif.attribution.scoring import QueryVectors, ScorePass, compress, over_norms, picked, split_bias, stack
 from msif.attribution.self_influence import quadratic
 from msif.attribution.staged import Scaled
 from msif.curvature.inputs import device_and_dtype
@@ -27,6 +27,7 @@ from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture
 from msif.models.objectives import Measurement
+from msif.models.outer import squares
 from msif.models.select import match_modules
 from msif.progress import progress
 
@@ -251,7 +252,7 @@ class InfluenceScorer:
             capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
             if not normalized:
                 return consumer.scores
-            return consumer.scores / consumer.norms.clamp(min=torch.finfo(consumer.scores.dtype).tiny)[:, None]
+            return over_norms(consumer.scores, consumer.norms[:, None])
 
         with Capture(side.model, side.tracked, consumer) as capture:
             yield score
@@ -295,6 +296,5 @@ class EnsembleScorer:
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    squares = torch.stack([V.square().sum((1, 2)) for V in vectors.values()]).sum(0)
-    norms = squares.sqrt().clamp(min=torch.finfo(squares.dtype).tiny)[:, None, None]
-    return {name: V / norms for name, V in vectors.items()}
+    norms = torch.stack([squares(V) for V in vectors.values()]).sum(0).sqrt()[:, None, None]
+    return {name: over_norms(V, norms.to(V.dtype)) for name, V in vectors.items()}

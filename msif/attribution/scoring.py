@@ -17,7 +17,7 @@ from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Consumer, FiniteGuard
 from msif.models.objectives import Objective
-from msif.models.outer import Outer, squared_norms, weight_gradients
+from msif.models.outer import Outer, squared_norms, squares, weight_gradients
 
 Route = Literal["gradient", "direct", "low-rank"]
 
@@ -117,6 +117,11 @@ def route_costs(positions: int, d_out: int, d_in: int, queries: int, rank: int |
     return costs
 
 
+def over_norms(values: Tensor, norms: Tensor) -> Tensor:
+    """values / norms, and values where a norm is zero: they are zero too."""
+    return values / torch.where(norms > 0, norms, 1.0)
+
+
 class ScorePass(Consumer):
     """Computes the scores of each batch; after a run, ``scores`` is (B, Q), and ``norms`` (B,) where asked for.
 
@@ -135,7 +140,7 @@ class ScorePass(Consumer):
         kept = some.weight if some.weight is not None else some.left
         assert kept is not None
         self.scores = kept.new_zeros(len(batch), some.queries)
-        self.norms = kept.new_zeros(len(batch))
+        self.norms = kept.new_zeros(len(batch), dtype=torch.float64)  # squared until the end of the batch
 
     def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         v = self.vectors[module.name]
@@ -148,7 +153,7 @@ class ScorePass(Consumer):
             for rows, gradient in weight_gradients(uses, module.d_out):
                 scores[rows] = gradient.flatten(1) @ weight
                 if self.with_norms:
-                    self.norms[rows] += gradient.square().sum((1, 2))
+                    self.norms[rows] += squares(gradient)
         else:
             scores = torch.stack(
                 [
@@ -162,7 +167,7 @@ class ScorePass(Consumer):
             summed = torch.stack([use.bias_gradient() for use in uses]).sum(0)
             scores = scores + summed @ v.bias.T
             if self.with_norms:
-                self.norms += summed.square().sum(1)
+                self.norms += squares(summed)
         self.scores += scores
         self._guard.watch(module.name, scores.sum())
 
@@ -173,7 +178,7 @@ class ScorePass(Consumer):
         return cheapest_route(use.right.shape[1], use.left.shape[2], use.right.shape[2], v.queries, rank)
 
     def end(self, batch: Any) -> None:
-        self.norms = self.norms.sqrt()
+        self.norms = self.norms.sqrt().to(self.scores.dtype)
         self._guard.check(batch)
 
 
@@ -204,7 +209,7 @@ def compress(vectors: dict[str, QueryVectors], rank: int) -> tuple[dict[str, Que
     result, lost, whole = {}, [], []
     for name, v in vectors.items():
         weight = v.dense()
-        whole.append(weight.square().sum((1, 2)) + (v.bias.square().sum(1) if v.bias is not None else 0.0))
+        whole.append(squares(weight) + (squares(v.bias) if v.bias is not None else 0.0))
         if rank >= min(weight.shape[1:]):
             result[name] = v
             continue
@@ -214,11 +219,11 @@ def compress(vectors: dict[str, QueryVectors], rank: int) -> tuple[dict[str, Que
             raise MsifError(
                 f"the singular vectors of a query in module '{name}' do not converge: leave --query-rank out."
             ) from failure
-        lost.append((weight.square().sum((1, 2)) - S.square().sum(1)).clamp(min=0))
+        lost.append((squares(weight) - squares(S)).clamp(min=0))
         result[name] = QueryVectors(None, v.bias, (U * S[:, None]).contiguous(), V.contiguous())
     total = torch.stack(whole).sum(0)
     error = torch.stack(lost).sum(0) if lost else torch.zeros_like(total)
-    return result, (error / total.clamp(min=torch.finfo(total.dtype).tiny)).sqrt()
+    return result, over_norms(error, total).sqrt()
 
 
 def _top_singular(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from msif.attribution.gradients import query_gradients
 from msif.attribution.scorers import InfluenceScorer
-from msif.attribution.scoring import QueryVectors, compress
+from msif.attribution.scoring import QueryVectors, compress, over_norms
 from msif.attribution.segments import SegmentedScorer
 from msif.curvature.vectors import dot
 
@@ -88,8 +87,7 @@ def _frame(scorer: InfluenceScorer, whole: Sequence[Any]) -> Frame:
 def _split(scorer: InfluenceScorer, tokens: Sequence[Any], frame: Frame) -> dict[str, QueryVectors]:
     vectors = scorer.preconditioned(query_gradients(scorer.query_side, tokens, scorer.measurement))
     if frame.norm is not None:
-        norm = frame.norm.clamp(min=torch.finfo(frame.norm.dtype).tiny)
-        vectors = {name: V / norm.to(V.device, V.dtype) for name, V in vectors.items()}
+        vectors = {name: over_norms(V, frame.norm.to(V.device, V.dtype)) for name, V in vectors.items()}
     placed = scorer.placed(vectors)
     return {name: _projected(v, frame.right[name]) if name in frame.right else v for name, v in placed.items()}
 

@@ -5,6 +5,7 @@ Letters: B sequences, T positions, W̄ (d_out, d) with d = d_in + bias, C column
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -125,12 +126,21 @@ def summed_rows(use: Outer, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return found // rows, found % rows, sums
 
 
+def squares(rows: Tensor) -> Tensor:
+    """Σ of the squares of each of n rows, (n,), float64, from (n, …)."""
+    rows = rows.flatten(1)
+    largest = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True)
+    # to largest entry 1 first: in float32 squares vanish below 1e-23 and overflow above 1e19
+    scaled = rows / torch.where(largest > 0, largest, 1.0)
+    return scaled.square_().sum(1).double() * largest[:, 0].double().square()
+
+
 def squared_norms(uses: Sequence[Outer], rows: int) -> Tensor:
-    """‖∇L(z)‖² without bias columns, (B,)."""
-    norms = uses[0].right.new_zeros(len(uses[0].right))
+    """‖∇L(z)‖² without bias columns, (B,), float64."""
+    norms = uses[0].right.new_zeros(len(uses[0].right), dtype=torch.float64)
     if len(uses) == 1 and uses[0].lookup:
         sequence, _, sums = summed_rows(uses[0], rows)
-        return norms.index_add_(0, sequence, sums.square().sum(1))
+        return norms.index_add_(0, sequence, squares(sums))
     for part, gradient in weight_gradients(uses, rows):
-        norms[part] = gradient.square().sum((1, 2))
+        norms[part] = squares(gradient)
     return norms
