@@ -148,12 +148,13 @@ class Job:
         candidates = self.select(queries, words)
         rows = sorted({int(row) for selected in candidates for row in selected})
         lexical = distributed.same(lambda: self._by_words(words, candidates))
+        mixed = queries if self._corrects([batches for _, batches in chunks]) else []
         rankings: list[Ranking] = []
         parts: list[Parts] = []
         anew = False
         for number, (places, batches) in enumerate(chunks):
             own, wanted = [queries[place] for place in places], [candidates[place] for place in places]
-            partial = self.partial_scores(rows, own, number)
+            partial = self.partial_scores(rows, own, number, mixed)
             log.info("%s", self._telling(len(rows), len(own), partial.complete, number, len(chunks)))
             if not partial.complete and not anew:
                 check_vocabulary(self.documents(rows), self.first.loaded)
@@ -166,6 +167,14 @@ class Job:
         ids = dict(zip(scored, written_ids(self.corpus.ids(scored)), strict=True))
         size = len(chunks[0][0])
         return Scored(rankings, ids, lambda query, shown: parts[query // size](query % size, shown), words, anew)
+
+    def _corrects(self, passes: Sequence[Sequence[Batch]]) -> bool:
+        """Whether scores of one pass depend on the queries of all, which the scorer then goes over before the first."""
+        scorer = self.scorer
+        if len(passes) < 2 or not isinstance(scorer, IndexScorer) or scorer.r.kind != "mixed":
+            return False
+        scorer.correction = distributed.computed(lambda: scorer.correction_for(passes))
+        return True
 
     def _by_words(self, words: Words, candidates: Sequence[np.ndarray]) -> list[dict[int, float]]:
         """BM25+ of each query's candidates, row number -> score; empty without a prior."""
@@ -306,13 +315,19 @@ class Job:
         chosen = selector.select([query.text for query in words.queries], [texts[row] for row in rows])
         return [rows[places] for places in chosen]
 
-    def partial_scores(self, rows: Sequence[int], queries: Sequence[Query], number: int) -> PartialScores:
-        """What an interrupted run of the same job has scored in a pass; in memory only without an output folder."""
+    def partial_scores(
+        self, rows: Sequence[int], queries: Sequence[Query], number: int, mixed: Sequence[Query] = ()
+    ) -> PartialScores:
+        """What an interrupted run of the same job has scored in a pass; in memory only without an output folder.
+
+        Args:
+            mixed: those of other passes, too, where R is of all of them.
+        """
         if self.output is None:
             return PartialScores()
-        return PartialScores(self.output / partial_file(number), lambda: self._identity(rows, queries))
+        return PartialScores(self.output / partial_file(number), lambda: self._identity(rows, queries, mixed))
 
-    def _identity(self, rows: Sequence[int], queries: Sequence[Query]) -> dict[str, Any]:
+    def _identity(self, rows: Sequence[int], queries: Sequence[Query], mixed: Sequence[Query]) -> dict[str, Any]:
         """All that scores depend on."""
         folders = [part.factors for part in self.parts]
         return {
@@ -324,6 +339,7 @@ class Job:
             "corpus": self.corpus.fingerprint_of(rows, self.format.columns),
             "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
+            "mixed": [vars(query) for query in mixed],
             "rows": [int(row) for row in rows],
         }
 

@@ -70,6 +70,9 @@ class IndexScorer:
         measurement: of queries; see ``query_gradients``.
         search: how ``search`` finds documents: "exact", or by what "faiss" made of their baked vectors.
 
+    Attributes:
+        correction: of documents and queries; None takes R_eval from the queries that ``query_vectors`` is given.
+
     Raises:
         MsifError: the models differ in a module of the index; an unknown choice; faiss cannot search by this R, is not
             installed, or has nothing of these documents.
@@ -110,6 +113,7 @@ class IndexScorer:
         self.plan, self.index, self.inverses = plan, index, list(inverses)
         self.query_side, self.candidate_side = query_side.restricted(names), plan.side
         self.measurement = measurement
+        self.correction: Correction | None = None
         self._place_of: dict[int, int] = {}  # of rows of the corpus that was scored
 
     @property
@@ -122,6 +126,14 @@ class IndexScorer:
         Raises:
             MsifError: no query, or indices that are not 0 … Q − 1.
         """
+        return self._corrected(self._features(queries))
+
+    def correction_for(self, passes: Iterable[Iterable[Any]]) -> Correction:
+        """The one correction of a run whose queries come in several passes, so that these do not change its scores."""
+        return correction_of(self.index, self.r, torch.cat([self._features(queries).cpu() for queries in passes]))
+
+    def _features(self, queries: Iterable[Any]) -> Tensor:
+        """Of queries, (Q, D), float32."""
         if self.inverses:
             vectors = query_gradients(self.query_side, queries, self.measurement)
             for inverse in reversed(self.inverses):
@@ -129,10 +141,10 @@ class IndexScorer:
             features = self.plan.features.of_vectors(self.candidate_side.tracked, vectors)
         else:
             features = query_features(self.query_side, queries, self.plan.features, self.measurement)
-        return self._corrected(features.float())
+        return features.float()
 
     def _corrected(self, features: Tensor) -> IndexVectors:
-        correction = correction_of(self.index, self.r, features)
+        correction = self.correction or correction_of(self.index, self.r, features)
         corrected = correction.apply(features.cpu().double())
         if self.normalize == "none":
             return IndexVectors(correction.transposed(corrected).float().to(features.device), correction)

@@ -10,6 +10,8 @@ from worlds import ALL, QUERY, by_candidate, call, influence, near, save_lm, wri
 import msif
 from msif import build_index
 from msif.errors import MsifError
+from msif.index.scorer import IndexScorer
+from msif.job import Job
 
 FLAGS = ["--projection", "4", "--blocks", "2", "--batch-tokens", "80", "--quiet"]
 
@@ -43,13 +45,13 @@ def indexes(world, tmp_path_factory):
 
 @pytest.fixture
 def ask(world, indexes, tmp_path):
-    def run(*arguments, name="out"):
+    def run(*arguments, name="out", query=QUERY):
         pair = [
             "--pretrained",
             world.base,
             "--corpus",
             world.folder / "corpus.jsonl",
-            *QUERY,
+            *query,
             "--output",
             tmp_path / name,
         ]
@@ -73,6 +75,60 @@ def test_trackstar_gives_what_every_method_gives(ask, indexes, world, capfd):
     assert len({tuple(one.values()) for one in (scores, plain, by_candidate(dot))}) == 3
     again = ask("--method", "trackstar", "--index", indexes / "trackstar", "--top-k", 3)  # nothing is scored again
     assert by_candidate(again) == scores
+
+
+ASKED = [("Where was Ada born?", " Linz"), ("Who?", " Ada"), ("What?", " A goat"), ("Is it late", " yes"), ("x", "y")]
+
+
+def hold(monkeypatch, queries):
+    """Memory for the vectors of so many while they are made."""
+    monkeypatch.setattr(Job, "room", property(lambda job: int(4 * job.scorer.cost().making * queries)))
+
+
+@pytest.mark.parametrize("r", ["mixed", "mixed:0.5", "train"])
+def test_memory_changes_no_score(indexes, world, monkeypatch, r):
+    """R_eval is of all queries of a run, in however many passes they come. R amplifies rounding."""
+    stage = msif.Stage(world.base, data=world.folder / "corpus.jsonl")
+    options = {"method": "trackstar", "index": indexes / "trackstar", "r": r, "top_k": 1}
+    whole = msif.attribute(stage, ASKED, **options)
+    passes, score = [], IndexScorer.score_vectors
+    monkeypatch.setattr(
+        IndexScorer, "score_vectors", lambda self, v, *rest: passes.append(len(v.values)) or score(self, v, *rest)
+    )
+    for held, expected_passes in ((1, [1] * 5), (2, [3, 2]), (3, [4, 1])):
+        hold(monkeypatch, held)
+        passes.clear()
+        found = msif.attribute(stage, ASKED, **options)
+        assert passes == expected_passes
+        for query in range(5):
+            expected = whole.scores(query)
+            assert found.scores(query) == pytest.approx(expected, abs=5e-3 * max(map(abs, expected.values())))
+            parts = [sum(part for _, part in one.tokens) for one in (*found.top(query), *whole.top(query))]
+            assert parts[0] == pytest.approx(parts[1], rel=1e-2)
+
+
+def test_what_a_pass_had_scored_by_another_r_is_not_taken(ask, indexes, monkeypatch, tmp_path):
+    first, second, third = ({"id": one[0], "prompt": one[0], "completion": one[1]} for one in ASKED[:3])
+    queries = tmp_path / "queries.jsonl"
+    asked = ["--method", "trackstar", "--index", indexes / "trackstar", "--queries", queries, "--top-k", 1]
+    hold(monkeypatch, 1)
+    score, passes = IndexScorer.score_vectors, []
+
+    def failing(self, *arguments):
+        passes.append(1)
+        if len(passes) == 2:
+            raise RuntimeError("here")
+        return score(self, *arguments)
+
+    write_rows(queries, [first, second])
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexScorer, "score_vectors", failing)
+        with pytest.raises(RuntimeError, match="here"):
+            ask(*asked, name="out", query=())
+    assert (tmp_path / "out" / "partial.safetensors").exists()
+    write_rows(queries, [first, third])  # so that R_eval of the first query's pass is another
+    found = [by_candidate(ask(*asked, name=name, query=()), first["id"]) for name in ("out", "fresh")]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_an_index_preselects_for_exact_influence(ask, indexes, world):
