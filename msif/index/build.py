@@ -82,14 +82,15 @@ def build_index(
         "columns": [[one.start, one.stop] for one in plan.columns],
         "blocks": list(plan.pools.names),
     }
-    distributed.same(lambda: open_or_create(path, {**plan.identity, **identity}, fresh))
+    is_new = distributed.same(lambda: open_or_create(path, {**plan.identity, **identity}, fresh))
     if plan.moments is not None and distributed.leads() and not (path / MOMENTS_FILE).is_file():
         save_tensors(path / MOMENTS_FILE, plan.moment_tensors())
     writer = ShardWriter(path, share.number, share.of)
     try:
         _Builder(plan, batches, writer, share, checkpoint_every, shard_bytes).run()
     except BaseException:
-        remove_if_nothing_done(path)
+        if is_new and share.of == 1:
+            remove_if_nothing_done(path)
         raise
     distributed.wait()
     if distributed.leads():

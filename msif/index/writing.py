@@ -19,8 +19,8 @@ EMPTY: dict[str, Any] = {"complete": False, "rounding": None, "shards": [], "ski
 """A part of which nothing is written."""
 
 
-def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a new index, or of the one that is there, with equal settings.
+def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any]) -> bool:
+    """Begins a new index, or looks whether the one that is there has equal settings; returns whether it is new.
 
     Raises:
         MsifError: the folder holds something else, or an index of other settings: the first difference is named.
@@ -35,10 +35,9 @@ def open_or_create(path: Path, run: Mapping[str, Any], fresh: Mapping[str, Any])
                 f"{path} is an index of other settings ({key} is {_short(there)} there and {_short(here)} now): choose "
                 "another --output or remove that folder."
             )
-        return manifest
-    manifest = {"kind": "index", "schema": SCHEMA, "run": run, **fresh}
-    write_json(path / "manifest.json", manifest)
-    return manifest
+        return False
+    write_json(path / "manifest.json", {"kind": "index", "schema": SCHEMA, "run": run, **fresh})
+    return True
 
 
 def is_somebodys(path: Path) -> bool:
@@ -47,7 +46,10 @@ def is_somebodys(path: Path) -> bool:
 
 
 def remove_if_nothing_done(path: Path) -> None:
-    """A build that failed before its first shard leaves no folder, which would refuse other settings."""
+    """A build that failed before its first shard of a new index leaves no folder, which would refuse other settings.
+
+    Only of a build that is alone: other shares may be at work by the manifest that one of them made.
+    """
     if not any(path.glob("*.parquet")):
         for name in ("manifest.json", MOMENTS_FILE):
             (path / name).unlink(missing_ok=True)

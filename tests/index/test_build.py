@@ -154,6 +154,52 @@ def test_a_build_that_fails_at_once_leaves_nothing(tokenizer, tmp_path):  # noqa
     assert not (tmp_path / "index").exists()
 
 
+class Ended(build._Builder):
+    """It ends before its first shard."""
+
+    def _pass(self, todo):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moments", ["none", "estimate"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_share_that_ends_at_once_leaves_others_what_they_need(stage, tmp_path, monkeypatch, moments, first):
+    """Whether it was the one that began the index or not."""
+
+    def share(number):
+        own = IndexSettings(**SMALL)
+        return make_index(stage(), tmp_path / "shared", own, second_moments=moments, share=Share(number, 2))
+
+    class AtWork(build._Builder):
+        def _pass(self, todo):
+            with monkeypatch.context() as patch:
+                patch.setattr(build, "_Builder", Ended)
+                with pytest.raises(KeyboardInterrupt):
+                    share(1)
+            super()._pass(todo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_Builder", Ended)
+        if first:
+            with pytest.raises(KeyboardInterrupt):
+                share(1)
+        patch.setattr(build, "_Builder", AtWork)
+        assert share(0) is None
+    files = {file.name: file.read_bytes() for file in (tmp_path / "shared").iterdir()}
+    assert "manifest.json" in files and ("moments.safetensors" in files) == (moments == "estimate")
+    whole = make_index(stage(), tmp_path / "whole", IndexSettings(**SMALL), second_moments=moments)
+    equal(whole, share(1))
+
+
+def test_a_build_that_fails_removes_only_what_it_began(stage, tmp_path, monkeypatch):
+    """And not what a share began."""
+    monkeypatch.setattr(build, "_Builder", Ended)
+    for share in (Share(1, 2), None):
+        with pytest.raises(KeyboardInterrupt):
+            made(stage, tmp_path / "index", share=share)
+        assert (tmp_path / "index" / "manifest.json").is_file()
+
+
 def test_rows_with_nothing_to_predict_are_known_as_such(stage, tmp_path):
     index = made(stage, tmp_path / "index", [*TEXTS, "", "x"])
     assert len(index) == len(TEXTS) and len(index.skipped) == 2
