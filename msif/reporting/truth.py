@@ -38,7 +38,8 @@ class Known:
         return any(said.startswith(normalised(right.strip())) for right in self.answers)
 
 
-KEYS = {"sources", "answers", "answer", "completion", "correct"}
+ANSWERS = ("answers", "answer", "completion")  # the first that names one counts
+KEYS = {"sources", *ANSWERS, "correct"}
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Truth:
 
 def read_truth(*paths: Path | str) -> Truth:
     """JSON Lines with ``id`` and any of ``sources`` (ids of documents), ``answer``, ``answers`` or ``completion`` (the
-    right one), ``correct``; or with fields that are ids of other rows.
+    right one), ``correct``; or with fields that are ids of other rows. What several rows of one id say is put together.
 
     Raises:
-        MsifError: a file is not there, damaged or empty, or has a row without an id.
+        MsifError: a file is not there, damaged or empty, or has a row without an id, with what cannot be read, or with
+            something else than an earlier one of its id says.
     """
     rows: dict[str, Mapping[str, Any]] = {}
     for path in map(Path, paths):
@@ -80,12 +82,34 @@ def read_truth(*paths: Path | str) -> Truth:
         for number, row in enumerate(json_lines(path), 1):
             if "id" not in row:
                 raise MsifError(f"{path} has no 'id' in line {number}: give a query's id, or the value of its field.")
-            if isinstance(row.get("sources"), str):
-                raise MsifError(f"'sources' in line {number} of {path} is text: give a list of documents' ids.")
-            rows[str(row["id"])] = row
+            row = {key: value for key, value in row.items() if value is not None}
+            _check(row, f"line {number} of {path}")
+            earlier = rows.get(str(row["id"]), {})
+            if differ := sorted(key for key in KEYS & row.keys() & earlier.keys() if row[key] != earlier[key]):
+                raise MsifError(
+                    f"'{differ[0]}' of '{row['id']}' in line {number} of {path} is not what an earlier row of that id "
+                    "says: give one of them."
+                )
+            rows[str(row["id"])] = {**earlier, **row}
     if paths and not rows:
         raise MsifError(f"{paths[0]} has no rows: give what is true of the queries, one a line.")
     return Truth(rows)
+
+
+def _check(row: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        MsifError: what a row says is of another kind than it has to be.
+    """
+    sources, correct = row.get("sources", []), row.get("correct", True)
+    if not _is_id(sources) and not isinstance(sources, list):
+        is_what = "text" if isinstance(sources, str) else repr(sources)
+        raise MsifError(f"'sources' in {where} is {is_what}: give a list of documents' ids.")
+    if not isinstance(correct, bool):
+        raise MsifError(f"'correct' in {where} is {correct!r}: write true or false.")
+    for key in ANSWERS:
+        if isinstance(row.get(key), dict):
+            raise MsifError(f"'{key}' in {where} is a mapping: give the right answer as text, or a list of them.")
 
 
 def check_meets(truth: Truth, runs: Sequence[Run]) -> None:
@@ -110,10 +134,21 @@ def _told(run: Run) -> Mapping[str, Mapping[str, Any]]:
 
 def _known(row: Mapping[str, Any]) -> Known:
     sources, correct = row.get("sources"), row.get("correct")
-    answers: Any = next((row[key] for key in ("answers", "answer", "completion") if row.get(key)), [])
-    listed = [answers] if isinstance(answers, str) else answers
+    listed = [sources] if _is_id(sources) else sources
     return Known(
-        frozenset(map(str, sources)) if isinstance(sources, (list, tuple)) else None,
-        [str(answer) for answer in listed],
+        frozenset(map(str, listed)) if isinstance(listed, (list, tuple)) else None,
+        next(filter(None, (_answers(row.get(key)) for key in ANSWERS)), []),
         correct if isinstance(correct, bool) else None,
     )
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it is one id of a document by itself; a text there is more often a list that somebody joined."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _answers(value: Any) -> list[str]:
+    """One answer or a list, as text; without empty ones, with which every answer begins."""
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    texts = [str(one) for one in listed if one is not None]
+    return [text for text in texts if normalised(text.strip())]
