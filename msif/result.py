@@ -18,7 +18,7 @@ from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.tokens import pieces
 from msif.errors import MsifError
 from msif.job import Job, Scored
-from msif.provenance import versions
+from msif.provenance import fingerprint_documents, versions
 from msif.reporting.lexical import Overlap
 from msif.scales import stage_scales
 from msif.self_influence import self_influences, without_self_influence
@@ -141,7 +141,7 @@ def _columns(ranking: Ranking, ids: Mapping[int, int | str], own: Mapping[int | 
 def result_of(job: Job, scored: Scored) -> Result:
     """With the parts of the scores of what is shown."""
     shown, told = explained(job, scored)
-    return Result(scored.rankings, shown, scored.ids, provenance_of(job), told)
+    return Result(scored.rankings, shown, scored.ids, provenance_of(job, scored), told)
 
 
 def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any]]]:
@@ -155,12 +155,14 @@ def explained(job: Job, scored: Scored) -> tuple[list[Shown], list[dict[str, Any
     return shown, told_of(job, queries, overlap, split.reasons)
 
 
-def provenance_of(job: Job) -> dict[str, Any]:
+def provenance_of(job: Job, scored: Scored) -> dict[str, Any]:
     errors = job.rank_errors
+    rows = np.unique(np.concatenate([ranking.rows for ranking in scored.rankings]))
     return {
         "config": dict(job.settings),
         "versions": versions(),
         "weights": job.weights,
+        "documents": fingerprint_documents(job.corpus, job.format, rows.tolist()),
         "modules": [module.name for module in job.scorer.candidate_side.tracked],
         "left_out": job.scorer.left_out,
         "stages": stage_scales(job),

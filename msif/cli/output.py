@@ -70,18 +70,19 @@ def score_into(path: Path, job: Job) -> None:
         return
     seconds = {"answers, candidates and scores": time.monotonic() - began}
     with not_lost(next(iter(partial_files(path)), path / PARTIAL), AGAIN):
-        write_scores(path / SCORES, scored.rankings, scored.ids, provenance_of(job))
+        provenance = provenance_of(job, scored)
+        write_scores(path / SCORES, scored.rankings, scored.ids, provenance)
     with not_lost(path / SCORES, AGAIN):
         if scored.anew:  # what earlier scores showed
             for name in (TOP, PAGE, QUERIES):
                 (path / name).unlink(missing_ok=True)
-        write_json(path / MANIFEST, provenance_of(job))
+        write_json(path / MANIFEST, provenance)
         began = time.monotonic()
         shown, told = explained(job, scored)
         seconds["parts of the scores that are shown"] = time.monotonic() - began
         write_json_lines(path / QUERIES, told)
         write_shown(path / TOP, shown)
-        write_json(path / MANIFEST, {**provenance_of(job), "seconds": seconds})
+        write_json(path / MANIFEST, {**provenance, "seconds": seconds})
     with not_lost(path / SCORES, f"python -m msif.page {path} makes the page that is missing"):
         write_page(path)
     with not_lost(path / SCORES, "only these tables are missing"):

@@ -24,7 +24,7 @@ AVERAGED = "averaged"
 ALIKE = ("method", "measurement", "normalize", "prior")
 """What runs must have in common for their scores to be of one kind."""
 COLUMNS = ("query_id", "row", "candidate_id", "score")
-PARTS: dict[str, Any] = {"tokens": [], "blocks": {}, "by_answer": [], "norm": None}
+PARTS: dict[str, Any] = {"tokens": [], "blocks": {}, "by_answer": [], "norm": None, "self_influence": None}
 """What a document that is not shown in every run lacks."""
 
 
@@ -65,6 +65,7 @@ def average_runs(folders: Sequence[Path | str], output: Path | str, top_k: int =
     runs = [read_run(path) for path in paths]
     _check_alike(runs)
     means = _means(runs)
+    _check_documents(runs)
     shown = list(_shown(runs, means, top_k))
     manifest = _manifest(runs, output, top_k)
     rows = {row: id for mean in means for row, id in zip(mean.ranking.rows.tolist(), mean.ids, strict=True)}
@@ -123,6 +124,30 @@ def _check_alike(runs: Sequence[Run]) -> None:
                 )
 
 
+def _check_documents(runs: Sequence[Run]) -> None:
+    """Row numbers say nothing of what documents are: of two halves of a corpus they are the same.
+
+    Raises:
+        MsifError: the documents that runs scored say something else.
+    """
+    known = [run for run in runs if run.manifest.get("documents")]
+    said: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        for row in run.shown:
+            text, first = said.setdefault(str(row["candidate_id"]), (row["text"], run))
+            if text != row["text"]:
+                raise _other_documents(first, run)
+        if run in known and run.manifest["documents"] != known[0].manifest["documents"]:
+            raise _other_documents(known[0], run)
+
+
+def _other_documents(first: Run, other: Run) -> MsifError:
+    return MsifError(
+        f"{first.folder} and {other.folder} scored documents that have the same ids and other texts: give all runs the "
+        "same corpus, also those of models that were trained on parts of it."
+    )
+
+
 def _asked(run: Run, query: str) -> tuple[str, str]:
     """(prompt, answer)."""
     row = run.told.get(query) or next((row for row in run.shown if row["query_id"] == query), None)
@@ -174,17 +199,23 @@ def _shown(runs: Sequence[Run], means: Sequence[Mean], top_k: int) -> Iterator[d
     """The best and the worst documents by mean score, among those that some run shows, and has a text of."""
     rows = [{(row["query_id"], str(row["candidate_id"])): row for row in run.shown} for run in runs]
     for mean in means:
+        answers = [[word for word, _ in run.told.get(mean.ranking.query.id, {}).get("tokens") or []] for run in runs]
+        splits = all(answer == answers[0] for answer in answers)
         ranking, left = mean.ranking, {"proponent": top_k, "opponent": top_k}
         for kind, place in ranking.shown(len(ranking.rows)):
             found = [own.get((ranking.query.id, str(mean.ids[place]))) for own in rows]
             if left[kind] and any(found):
                 left[kind] -= 1
                 score = float(ranking.scores[place])
-                yield {**_merged(found), "kind": kind, "rank": place + 1, "score": score}
+                yield {**_merged(found, splits), "kind": kind, "rank": place + 1, "score": score}
 
 
-def _merged(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """One document's rows, of the runs that show it."""
+def _merged(found: Sequence[Mapping[str, Any] | None], splits: bool) -> dict[str, Any]:
+    """One document's rows, of the runs that show it.
+
+    Args:
+        splits: whether all runs cut the answer into the same tokens.
+    """
     rows = [row for row in found if row is not None]
     base = dict(rows[0])
     if len(rows) < len(found):
@@ -193,7 +224,8 @@ def _merged(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     base |= {name: _mean([row.get(name) for row in rows]) for name in numbers}
     base["tokens"] = _mean_of_pairs([row.get("tokens") or [] for row in rows])
     base["blocks"] = _mean_of_blocks([row.get("blocks") or {} for row in rows])
-    base["by_answer"] = _mean_of_lists([row.get("by_answer") or [] for row in rows])
+    matrices = [row.get("by_answer") or [] for row in rows]
+    base["by_answer"] = _mean_of_lists(matrices) if splits and base["tokens"] else []
     return {**base, "partly": not base["tokens"] and any(row.get("tokens") for row in rows)}
 
 
@@ -242,6 +274,7 @@ def _manifest(runs: Sequence[Run], output: Path, top_k: int) -> dict[str, Any]:
         "config": {**common, "top_k": top_k, "output": str(output), AVERAGED: names},
         "versions": {name: value for name, value in versions[0].items() if all(v.get(name) == value for v in versions)},
         "weights": [weight for run in runs for weight in run.manifest.get("weights") or []],
+        "documents": next(filter(None, (run.manifest.get("documents") for run in runs)), None),
         "modules": first.manifest.get("modules") or [],
         "left_out": {name: why for run in runs for name, why in (run.manifest.get("left_out") or {}).items()},
         "again": shlex.join(again),

@@ -140,3 +140,22 @@ def test_an_answer_of_many_tokens_is_not_split_and_says_so(world):
         None,
     ]
     assert [bool(one.by_answer) for one in result.shown] == [False, False, True, True, False, False]
+
+
+def test_a_run_knows_its_documents_by_what_they_say(world, tmp_path):
+    """Row numbers of two halves are alike, and so are those of a corpus whose fields are called otherwise."""
+    folders = {}
+    for name, texts, field in (
+        *(("first", FACTS[:4], "text"), ("again", FACTS[:4], "body")),
+        *(("second", FACTS[4:8], "text"), ("fewer", FACTS[:3], "text")),
+    ):
+        rows = [{field: text} for text in texts]
+        result = msif.attribute(
+            stages_of(world), ASKED, "all", corpus=rows, fields={"text_field": field}, method="gdp", top_k=1
+        )
+        folders[name] = result.save(tmp_path / name)
+    found = {name: read_run(folder).manifest["documents"] for name, folder in folders.items()}
+    assert found["first"] == found["again"] and len(set(found.values())) == 3
+    msif.average_runs([folders["first"], folders["again"]], tmp_path / "mean")
+    with pytest.raises(msif.MsifError, match="same ids and other texts"):
+        msif.average_runs([folders["first"], folders["second"]], tmp_path / "halves")

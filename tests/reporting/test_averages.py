@@ -78,12 +78,14 @@ def test_a_document_that_one_run_shows_keeps_its_text_alone(tmp_path, caplog, ca
     scores = [[4.0, 3.0, 2.0], [4.0, 3.0, 2.0]]
     one = run(tmp_path / "one", scores[0], [document(1, 4.0), document(2, 3.0)])
     other = run(tmp_path / "other", scores[1], [document(1, 4.0, prior=1.0)])
+    (one / "top.jsonl").write_text((one / "top.jsonl").read_text().replace('"norm"', '"self_influence": 9.0, "norm"'))
     main([str(one), str(other), "--output", str(tmp_path / "mean")])
     rows = lines(tmp_path / "mean" / "top.jsonl")
     assert [row["candidate_id"] for row in rows] == ["p1", "p2"]
     assert rows[0]["tokens"] and not rows[0]["partly"]
     assert rows[1]["text"] == "document 2" and rows[1]["partly"]
     assert (rows[1]["tokens"], rows[1]["blocks"], rows[1]["by_answer"], rows[1]["norm"]) == ([], {}, [], None)
+    assert rows[1]["self_influence"] is None and rows[0]["self_influence"] is None
     assert "1 of 2 shown documents are without words" in caplog.text
     assert "the mean of 2 runs" in capsys.readouterr().out
 
@@ -93,6 +95,53 @@ def test_words_of_two_tokenizers_are_not_averaged(tmp_path):
     other = run(tmp_path / "other", [2.0], [document(1, 2.0, [["onetwo", 2.0]], blocks={"c": 2.0})])
     [row] = lines(average_runs([one, other], tmp_path / "mean") / "top.jsonl")
     assert row["tokens"] == [] and row["blocks"] == {} and row["partly"] and row["norm"] == 3.0
+
+
+SPLIT = [[1.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "kept"),
+    [
+        (["one", "two"], [" A", "da"], [[2.0, 1.0], [1.0, 0.0]]),
+        (["on", "etwo"], [" A", "da"], []),
+        (["one", "two"], [" Ad", "a"], []),
+        (["one", "two"], None, []),
+    ],
+)
+def test_parts_by_the_answer_are_averaged_of_equal_tokens_alone(tmp_path, words, answer, kept):
+    folders = []
+    for name, cut, said, split in (
+        ("one", ["one", "two"], [" A", "da"], SPLIT),
+        ("other", words, answer, [[3.0, 1.0], [1.0, 0.0]]),
+    ):
+        rows = [document(1, 3.0, [[word, 1.5] for word in cut], by_answer=split)]
+        asked = {**told(), "tokens": said and [[word, -1.0] for word in said]}
+        folders.append(write_results(tmp_path / name, rows, scored("a", [3.0]), [asked]))
+    folder = average_runs(folders, tmp_path / "mean")
+    [row] = lines(folder / "top.jsonl")
+    assert row["by_answer"] == kept and (folder / "page.html").is_file()
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_documents_that_say_something_else_are_not_one(pair, tmp_path, shared):
+    rows = [document(place, 1.0, text=f"document {place if place < shared else -place}") for place in range(1, 5)]
+    other = run(tmp_path / "third", [1.0] * 4, rows)
+    with pytest.raises(MsifError, match=r"one and .*third scored documents that have the same ids and other texts"):
+        average_runs([*pair, other], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_documents_that_are_not_shown_are_told_by_their_hash(tmp_path):
+    folders = []
+    for name, documents in (("one", "a"), ("older", None), ("same", "a"), ("other", "b")):
+        folders.append(run(tmp_path / name, [4.0], [document(1, 4.0)] if name == "one" else []))
+        manifest = json.loads((folders[-1] / "manifest.json").read_text())
+        (folders[-1] / "manifest.json").write_text(json.dumps({**manifest, "documents": documents}))
+    mean = average_runs(folders[:3], tmp_path / "mean")
+    for others in ([*folders], [mean, folders[3]], [folders[1], mean, folders[3]]):
+        with pytest.raises(MsifError, match="other scored documents that have the same ids and other texts"):
+            average_runs(others, tmp_path / "again")
 
 
 def test_a_prior_stays_apart_from_influence(tmp_path):
