@@ -57,7 +57,6 @@ def parser() -> Parser:
         choices=["random", "leading"],
         help="random projections (default), or the leading entries of EK-FAC's eigenbasis (default with --factors)",
     )
-    p.set_defaults(split_heads=None)
     add_machine_flags(p)
     search = p.add_argument_group("search")
     search.add_argument(
@@ -142,10 +141,11 @@ def _build(args: argparse.Namespace) -> None:
     from msif.index.baking import bake
     from msif.index.settings import IndexSettings
     from msif.index.writing import is_somebodys
-    from msif.indexing import describe_index, make_index, usual_basis
+    from msif.indexing import check_share, describe_index, make_index, usual_basis
     from msif.stage import Stage
 
     check_output_of(Path(args.output), is_somebodys(Path(args.output)), "index")
+    check_share(Path(args.output), args.shard)
     if args.faiss and not args.bake:
         raise MsifError("faiss searches baked vectors: give --bake train or --bake none with --faiss.")
     factory = None if args.faiss == "auto" else args.faiss

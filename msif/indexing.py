@@ -23,7 +23,7 @@ from msif.index.build import SHARD_BYTES, Share, build_index, moments_for
 from msif.index.plan import Plan, plan_of
 from msif.index.pools import indexed_modules
 from msif.index.settings import DTYPES, MOMENTS, IndexSettings
-from msif.index.storage import GradientIndex
+from msif.index.storage import GradientIndex, read_manifest, read_parts
 from msif.models.blocks import TrackedModule
 from msif.models.training.files import TrainingUnknown
 from msif.models.training.moments import second_moments as moments_of
@@ -62,6 +62,7 @@ def make_index(
         MsifError: the first thing found wrong; see ``build_index``.
     """
     settings, path = settings or IndexSettings(basis=usual_basis(factors)), Path(output)
+    check_share(path, share)
     loaded = stage.loaded
     batches = stage.batches
     check_rows(batches.corpus, stage.format)
@@ -93,6 +94,26 @@ def make_index(
         share=share,
         checkpoint_every=checkpoint_every,
     )
+
+
+def check_share(path: Path, share: Share | None) -> None:
+    """Shares of two splits would take some documents twice.
+
+    Raises:
+        MsifError: the folder holds a part of an index whose other shares are not there, and this is none of them.
+    """
+    if share is None or share.of == 1 or not (path / "manifest.json").is_file():
+        return
+    parts = read_parts(path)
+    unfinished = {of for _, of in parts if not all(parts.get((n, of), {}).get("complete") for n in range(of))}
+    if not parts:  # the first share is at work
+        unfinished = {read_manifest(path)["provenance"].get("shares", 1)}
+    others = sorted(unfinished - {1})
+    if others and share.of not in others:
+        raise MsifError(
+            f"the index in {path} is being made in {others[0]} shares, not in {share.of}: give --shard I/{others[0]} for "
+            "those that are missing, or leave --shard out, which finishes it alone."
+        )
 
 
 def usual_basis(factors: str | Path | None) -> str:

@@ -45,9 +45,9 @@ def field_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def stage_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that both commands have of a stage, as arguments of ``Stage``."""
+    """The flags that commands have of a stage, as arguments of ``Stage``; an index has no heads to split."""
     same = ("modules", "split_heads", "dtype", "device", "split", "max_length", "max_examples", "batch_tokens")
-    return {"fields": field_arguments(args), **{name: getattr(args, name) for name in same}}
+    return {"fields": field_arguments(args), **{name: getattr(args, name, None) for name in same}}
 
 
 def add_module_flags(p: argparse.ArgumentParser) -> Any:

@@ -106,7 +106,7 @@ def _converted(action: argparse.Action, value: Any, path: Path) -> Any:
 
 
 _OTHER_ENDS = re.compile("[\r\x85\u2028\u2029]")
-NOT_CONFIGURATION = ("config", "dry_run", "processes", "quiet")
+NOT_CONFIGURATION = ("config", "dry_run", "processes", "quiet", "shard")
 
 
 def configuration(values: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from worlds import ALL, QUERY, by_candidate, call, influence, near, save_lm, write_rows
 
 import msif
@@ -224,6 +225,40 @@ def test_what_cannot_be_baked_or_searched_is_said(explain, indexes, world, tmp_p
     refused(build, "give --bake train or --bake none with --faiss", *model, "--faiss")
     refused(build, "faiss cannot read 'IFV8'", *model, "--bake", "none", "--faiss", "IFV8")
     assert not (tmp_path / "index").exists()
+
+
+def test_shares_say_that_they_are_done_and_the_last_one_bakes(world, indexes, tmp_path, capfd):
+    folder = tmp_path / "index"
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", *FLAGS, "--output", folder]
+    assert build(*model, "--shard", "1/2", "--bake", "train") == 0
+    out, err = capfd.readouterr()
+    assert out == f"this share is done; others of {folder} are not\n" and "Traceback" not in err
+    configuration = folder / "config.yaml"
+    assert "shard" not in yaml.safe_load(configuration.read_text())
+    assert build("--config", configuration, "--shard", "2/2", "--bake", "train") == 0
+    out = capfd.readouterr().out
+    assert f"{folder}: 8 documents" in out and "baked: unit vectors for --r train --normalize unit" in out
+    assert build("--config", configuration, "--dry-run") == 0 and "for 8 documents" in capfd.readouterr().out
+    one, two = (msif.GradientIndex.open(path) for path in (folder, indexes / "trackstar"))
+    assert one.places.keys() == two.places.keys()
+    written = tmp_path / "by-hand.yaml"
+    written.write_text(configuration.read_text() + "shard: 1/2\n")
+    assert build("--config", written, "--output", tmp_path / "half") == 0
+    assert "this share is done" in capfd.readouterr().out
+
+
+def test_shares_of_another_split_are_refused_before_the_work(world, tmp_path, refused):
+    folder = tmp_path / "index"
+    model = ["--model", world.base, "--data", world.folder / "corpus.jsonl", *FLAGS, "--output", folder]
+    assert build(*model, "--shard", "1/3") == 0
+    said = "is being made in 3 shares, not in {}: give --shard I/3 .* or leave --shard out"
+    for other, of in (("1/2", 2), ("2/2", 2), ("4/4", 4)):
+        refused(build, said.format(of), *model, "--shard", other, "--model", tmp_path / "not-even-there")
+    for file in folder.glob("shards.*"):
+        file.unlink()  # as while the first share is at work
+    refused(build, said.format(2), *model, "--shard", "1/2")
+    assert build(*model) == 0
+    assert build(*model, "--shard", "1/2") == 0  # of an index that is complete documents join in any number of shares
 
 
 def test_what_is_wrong_is_said_before_the_work(ask, explain, indexes, world, tmp_path, fit, refused):

@@ -75,6 +75,8 @@ def test_shares_of_many_processes_are_one_index(stage, tmp_path):
     with pytest.raises(MsifError, match=r"not complete \(part 1 of 3 is missing"):
         GradientIndex.open(tmp_path / "shared")
     assert made(stage, tmp_path / "shared", share=Share(0, 3)) is None
+    with pytest.raises(MsifError, match="in 3 shares, not in 2"):
+        made(stage, tmp_path / "shared", share=Share(1, 2))
     equal(whole, made(stage, tmp_path / "shared", share=Share(2, 3)))
     assert len(made(stage, tmp_path / "shared", [*TEXTS, "one more"])) == len(TEXTS) + 1
 
