@@ -111,8 +111,8 @@ def check_share(path: Path, share: Share | None) -> None:
     others = sorted(unfinished - {1})
     if others and share.of not in others:
         raise MsifError(
-            f"the index in {path} is being made in {others[0]} shares, not in {share.of}: give --shard I/{others[0]} for "
-            "those that are missing, or leave --shard out, which finishes it alone."
+            f"the index in {path} is being made in {others[0]} shares, not in {share.of}: give --shard I/{others[0]} "
+            "for those that are missing, or leave --shard out, which finishes it alone."
         )
 
 

@@ -91,15 +91,22 @@ class Result:
         frames = [pandas.DataFrame(_columns(one, self.ids, own)) for one in self.rankings]
         return pandas.concat(frames, ignore_index=True)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Writes scores.parquet, manifest.json, queries.jsonl, top.jsonl and page.html, each whole or not at all.
 
+        Args:
+            folder: a new one, or that of results with the same settings, queries and candidates.
+            overwrite: whether it may be that of other results, which these then replace.
+
         Raises:
-            MsifError: a file cannot be written.
+            MsifError: the folder holds other results or something else, or a file cannot be written.
         """
         from msif.reporting.page import write_page
+        from msif.saved import check_folder, remove_what_tells_of_another
 
         folder = Path(folder)
+        check_folder(folder, self.provenance, self.rankings, self.ids, overwrite)
+        remove_what_tells_of_another(folder)
         write_scores(folder / SCORES, self.rankings, self.ids, self.provenance)
         write_json(folder / MANIFEST, dict(self.provenance))
         write_json_lines(folder / QUERIES, self.told)
