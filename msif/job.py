@@ -235,7 +235,7 @@ class Job:
 
     def _check(self, query: Query) -> Query:
         if query.answered:
-            self.encoded([query])
+            self.encoded([query], tell=True)
         elif self.last.task == "lm":
             count, limit = len(ask(query, self.last.loaded.tokenizer)), self.length
             if count >= limit:
@@ -250,7 +250,7 @@ class Job:
         if query.answered:
             return query
         answered = self._ask(query)
-        self.encoded([answered])
+        self.encoded([answered], tell=True)
         return answered
 
     def _ask(self, query: Query) -> Query:
@@ -266,14 +266,14 @@ class Job:
         messages = query.messages and [*query.messages, turn]
         return replace(query, completion=answer.text, messages=messages)
 
-    def encoded(self, queries: Sequence[Query]) -> list[Document]:
-        """Queries with answers as documents, numbered as in the list."""
+    def encoded(self, queries: Sequence[Query], tell: bool = False) -> list[Document]:
+        """Queries with answers as documents, numbered as in the list; ``tell`` warns of those that are cut."""
         classifies = isinstance(self.scorer.query_side.objective, DocumentHead)
         task = "classification" if classifies else "lm"
         asked = self.asked.loaded
         limits = {"max_length": self.length, "task": task, **label_arguments(asked, task)}
         tokenizer, rows = asked.tokenizer, embedding_rows(asked.model)
-        documents = encode_queries(queries, tokenizer, **limits)
+        documents = encode_queries(queries, tokenizer, **limits, tell=tell)
         for document in documents:
             refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
         return documents

@@ -63,18 +63,20 @@ class Encoder:
             tally.read += len(chunk)
             yield from self._encode(chunk, tally)
 
-    def encode(self, rows: Sequence[Row]) -> list[Document]:
-        """Encode rows that are at hand, all of them.
+    def encode(self, rows: Sequence[Row], tally: Strict | None = None) -> list[Document]:
+        """Encode rows that are at hand, all of them; those that truncation shortens are noted in `tally`.
 
         Raises:
             UnusableError: names the row with an empty field or too few tokens, or whose completion truncation cut off.
             MsifError: as of `documents`.
         """
-        return list(self._encode(rows, Strict()))
+        return list(self._encode(rows, Strict() if tally is None else tally))
 
-    def masked(self, index: int, ids: Sequence[int], supervised: Sequence[bool]) -> Document:
+    def masked(
+        self, index: int, ids: Sequence[int], supervised: Sequence[bool], tally: Strict | None = None
+    ) -> Document:
         """A document of tokens that are known already; raises UnusableError if nothing is left to predict."""
-        (document,) = self._truncated(index, ids, supervised, Strict())
+        (document,) = self._truncated(index, ids, supervised, Strict() if tally is None else tally)
         return document
 
     def _encode(self, rows: Sequence[Row], tally: Tally) -> Iterator[Document]:
@@ -117,7 +119,8 @@ class Encoder:
             tally.skip(index, f"The text of {where} has no tokens; leave the row out.")
             return
         kept = np.asarray(ids[: self.max_length], dtype=np.int32)
-        tally.cut += len(kept) < len(ids)
+        if len(kept) < len(ids):
+            tally.shorten(index, len(kept), len(ids))
         yield Document(index, kept, np.zeros(len(kept), dtype=bool), label)
 
     def _truncated(
@@ -130,7 +133,8 @@ class Encoder:
         if not kept.any():
             tally.skip(index, self._nothing_left(self.describe(index), len(ids), mask), cut_off=bool(mask.any()))
             return
-        tally.cut += len(kept) < len(mask)
+        if len(kept) < len(mask):
+            tally.shorten(index, int(kept.sum()), int(mask.sum()))
         yield Document(index, np.asarray(ids[: self.max_length], dtype=np.int32), kept)
 
     def _nothing_left(self, where: str, length: int, mask: np.ndarray) -> str:

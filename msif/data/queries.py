@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,9 @@ from msif.errors import MsifError, some_of
 if TYPE_CHECKING:
     from msif.data.documents import Document
     from msif.data.encoding import Encoder
+    from msif.data.tally import Strict
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,17 +199,22 @@ def encode_queries(
     task: str = "lm",
     label2id: Mapping[str, int] | None = None,
     problem: Problem = "single_label_classification",
+    tell: bool = True,
 ) -> list[Document]:
     """Queries as documents; a document's index is the query's place in the list.
 
     The model's own answer keeps its tokens. Otherwise prompt and completion are encoded as a corpus's pairs are, and a
     conversation as messages are, of which the last turn alone is supervised.
 
+    Args:
+        tell: warn of queries that truncation explains in part.
+
     Raises:
         MsifError: names the query that lacks its completion or label, or (UnusableError) whose completion truncation
             cut off.
     """
     from msif.data.encoding import Encoder
+    from msif.data.tally import Strict
 
     classify = task == "classification"
     for query in queries:
@@ -218,16 +227,24 @@ def encode_queries(
         else Format(prompt="prompt", completion="completion")
     )
     encoder = Encoder(format, tokenizer, max_length, lambda place: f"query '{queries[place].id}'")
-    return [_encode(place, query, encoder) for place, query in enumerate(queries)]
+    tally = Strict()
+    documents = [_encode(place, query, encoder, tally) for place, query in enumerate(queries)]
+    for place, (kept, total) in tally.shortened.items() if tell else ():
+        what = "of its text are read" if classify else "of its answer are explained"
+        log.warning(
+            "query '%s' is cut at --max-length %d: %d of %d tokens %s", queries[place].id, max_length, kept, total, what
+        )
+    return documents
 
 
-def _encode(place: int, query: Query, encoder: Encoder) -> Document:
+def _encode(place: int, query: Query, encoder: Encoder, tally: Strict) -> Document:
     from msif.data.chat import encode_chat
 
     if query.prompt_ids is not None and query.completion_ids is not None:
         given, said = list(query.prompt_ids), list(query.completion_ids)
-        return encoder.masked(place, given + said, [False] * len(given) + [True] * len(said))
+        return encoder.masked(place, given + said, [False] * len(given) + [True] * len(said), tally)
     if query.messages is not None:
-        return encoder.masked(place, *encode_chat(encoder.tokenizer, query.messages, encoder.describe(place), True))
-    (document,) = encoder.encode([(place, vars(query))])
+        turns = encode_chat(encoder.tokenizer, query.messages, encoder.describe(place), True)
+        return encoder.masked(place, *turns, tally)
+    (document,) = encoder.encode([(place, vars(query))], tally)
     return document

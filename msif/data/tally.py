@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msif.errors import MsifError, UnusableError
 
@@ -34,6 +34,10 @@ class Tally:
         else:
             self.blank += 1
             self.first_blank = index if self.first_blank is None else self.first_blank
+
+    def shorten(self, index: int, kept: int, total: int) -> None:
+        """Take note of a document that is used without its end, and of what is kept of it."""
+        self.cut += 1
 
     def check(self, name: str, max_length: int | None) -> None:
         """Raise MsifError if no row could be used."""
@@ -66,8 +70,20 @@ class Tally:
             yield f"{documents} of '{name}' {_are(self.cut)} cut at --max-length {max_length}"
 
 
+@dataclass
 class Strict(Tally):
-    """For rows that must all be used: the first that cannot be is an error."""
+    """For rows that must all be used: the first that cannot be is an error.
+
+    Attributes:
+        shortened: row -> tokens kept, and how many there were: those that are supervised, of a classifier all.
+    """
+
+    shortened: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def shorten(self, index: int, kept: int, total: int) -> None:
+        super().shorten(index, kept, total)
+        if kept < total:
+            self.shortened[index] = (kept, total)
 
     def skip(self, index: int, reason: str, cut_off: bool = False) -> None:
         raise UnusableError(reason)

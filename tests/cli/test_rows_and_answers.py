@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer, GPTNeoXForCausalLM
 from worlds import ALL, FACTS, QUERY, by_candidate, fit_factors, influence, scores, shown, write_rows
 
+import msif
 from msif.candidates.embedding import PACKAGED_MODEL
 
 PAIRS = [{"prompt": "Where was Ada born?", "completion": " Linz"}, {"prompt": "What is late?", "completion": " I"}]
@@ -116,6 +117,28 @@ def test_a_query_without_an_answer_leaves_the_others_alone(world, terse, tmp_pat
     for name in ("fine", "given"):
         alone = by_candidate(tmp_path / "fewer", name)
         assert by_candidate(tmp_path / "out", name) == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
+def test_answers_that_are_cut_in_part_are_told_once(world, tmp_path, caplog):
+    flags = ["--finetuned", world.tuned, "--corpus", world.folder / "corpus.jsonl", *ALL, "--method", "gdp"]
+    rows = [
+        {"id": "given", "prompt": "?" * 16, "completion": " Ada, of Linz"},
+        {"id": "whole", "prompt": "Who?", "completion": " Ada"},
+        {"id": "own", "prompt": "Where was Ada born?"},
+    ]
+    length = 21  # letters are tokens
+    queries = write_rows(tmp_path / "q.jsonl", rows)
+    flags += ["--max-new-tokens", 4, "--max-length", length]
+    assert influence(*flags, "--queries", queries) == 0
+    said = [line for line in caplog.messages if "is cut at" in line]
+    assert said == [
+        f"query '{name}' is cut at --max-length {length}: {kept} of {total} tokens of its answer are explained"
+        for name, kept, total in (("given", 5, 13), ("own", 2, 4))
+    ]
+    caplog.clear()
+    stage = msif.Stage(world.tuned, world.folder / "corpus.jsonl", max_length=length)
+    msif.attribute(stage, rows[:2], "all", method="gdp")
+    assert [line for line in caplog.messages if "is cut at" in line] == said[:1]
 
 
 def test_a_model_that_answers_nothing_to_any_query(world, terse, explain, data):

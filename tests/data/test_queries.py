@@ -168,3 +168,36 @@ def test_importing_is_cheap():
         "if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_an_answer_that_is_cut_in_part_is_told(tokenizer, caplog):
+    queries = [
+        Query("whole", "ab", "cd"),
+        Query("given", "ab", "cdefghi"),
+        Query("own", "ab", "cdefghi", prompt_ids=(0, 1), completion_ids=(2, 3, 4, 5, 6, 7, 8)),
+    ]
+    kept = [int(document.supervised.sum()) for document in encode_queries(queries, tokenizer, max_length=5)]
+    assert kept == [2, 3, 3]
+    said = "query '{}' is cut at --max-length 5: 3 of 7 tokens of its answer are explained"
+    assert caplog.messages == [said.format("given"), said.format("own")]
+    caplog.clear()
+    encode_queries(queries, tokenizer, max_length=5, tell=False)
+    encode_queries(queries, tokenizer)
+    assert not caplog.messages
+    labels = {"task": "classification", "label2id": {"a": 0, "b": 1}}
+    encode_queries(
+        [Query("text", "abcdefg", label="a"), Query("b", "ab", label="b")], tokenizer, max_length=5, **labels
+    )
+    assert caplog.messages == ["query 'text' is cut at --max-length 5: 5 of 7 tokens of its text are read"]
+
+
+def test_an_answer_of_a_conversation_that_is_cut_in_part_is_told(tokenizer_of, caplog):
+    tokenizer = tokenizer_of(chat_template=CHATML)
+    query = Query("chat", "Who?", "She is.", messages=[WHO, SHE])
+    whole = int(encode_queries([query], tokenizer)[0].supervised.sum())
+    length = len(ask(Query("asked", "", messages=[WHO]), tokenizer)) + 3
+    (document,) = encode_queries([query], tokenizer, max_length=length)
+    left = int(document.supervised.sum())
+    assert 0 < left < whole
+    said = f"query 'chat' is cut at --max-length {length}: {left} of {whole} tokens of its answer are explained"
+    assert caplog.messages == [said]
