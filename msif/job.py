@@ -31,6 +31,7 @@ from msif.data.ids import written_ids
 from msif.data.queries import Query, ask, encode_queries
 from msif.errors import MsifError, UnusableError
 from msif.explained import Explained, Parts
+from msif.foreseen import look_ahead
 from msif.index.scorer import IndexScorer
 from msif.models.answers import greedy_completion, predicted_label
 from msif.models.objectives import DocumentHead
@@ -142,10 +143,12 @@ class Job:
 
     def score(self) -> Scored:
         """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
+        embedding = look_ahead(self) if distributed.leads() else None
         queries = distributed.computed(self.answered)
         chunks = chunks_of(self.encoded(queries), self.scorer.cost(), self.room, self.options.batch_tokens)
         words = Words(self.corpus, self.format, queries, self.options.progress)
-        candidates = self.select(queries, words)
+        candidates = self.select(queries, words, embedding)
+        del embedding  # its memory is that of scores
         rows = sorted({int(row) for selected in candidates for row in selected})
         lexical = distributed.same(lambda: self._by_words(words, candidates))
         mixed = queries if self._corrects([batches for _, batches in chunks]) else []
@@ -278,14 +281,14 @@ class Job:
             refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
         return documents
 
-    def select(self, queries: Sequence[Query], words: Words) -> list[np.ndarray]:
-        """Each query's candidates, row numbers."""
+    def select(self, queries: Sequence[Query], words: Words, embedding: Any = None) -> list[np.ndarray]:
+        """Each query's candidates, row numbers; by ``embedding``, a model, or else by the one that options name."""
         spec = parse_candidates(self.options.candidates)
         if spec.all:
             return [np.arange(len(self.corpus))] * len(queries)
         index, texts = spec.of_index, spec.of_texts
         found = [distributed.computed(lambda: self._by_index(queries, index))] if index is not None else []
-        found += [distributed.same(lambda: self._by_texts(words, texts))] if texts is not None else []
+        found += [distributed.same(lambda: self._by_texts(words, texts, embedding))] if texts is not None else []
         return [interleave(rows) for rows in zip(*found, strict=True)]
 
     def _by_index(self, queries: Sequence[Query], count: int) -> list[np.ndarray]:
@@ -297,7 +300,7 @@ class Job:
         best = self.chooser.search(vectors, count, places=places).places
         return [rows[first[np.searchsorted(places, own)]] for own in best]
 
-    def _by_texts(self, words: Words, spec: CandidateSpec) -> list[np.ndarray]:
+    def _by_texts(self, words: Words, spec: CandidateSpec, embedding: Any) -> list[np.ndarray]:
         """By what documents say; rows without a text are no candidates."""
         options = self.options
         texts = self.format.texts(self.corpus)
@@ -308,7 +311,7 @@ class Job:
             log.warning("%d empty rows of '%s' are no candidates; the first is row %d", count, name, first)
         selector = build_selector(
             spec,
-            embedding_model=options.embedding_model,
+            embedding_model=embedding or options.embedding_model,
             progress=options.progress,
             bm25=lambda query: words.scores(query)[rows],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from msif.errors import MsifError
 def build_selector(
     spec: CandidateSpec | str,
     *,
-    embedding_model: str | None = None,
+    embedding_model: str | Any | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
     bm25: Callable[[int], np.ndarray] | None = None,
@@ -25,7 +26,8 @@ def build_selector(
 
     Args:
         spec: what to select; a string is parsed.
-        embedding_model: folder or hub name of a sentence-transformers model, for `knn`; None is all-MiniLM-L6-v2.
+        embedding_model: folder or hub name of a sentence-transformers model, or such a model, for `knn`; None is
+            all-MiniLM-L6-v2.
         cache_dir: where embeddings are kept; None is `$MSIF_CACHE`, or else `~/.cache/msif`.
         progress: whether to show progress bars.
         bm25: (a query's number) -> BM25+ of each text, where that is known already.

@@ -79,7 +79,10 @@ class Diagonal(EKFAC):
     """
 
     def _filtered(self, factors: ModuleFactors, V: Tensor, name: str) -> Tensor:
-        return V * self._filter_of(curvature_diagonal(factors), name).flatten(0, 1)
+        return V * self._filter_of(self.spectrum(factors), name).flatten(0, 1)
+
+    def spectrum(self, factors: ModuleFactors) -> Tensor:
+        return curvature_diagonal(factors)
 
 
 def curvature_diagonal(factors: ModuleFactors) -> Tensor:

@@ -83,10 +83,14 @@ class EKFAC(Preconditioner):
         return self._filtered(self.factors[name].to(V.device, dtype), V.to(dtype), name)
 
     def _filtered(self, factors: ModuleFactors, V: Tensor, name: str) -> Tensor:
-        assert factors.Lambda is not None
         rotated = factors.rotate(V)
-        rotated *= self._filter_of(factors.Lambda, name)
+        rotated *= self._filter_of(self.spectrum(factors), name)
         return factors.rotate_back(rotated)
+
+    def spectrum(self, factors: ModuleFactors) -> Tensor:
+        """What the filter takes of a module, (nb, r, d)."""
+        assert factors.Lambda is not None
+        return factors.Lambda
 
     def _filter_of(self, Lambda: Tensor, name: str) -> Tensor:
         """f(Λ), with a note of what is in f."""
