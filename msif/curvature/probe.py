@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msif.curvature.inputs import check_all_run, device_and_dtype, find_input_groups
+from msif.curvature.inputs import device_and_dtype, find_input_groups
 from msif.curvature.work import Work
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
@@ -96,12 +96,12 @@ def measure(
     """Runs a few tokens of the plan's documents, and then one small batch of them.
 
     Raises:
-        MsifError: a tracked module does not run, or what ``Capture`` refuses.
+        MsifError: what ``Capture`` refuses.
     """
     device, dtype = device_and_dtype(model)
     few = plan.small_batch(FEW, 1).to(device)
-    groups = find_input_groups(model, tracked, objective, few)
-    check_all_run(tracked, groups)
+    found = find_input_groups(model, tracked, objective, few)
+    groups = {module.name: found.get(module.name, module.name) for module in tracked}
     with Capture(model, tracked, Consumer()) as capture:
         timer = _Timer(capture, objective, cotangents, device)
         timer.run(few)  # weights come into memory with the first one

@@ -15,6 +15,7 @@ from msif.models.blocks import Block, TrackedModule, is_linear, stored
 from msif.models.layouts import blocks_of
 from msif.models.names import in_attention
 from msif.models.parameters import find_parameters, short_name
+from msif.models.running import find_idle
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ def track_modules(
     _refuse_wrapped(model)
     found, odd = find_parameters(model)
     chosen, missed = _choose(model, found, odd, modules)
+    idle = find_idle(model, chosen)
+    missed |= dict.fromkeys(sorted(idle), "its module does not run in the forward pass")
+    chosen = [one for one in chosen if one.name not in idle]
     if not chosen:
         raise MsifError(_nothing_matched(modules, found, missed))
     if missed:

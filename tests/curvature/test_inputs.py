@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import Classify, dense_gradients, examples, spread, track_plain
+from helpers import MLP, Classify, dense_gradients, examples, spread, track_plain
 from torch import nn
 
 from msif.curvature.covariance import CovariancePass
@@ -72,3 +72,12 @@ def test_an_input_that_only_some_of_its_group_read_is_told_after_the_batch():
         shared.get(module, x, torch.clone)
     with pytest.raises(MsifError, match="two different"):
         shared.check()
+
+
+def test_a_map_that_does_not_run_is_left_out_of_a_fit(tmp_path, caplog):
+    model, (batch,) = MLP([4, 5, 3]).double(), examples(torch.randn(6, 4).double(), torch.randint(0, 3, (6,)))
+    model.unused = nn.Linear(4, 4).double()
+    store = fit(model, track_plain(model), Classify(), [batch], tmp_path / "factors")
+    assert list(store) == ["layers.0", "layers.1"] and "Not tracked: unused" in caplog.text
+    with pytest.raises(MsifError, match="depend on no tracked module"):
+        fit(model, track_plain(model)[2:], Classify(), [batch], tmp_path / "others")

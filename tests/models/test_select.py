@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, tiny_config, tiny_model
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from msif.errors import MsifError
 from msif.models.blocks import Block, TrackedModule, Use, matrix_of
@@ -377,3 +377,19 @@ def test_experts_are_named_as_left_out(caplog: pytest.LogCaptureFixture) -> None
     for pattern in ("experts", "gate_up_proj"):
         with pytest.raises(MsifError, match=r"layers\.0\.mlp\.experts\.gate_up_proj: MixtralExperts is no linear map"):
             track_modules(tiny_model("mixtral"), pattern)
+
+
+def test_modules_that_do_not_run_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Mamba reads a weight past its module; cross attention is there for an encoder that a decoder alone has not."""
+    sizes = {"hidden_size": 8, "state_size": 4, "num_hidden_layers": 1, "time_step_rank": 4, "pad_token_id": 0}
+    mamba = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", vocab_size=11, **sizes))
+    assert names(track_modules(mamba, "layers")) == [f"layers.0.mixer.{name}_proj" for name in ("in", "x", "out")]
+    assert "dt_proj (its module does not run in the forward pass)" in caplog.text
+    with pytest.raises(MsifError, match="does not run in the forward pass"):
+        track_modules(mamba, "dt_proj")
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    bart = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("bart", vocab_size=11, encoder_attention_heads=2, decoder_attention_heads=2, **sizes)
+    )
+    assert not [name for name in names(track_modules(bart)) if "encoder_attn" in name]
+    assert not [hook for module in bart.modules() for hook in module._forward_hooks]
