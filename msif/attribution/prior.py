@@ -23,7 +23,8 @@ class Prior:
         BM25 is not centred: what shares no word with the query keeps its influence. A constant side adds nothing to
         the order and is not divided.
         """
-        spread, wide = (float(np.std(values)) or 1.0 for values in (influences, lexical))
+        # in float64: squares of small or large influences are not of float32
+        spread, wide = (float(np.std(values, dtype=np.float64)) or 1.0 for values in (influences, lexical))
         return 1 / spread, self.weight * lexical / wide
 
 
@@ -52,6 +53,6 @@ def with_prior(ranking: Ranking, lexical: np.ndarray, prior: Prior) -> Ranking:
         lexical: BM25+ of the ranking's rows, (k,).
     """
     scale, added = prior.beside(ranking.scores, lexical)
-    scores = scale * ranking.scores + added
+    scores = scale * ranking.scores.astype(np.float64) + added
     order = np.lexsort((ranking.rows, -scores))
     return replace(ranking, rows=ranking.rows[order], scores=scores[order], prior=added[order], scale=scale)

@@ -34,6 +34,17 @@ def test_the_unit_of_either_is_no_matter_and_a_large_weight_is_the_order_of_sear
     assert with_prior(ranking(own), words, Prior(1e-9)).rows.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e-39, 1e-24, 1e20, 1e34])
+def test_scores_of_any_size_count_alike(size, dtype):
+    own, words = np.array([3.0, 1.0, 0.5, -2.0]), np.array([0.0, 1.0, 5.0, 2.0])
+    one = with_prior(ranking(own), words, Prior(0.5))
+    other = with_prior(ranking((own * size).astype(dtype)), words, Prior(0.5))
+    assert one.rows.tolist() == other.rows.tolist()
+    np.testing.assert_allclose(other.scores, one.scores, rtol=1e-5)
+    np.testing.assert_allclose(other.influences, one.influences * size, rtol=1e-5)
+
+
 def test_a_document_without_a_word_in_common_keeps_its_sign_and_ties_go_by_row():
     found = with_prior(ranking([2.0, -1.0, -1.0], [9, 6, 3]), np.array([1.0, 0.0, 0.0]), Prior(1.0))
     assert found.rows.tolist() == [9, 3, 6] and (found.scores[1:] < 0).all()
