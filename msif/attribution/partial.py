@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,29 @@ def together(rows: Sequence[np.ndarray], scores: Sequence[np.ndarray]) -> tuple[
     """(rows (n,) ascending, scores (n, Q)) of several parts; of a row that is in several the first."""
     ascending, first = np.unique(np.concatenate(rows), return_index=True)
     return ascending, np.concatenate(scores)[first]
+
+
+class Once:
+    """The rows of one pass, of which each comes once."""
+
+    def __init__(self) -> None:
+        self.rows: set[int] = set()
+
+    def take(self, rows: Iterable[int]) -> None:
+        """
+        Raises:
+            MsifError: one of them was there.
+        """
+        for row in rows:
+            if row in self.rows:
+                raise MsifError(f"two candidates have the index {row}: number them so that each has one of its own.")
+            self.rows.add(row)
+
+    def check(self) -> None:
+        """That no row came with two processes."""
+        everywhere = Once()
+        for rows in distributed.gathered(self.rows):
+            everywhere.take(rows)
 
 
 def _own(path: Path) -> Path:

@@ -15,7 +15,7 @@ from msif import distributed
 from msif.attribution.contributions import Contributions, contributions
 from msif.attribution.cost import Cost, score_work
 from msif.attribution.gradients import Side, collected_gradients, query_gradients, query_rows
-from msif.attribution.partial import PartialScores, together
+from msif.attribution.partial import Once, PartialScores, together
 from msif.attribution.scoring import QueryVectors, ScorePass, compress, over_norms, picked, split_bias, stack
 from msif.attribution.self_influence import quadratic
 from msif.attribution.staged import Scaled
@@ -104,14 +104,15 @@ def score_batches(
     Processes share the batches, and all of them get all scores.
 
     Raises:
-        MsifError: there is no candidate.
+        MsifError: there is no candidate, or two have one row number.
     """
-    partial = partial or PartialScores()
+    partial, once = partial or PartialScores(), Once()
     size = getattr(candidates, "size", None)
     if not partial.complete:
         with progress(desc="scoring", unit="doc", total=distributed.own_count(size)) as bar, partial.under_way():
 
             def wanted(batch: Any) -> bool:
+                once.take(batch.indices.tolist())
                 if known := partial.has(batch.indices.cpu().numpy()):
                     bar.update(len(batch))
                 return not known
@@ -121,6 +122,7 @@ def score_batches(
                 if mine:
                     partial.add(batch.indices.cpu().numpy(), scores.cpu().numpy())
                     bar.update(len(batch))
+            once.check()
     parts = [part for part in distributed.gathered(partial.whole()) if part is not None and len(part[0])]
     if not parts:
         raise MsifError("there is no candidate to score.")
