@@ -107,8 +107,8 @@ def fit(
         memory: bytes of the device that the fit may take, with the model; by default most of what is free.
 
     Raises:
-        MsifError: the folder holds other things or other settings, there is no data or it is not the same the second
-            time, NaN or infinity appears, or one layer alone does not fit into memory.
+        MsifError: the folder holds other things or other settings, there is no data, no supervised token in it, or it
+            is not the same the second time, NaN or infinity appears, or one layer alone does not fit into memory.
     """
     settings = settings or FitSettings()
     path = Path(output)
@@ -268,7 +268,13 @@ class _Fit:
         return [file for file in step.files if owners[file] == distributed.rank()]
 
     def _check_counts(self, counts: Mapping[str, int]) -> None:
-        """Before a pass is believed: it must have read what the first one read."""
+        """Before a pass is believed: it must have read something, and what the first one read."""
+        if counts["supervised"] == 0:
+            self._checkpoint.unlink(missing_ok=True)
+            raise MsifError(
+                "the data has no supervised token to take the curvature over: give documents of two tokens or more, "
+                "or prompts with completions."
+            )
         first = self.store.manifest["counts"]
         odd = [name for name in counts if name in first and first[name] != counts[name]]
         if odd:

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import documents
 from safetensors.torch import load_file
 
 import msif
 from msif.curvature.fit import FitSettings
 from msif.curvature.store import FactorStore, differences
+from msif.data.documents import collate
 from msif.errors import MsifError
 
 
@@ -218,6 +220,19 @@ def test_data_that_gives_nothing_or_something_else_the_second_time(problem, tmp_
     with pytest.raises(MsifError, match="not an iterator"):
         problem.fit(tmp_path / "f", batches=iter(problem.batches))
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+def test_data_without_a_supervised_token_is_refused_each_time(problem, tmp_path, fisher):
+    unsupervised = [replace(batch, supervised=torch.zeros_like(batch.supervised)) for batch in problem.batches]
+    path, settings = tmp_path / "f", FitSettings(fisher)
+    for batches in (unsupervised, unsupervised[:1], [collate(documents([1, 1]))]):
+        for _ in range(2):
+            with pytest.raises(MsifError, match="no supervised token to take the curvature over: give"):
+                problem.fit(path, settings, batches, identity={"data": "none"}, checkpoint_every=0)
+            assert not path.exists()
+    mixed = problem.fit(path, settings, [*problem.batches, *unsupervised])
+    assert mixed.manifest["counts"]["supervised"] > 0
 
 
 class Changing:
