@@ -112,7 +112,7 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         Raises:
             MsifError: no index data are given.
         """
-        phi = features_of(self.candidate_side, documents, self.projection, self._cotangent())
+        phi = self._loss_features(documents)
         solved = self._solved(self._kernel(), phi)
         return (phi.to(solved.device, solved.dtype) * solved.T).sum(1)
 
@@ -134,6 +134,10 @@ class ProjectedScorer(ABC, Generic[Kernel]):
     def _cotangent(self) -> Cotangent:
         """What candidates' gradients are of."""
         return self.candidate_side.objective.loss_gradient
+
+    def _loss_features(self, documents: Iterable[Any]) -> Tensor:
+        """φ_L of n documents, (n, D), rows ordered by their indices."""
+        return features_of(self.candidate_side, documents, self.projection, self._cotangent())
 
     def _scores(self, project: GradientProjector, batch: Any, vectors: Tensor) -> Tensor:
         """(B, Q)."""

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from msif.attribution.features import GradientProjector, measurement_cotangent
-from msif.attribution.gradients import Side
+from msif.attribution.gradients import Side, query_rows
 from msif.attribution.partial import PartialScores
 from msif.attribution.projected import ProjectedScorer
 from msif.attribution.projection import Projection, add_gram, solve_damped
@@ -143,6 +143,20 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
 
     def _cotangent(self) -> Cotangent:
         return super()._cotangent() if self.weighting == "token" else self._index_cotangent()
+
+    def _loss_features(self, documents: Iterable[Any]) -> Tensor:
+        """Weighted by example, φ_L(d) is Q(d) φ_m(d), but for its sign."""
+        if self.weighting == "token":
+            return super()._loss_features(documents)
+        parts, numbers = [], []
+        with GradientProjector(self.candidate_side, self.projection, [self._cotangent()]) as project:
+            for batch in documents:
+                phi = project(batch)[0]
+                doubt = mean_doubt(self.candidate_side.objective, project.outputs, batch.to(phi.device))
+                parts.append(phi * doubt.to(phi.dtype).unsqueeze(1))
+                numbers.append(batch.indices)
+        rows = query_rows(numbers)
+        return torch.cat(parts)[rows.to(parts[0].device)]
 
     def _scores(self, project: GradientProjector, batch: Any, vectors: Tensor) -> Tensor:
         """φ(z)ᵀ v, (B, Q); weighted by example, Q(z) is one more column."""

@@ -11,7 +11,7 @@ from test_projection import explicit
 from msif.attribution.gradients import Side
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import EnsembleScorer, InfluenceScorer
-from msif.attribution.trak import TRAKScorer, mean_doubt
+from msif.attribution.trak import TRAKCheckpoint, TRAKOptions, TRAKScorer, mean_doubt
 from msif.data.documents import collate
 from msif.errors import MsifError
 from msif.models.objectives import CausalLM
@@ -80,6 +80,27 @@ def test_scores_of_one_checkpoint_match_the_formula():
         assert scores.values.shape == (2, 6) and scores.candidates.tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("weighting", ["token", "example"])
+def test_self_influence_is_of_the_loss_on_both_sides(weighting):
+    """φ_L(d)ᵀ (ΦᵀΦ + λI)⁻¹ φ_L(d), with −Q(d) φ_m(d) for φ_L(d) where each example has one Q."""
+    side = lm_side()
+    Phi = torch.stack([projected(side, SMALL, margins(side, z)[0].sum()) for z in alone(TEXTS)])
+    inverse = torch.linalg.inv(Phi.T @ Phi + 0.7 * torch.eye(Phi.shape[1]).double())
+    expected = []
+    for z in alone(TEXTS):
+        m, doubt = margins(side, z)
+        if weighting == "token":
+            own = projected(side, SMALL, -predictions(side, z).sum())
+        else:
+            own = -doubt.mean() * projected(side, SMALL, m.sum())
+        expected.append(float(own @ inverse @ own))
+    options = TRAKOptions(weighting=weighting, damping=0.7)
+    checkpoint = TRAKCheckpoint(side, side, SMALL, options, [collate(TEXTS)])
+    batches = [collate([TEXTS[2], TEXTS[0]]), collate([TEXTS[3], TEXTS[1]]), collate([TEXTS[5], TEXTS[4]])]
+    assert checkpoint.self_influence(batches).tolist() == pytest.approx(expected, rel=1e-6)
+    assert min(expected) > 0
+
+
 def test_an_ensemble_averages_kernels_and_doubts_apart():
     sides = [lm_side(seed) for seed in (0, 1, 2)]
     parts = {}
@@ -120,6 +141,11 @@ def test_both_weightings_agree_where_there_is_one_prediction():
         for w in ("token", "example")
     )
     np.testing.assert_allclose(token, example, rtol=1e-8)
+    token, example = (
+        TRAKCheckpoint(side, side, SMALL, TRAKOptions(weighting=w, damping_scale=0.01), data).self_influence(data)
+        for w in ("token", "example")
+    )
+    torch.testing.assert_close(token, example, rtol=1e-8, atol=0.0)
 
 
 def test_without_a_kernel_it_is_the_gradient_dot_product_and_so_is_its_sign():
