@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msif.curvature.inputs import device_and_dtype
 from msif.errors import MsifError
 from msif.models.capture import frozen
 from msif.models.objectives import Objective
@@ -101,6 +102,7 @@ def _stepped(
             for parameter in model.parameters():
                 parameter.requires_grad_(True)
                 parameter.grad = None
+            document = document.to(device_and_dtype(model)[0])
             loss = objective.losses(objective.outputs(model, document), document).sum()
             if reduction == "mean":
                 loss = loss / objective.supervised_counts(document).sum()
@@ -117,6 +119,7 @@ def _stepped(
 
 def _probability(model: nn.Module, objective: Objective, query: Any) -> float:
     """Of the answer as a whole: exp(−Σ loss)."""
+    query = query.to(device_and_dtype(model)[0])
     with frozen(model), torch.no_grad():
         losses: Tensor = objective.losses(objective.outputs(model, query).double(), query)
     return float(torch.exp(-losses).squeeze())

@@ -65,6 +65,28 @@ def test_steps_are_those_of_copies_and_nothing_stays():
     assert flags == [p.requires_grad for p in model.parameters()] and all(p.grad is None for p in model.parameters())
 
 
+class Elsewhere:
+    """A batch on another device: what the model reads is there only once it has been moved."""
+
+    def __init__(self, batch):
+        self.batch, self.moved = batch, []
+
+    def to(self, device):
+        self.moved.append(device)
+        return self.batch
+
+
+def test_batches_are_moved_to_the_model():
+    model = tiny_model("gpt2").double()
+    expected = tail_patch(model, OBJECTIVE, sgd(0.5), QUERIES, DOCUMENTS, CHOSEN)
+    queries = [Elsewhere(query) for query in QUERIES]
+    texts = {row: Elsewhere(text) for row, text in DOCUMENTS.items()}
+    found = tail_patch(model, OBJECTIVE, sgd(0.5), queries, texts, CHOSEN)
+    assert np.array_equal(found.changes, expected.changes) and np.array_equal(found.before, expected.before)
+    device = next(model.parameters()).device
+    assert all(batch.moved and set(batch.moved) == {device} for batch in (*queries, texts[0], texts[1], texts[2]))
+
+
 @pytest.mark.parametrize(
     "make",
     [
