@@ -6,6 +6,7 @@ frozen, no ``.grad`` is built, and gradients stop at the first tracked module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -111,8 +112,8 @@ class Capture:
         self._phase = "idle"
         self._batch: Any = None
         self._keep = False
-        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-        self._scale = HALF_GRADIENT_SCALE if half else 1.0
+        self._half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        self._scale = 1.0
 
     @property
     def ran(self) -> set[str]:
@@ -149,7 +150,8 @@ class Capture:
             for number, cotangent in enumerate(cotangents, start=1):
                 self._keep = number < len(cotangents)
                 gradient = cotangent(outputs, batch)
-                if self._scale != 1.0:
+                if self._half:
+                    self._scale = _half_scale(gradient)
                     gradient = gradient * self._scale
                 self._phase = "backward"
                 outputs.backward(gradient, retain_graph=self._keep)
@@ -241,6 +243,18 @@ class Capture:
         with torch.no_grad():
             objective.outputs(self.model, batch)
         raise MsifError(_not_finite("the model's output", batch))
+
+
+def _half_scale(gradient: Tensor) -> float:
+    """At what multiple a float16 backward pass is carried that starts with this.
+
+    Gradients of cross-entropy are 1 at most; those of other losses are brought there first, by a power of two, for
+    float16 ends at 65504.
+    """
+    largest = 0.0 if gradient.is_meta else float(gradient.abs().amax())
+    if not 1 < largest < math.inf:
+        return HALF_GRADIENT_SCALE
+    return HALF_GRADIENT_SCALE / 2 ** math.ceil(math.log2(largest))
 
 
 def _for_each_sequence(output: Tensor, size: tuple[int, int]) -> Tensor:

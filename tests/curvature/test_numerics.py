@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import documents, tiny_lm
+from helpers import documents, labelled, tiny_classifier, tiny_lm
 from test_factors_dense import fitted, run
 
 from msif.attribution.gradients import Side, query_gradients
@@ -15,8 +15,8 @@ from msif.curvature.fit import FitSettings, fit
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.vectors import dot
 from msif.data.documents import collate
-from msif.models.capture import Capture, Consumer
-from msif.models.objectives import CausalLM
+from msif.models.capture import Capture, Consumer, _half_scale
+from msif.models.objectives import CausalLM, Regression
 from msif.models.select import track_modules
 
 # of one sequence longer than the maps are wide, too, so that rotations come before and after the contraction
@@ -83,6 +83,26 @@ def test_gradients_of_a_float16_model_have_the_size_of_the_loss():
     for name, g in gradients(tiny_lm(dtype=torch.float16), batch).items():
         assert g.dtype == torch.float32
         torch.testing.assert_close(g, expected[name], rtol=0.05, atol=0.02 * float(expected[name].abs().max()))
+
+
+@pytest.mark.parametrize("label", [0.0, 200.0, -3000.0, 30000.0])
+def test_large_labels_of_a_float16_regression_do_not_overflow(label):
+    batch, objective = collate(labelled([5, 4], [[label], [3.0]])), Regression(0, 1)
+
+    def gradients_in(dtype):
+        model = tiny_classifier(num_labels=1, dtype=dtype)
+        return query_gradients(Side(model, track_modules(model, "layers"), objective), [batch])
+
+    expected = gradients_in(torch.float32)
+    for name, g in gradients_in(torch.float16).items():
+        torch.testing.assert_close(g, expected[name], rtol=0.05, atol=0.02 * float(expected[name].abs().max()))
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1e-3, 256), (0.5, 256), (1.0, 256), (3.0, 64), (4.0, 64), (5.0, 32)])
+def test_only_what_starts_above_one_is_carried_at_less(factor, scale):
+    """Powers of two, which take no digit."""
+    assert _half_scale(torch.tensor([[0.1, -factor, 0.0]], dtype=torch.float64)) == scale
+    assert _half_scale(torch.tensor([[torch.inf]])) == 256 and _half_scale(torch.zeros(2, 3)) == 256
 
 
 def test_fewer_gradients_of_a_float16_model_vanish_than_float16_would_lose(monkeypatch):
