@@ -102,6 +102,12 @@ def moment_of(features: Tensor, columns: Sequence[slice], dtype: torch.dtype) ->
 
 
 def _descending(grams: Sequence[Tensor]) -> Tensor:
+    """
+    Raises:
+        MsifError: some sum is NaN or infinite.
+    """
+    if not all(bool(gram.isfinite().all()) for gram in grams):
+        raise MsifError("R is not finite, for some feature is not: build the index again with --store bfloat16.")
     values = torch.cat([torch.linalg.eigvalsh(gram) for gram in grams]).sort(descending=True).values
     return values[values > ZERO * values[0]]
 

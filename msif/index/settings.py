@@ -31,7 +31,7 @@ class IndexSettings:
         basis: "random" projections; or "leading", the entries of H^(−1/2) ∇ in EK-FAC's eigenbasis with the largest
             expected contribution, for an index with factors.
         tied: whether an unembedding that is tied to the embedding takes part.
-        dtype: of what is stored; int8 has a scale for each document and block.
+        dtype: of what is stored; int8 and float16 have a scale for each document and block.
 
     Raises:
         MsifError: a value that is none of these.

@@ -2,7 +2,7 @@
 
 index/NAME/manifest.json              what is indexed, of which model, and how
 index/NAME/shards.P-of-N.json         the shards of process P of N, rewritten whenever one is complete
-index/NAME/P-of-N.00000.safetensors   gradients (n, D), norms (n,), scales (n, blocks) of int8
+index/NAME/P-of-N.00000.safetensors   gradients (n, D), norms (n,), scales (n, blocks) where there are
 index/NAME/P-of-N.00000.parquet       content hash, row, id, source and tokens of its n documents
 index/NAME/moments.safetensors        second moments, where gradients are scaled by them
 index/NAME/baked-R/                   unit-normalised W φ in files of the same names, see msif.index.baking
@@ -28,6 +28,8 @@ from msif.index.settings import DTYPES, IndexSettings
 SCHEMA = 1
 MOMENTS_FILE = "moments.safetensors"
 REBUILD = "build it again with python -m msif.build_index"
+# to what the largest feature of a document and block is scaled; float16 ends at 65504
+LARGEST = {"int8": 127.0, "float16": 2.0**14}
 # rows that are read from a shard at a time
 CHUNK_BYTES = 2**23
 
@@ -148,9 +150,9 @@ class GradientIndex:
         """(places (n,), features (n, D), float32) of all documents in order, or of the named places, some at a time."""
         step = max(1, CHUNK_BYTES // (self.width * DTYPES[self.settings.dtype].itemsize))
         wanted = None if places is None else np.unique(places)
-        names = ("gradients", "scales") if self.settings.dtype == "int8" else ("gradients",)
         for shard in self.shards:
             with self._opened(shard) as handle:
+                names = {"gradients", "scales"} & set(handle.keys())
                 for start in range(0, shard.rows, step):
                     rows = slice(start, min(start + step, shard.rows))
                     own = np.arange(shard.start + rows.start, shard.start + rows.stop)
@@ -201,14 +203,14 @@ class GradientIndex:
 def encoded(features: Tensor, columns: Sequence[slice], dtype: str) -> dict[str, Tensor]:
     """What a shard holds of features (n, D), float32: rounded gradients and their norms before that."""
     norms = features.norm(dim=1)
-    if dtype != "int8":
+    if dtype not in LARGEST:
         return {"gradients": features.to(DTYPES[dtype]), "norms": norms}
-    scales = torch.stack([features[:, block].abs().amax(1) for block in columns], 1) / 127
-    whole = torch.empty(features.shape, dtype=torch.int8)
+    scales = torch.stack([features[:, block].abs().amax(1) for block in columns], 1) / LARGEST[dtype]
+    stored = torch.empty(features.shape, dtype=DTYPES[dtype])
     for number, block in enumerate(columns):
-        scale = scales[:, number, None].clamp(min=torch.finfo(torch.float32).tiny)
-        whole[:, block] = (features[:, block] / scale).round_().to(torch.int8)
-    return {"gradients": whole, "norms": norms, "scales": scales}
+        scaled = features[:, block] / scales[:, number, None].clamp(min=torch.finfo(torch.float32).tiny)
+        stored[:, block] = scaled.round_() if dtype == "int8" else scaled
+    return {"gradients": stored, "norms": norms, "scales": scales}
 
 
 def decoded(stored: Mapping[str, Tensor], columns: Sequence[slice]) -> Tensor:

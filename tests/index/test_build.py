@@ -226,6 +226,29 @@ def test_storage_rounds_as_its_dtype_says(dtype, error):
     assert said["top10"] == 1.0 if dtype == "float32" else 0.5 < said["top10"] <= 1.0
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1e6, 1e15])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_features_of_any_size_are_stored(dtype, size):
+    """As far as float32 goes; float16 alone would end at 65504, and begin at 6e-8."""
+    features = size * torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    features[1, :4] = 0.0
+    columns = [slice(0, 4), slice(4, 12)]
+    check(decoded(encoded(features, columns, dtype), columns), features, 2e-2)
+
+
+def test_float16_of_before_it_had_scales_is_read(stage, tmp_path):
+    index, exact = made(stage, tmp_path / "index", dtype="float16"), made(stage, tmp_path / "exact")
+    (shard,) = index.shards
+    norms = index._tensor(shard, "norms")
+    save_file(
+        {"gradients": index.rows(range(len(index))).half(), "norms": norms},
+        tmp_path / "index" / f"{shard.name}.safetensors",
+    )
+    old = GradientIndex.open(tmp_path / "index")
+    check(old.rows([0, 5]), exact.rows([0, 5]), 1e-2)
+    assert len(made(stage, tmp_path / "index", [*TEXTS, "one more"], dtype="float16")) == len(TEXTS) + 1
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
 def test_an_index_says_what_its_rounding_does(stage, tmp_path, dtype):
     index, exact = made(stage, tmp_path / "index", dtype=dtype), made(stage, tmp_path / "exact")

@@ -109,6 +109,17 @@ def test_r_is_kept_until_documents_join(random_index, monkeypatch):
     check(whole(moment_of_index(GradientIndex.open(index.path))), mean_square(more), 1e-6)
 
 
+def test_r_that_is_not_finite_is_not_kept(random_index):
+    index, _ = random_index(60)
+    writer = ShardWriter(index.path)
+    named = {"hash": [b"x" * 16], "row": [60], "id": ["n"], "source": ["x"], "tokens": [1]}
+    writer.write(encoded(torch.full((1, 18), torch.inf), COLUMNS, "float32"), named)
+    writer.save(complete=True)
+    with pytest.raises(MsifError, match="R is not finite"):
+        moment_of_index(GradientIndex.open(index.path))
+    assert not (index.path / "R.safetensors").exists()
+
+
 def test_many_documents_are_sampled_evenly(random_index, monkeypatch):
     index, features = random_index(60)
     monkeypatch.setattr(correction, "DOCUMENTS_PER_FEATURE", 2)
@@ -160,4 +171,8 @@ def test_what_cannot_be(random_index):
         for value in (0.0, torch.nan, torch.inf):
             with pytest.raises(MsifError, match="zero or not finite"):
                 root(torch.full((3, 3), value))
+    for value in (torch.nan, torch.inf):
+        for rows in (1, 30):  # fewer than features, and more
+            with pytest.raises(MsifError, match="R is not finite"):
+                moment_of(torch.full((rows, 18), value), COLUMNS, torch.float64)
     assert Correction(COLUMNS).apply(torch.ones(1, 18)).sum() == 18
