@@ -87,5 +87,6 @@ def attribute(
 def _settings(options: Options, stages: Sequence[Stage]) -> dict[str, Any]:
     """For the page and the manifest."""
     said = {key: value for key, value in asdict(options).items() if key not in ("progress", "memory", "batch_tokens")}
+    said["index"] = None if options.index is None else str(options.index)  # a path has no JSON
     names = {"pretrained": stages[0].named["model"]} if len(stages) == 2 else {}
     return {**names, "finetuned": stages[-1].named["model"], **said}
