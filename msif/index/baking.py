@@ -21,7 +21,7 @@ from torch import Tensor
 from msif.atomic import write_json
 from msif.curvature.store import save_tensors
 from msif.errors import MsifError
-from msif.index.correction import Correction, RSettings, correction_of, moment_of_index
+from msif.index.correction import Correction, RSettings, correction_of
 from msif.index.storage import GradientIndex, Shard, encoded
 from msif.progress import progress
 
@@ -48,8 +48,6 @@ def bake(index: GradientIndex, r: str = "train") -> GradientIndex:
         raise MsifError(f"R '{r}' cannot be baked, for it depends on the queries: give none or train.")
     if not len(index):
         raise MsifError(f"the index in {index.path} holds no document to bake: build it on some.")
-    if r == "train":
-        moment_of_index(index)  # W is taken from R as it is kept, in fewer digits, as it will be for queries
     correction = correction_of(index, RSettings(r), torch.zeros(0, index.width))
     baked, identity = index.beside(baked_folder(index, r)), _identity(index, correction)
     done = {shard.name for shard in _done(baked, identity) if _is_whole(baked, shard)}

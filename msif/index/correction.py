@@ -8,7 +8,7 @@ Letters: D features of a document, s of a block, Q queries, N documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +109,7 @@ def _descending(grams: Sequence[Tensor]) -> Tensor:
     if not all(bool(gram.isfinite().all()) for gram in grams):
         raise MsifError("R is not finite, for some feature is not: build the index again with --store bfloat16.")
     values = torch.cat([torch.linalg.eigvalsh(gram) for gram in grams]).sort(descending=True).values
-    return values[values > ZERO * values[0]]
+    return values[values > ZERO * values[:1]]
 
 
 def moment_of_index(index: GradientIndex, dtype: torch.dtype = torch.float64) -> Moment:
@@ -128,7 +128,7 @@ def moment_of_index(index: GradientIndex, dtype: torch.dtype = torch.float64) ->
     if file.is_file():
         tensors, found = load_tensors(file)
         if found == identity:
-            return Moment(tensors["values"].to(dtype), None, [tensors[str(k)].to(dtype) for k in range(len(sizes))])
+            return _kept(tensors, dtype)
     places = None if len(index) <= most else np.arange(most) * len(index) // most
     total, count = [torch.zeros(size, size, dtype=dtype) for size in sizes], 0
     with progress(desc="R", unit="doc", total=min(most, len(index))) as bar:
@@ -140,17 +140,30 @@ def moment_of_index(index: GradientIndex, dtype: torch.dtype = torch.float64) ->
             bar.update(len(own))
     for sums in total:
         sums /= count
-    values = _descending(total)
-    kept = {str(number): block.float() for number, block in enumerate(total)}
-    save_tensors(file, {**kept, "values": values.float()}, identity)
-    return Moment(values, None, total)
+    kept = {"values": _descending(total).float(), **{str(number): block.float() for number, block in enumerate(total)}}
+    save_tensors(file, kept, identity)
+    return _kept(kept, dtype)
+
+
+def _kept(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Moment:
+    """R_train as its file has it: in fewer digits than its sums, so that the first question is answered by the same."""
+    blocks = [tensors[str(number)].to(dtype) for number in range(len(tensors) - 1)]
+    return Moment(tensors["values"].to(dtype), None, blocks)
 
 
 def meeting_mix(evaluated: Moment, trained: Moment, width: int) -> float:
     """λ at which the k-th largest eigenvalues of λ R_eval and (1 − λ) R_train meet, k = 1000 of 65,536 features.
 
-    Where either has fewer eigenvalues above zero, because there are few queries or documents, k is their number.
+    Where either has fewer eigenvalues above zero, because there are few queries or documents, k is their number. Where
+    all queries are zero, and so all scores, λ is 0.
+
+    Raises:
+        MsifError: all documents are zero.
     """
+    if not len(trained.values):
+        raise MsifError("no document has a gradient that is not zero, so that there is no R: give --r none.")
+    if not len(evaluated.values):
+        return 0.0
     k = max(1, min(round(MEETING * width), len(evaluated.values), len(trained.values))) - 1
     first, second = float(evaluated.values[k]), float(trained.values[k])
     return second / (first + second)

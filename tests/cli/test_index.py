@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
-from worlds import ALL, QUERY, by_candidate, call, influence, near, save_lm, write_rows
+from transformers import AutoModelForCausalLM
+from worlds import ALL, QUERY, by_candidate, call, influence, near, save_lm, save_tokenizer, write_rows
 
 import msif
 from msif import build_index
 from msif.errors import MsifError
 from msif.index.scorer import IndexScorer
+from msif.index.settings import IndexSettings
 from msif.job import Job
 
 FLAGS = ["--projection", "4", "--blocks", "2", "--batch-tokens", "80", "--quiet"]
@@ -130,6 +133,23 @@ def test_what_a_pass_had_scored_by_another_r_is_not_taken(ask, indexes, monkeypa
     write_rows(queries, [first, third])  # so that R_eval of the first query's pass is another
     found = [by_candidate(ask(*asked, name=name, query=()), first["id"]) for name in ("out", "fresh")]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_query_without_a_gradient_scores_zero(world, tmp_path):
+    """Of a model that is so sure of its answer that the loss is zero, as are the documents' where it is as sure."""
+    model = AutoModelForCausalLM.from_pretrained(world.base)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(3000)
+    model.save_pretrained(tmp_path / "sure")
+    save_tokenizer(tmp_path / "sure")
+    stage = msif.Stage(tmp_path / "sure", data=world.folder / "corpus.jsonl")
+    settings = IndexSettings(blocks=1, projection=2, dtype="float32")
+    index = msif.make_index(stage, tmp_path / "index", settings, second_moments="none")
+    assert len(index) == 8
+    for r in ("mixed", "none"):
+        result = msif.attribute(stage, ["Where was Ada born?"], method="trackstar", index=index.path, r=r, top_k=2)
+        assert set(result.scores().values()) == {0.0}
+    assert (result.save(tmp_path / "out") / "page.html").is_file()
 
 
 def test_an_index_preselects_for_exact_influence(ask, indexes, world):
@@ -327,7 +347,6 @@ def test_a_pair_is_asked_by_the_index_of_its_first_model(ask, indexes, world):
 
 
 def test_second_moments_of_a_trainers_folder(tmp_path, world):
-    import torch
     from helpers import documents
 
     from msif.data.documents import collate

@@ -15,6 +15,7 @@ from msif.index.correction import (
     RSettings,
     corrected_norms,
     correction_of,
+    mixed_correction,
     moment_of,
     moment_of_index,
 )
@@ -94,8 +95,9 @@ def test_r_is_kept_until_documents_join(random_index, monkeypatch):
     first = moment_of_index(index)
     monkeypatch.setattr(GradientIndex, "chunks", None)  # it is not read again
     again = moment_of_index(GradientIndex.open(index.path))
+    assert torch.equal(again.values, first.values)
     for number in range(2):
-        check(again.block(number), first.block(number), 1e-6)
+        assert torch.equal(again.block(number), first.block(number))
     monkeypatch.undo()
     (index.path / "R.safetensors").write_bytes(b"damaged")
     check(whole(moment_of_index(index)), mean_square(features), 1e-6)
@@ -107,6 +109,38 @@ def test_r_is_kept_until_documents_join(random_index, monkeypatch):
     writer.save(complete=True)
     more = torch.cat([features, torch.full((1, 18), 100.0, dtype=torch.float64)])
     check(whole(moment_of_index(GradientIndex.open(index.path))), mean_square(more), 1e-6)
+
+
+@pytest.mark.parametrize("documents", [5, 60])  # R is of few rows, or whole
+@pytest.mark.parametrize("r", ["mixed", "mixed:0.5", "train"])
+def test_the_same_question_has_the_same_answer(random_index, documents, r):
+    """Also the first, before R is kept."""
+    index, _ = random_index(documents)
+    queries = torch.randn(3, 18, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first, again = (correction_of(GradientIndex.open(index.path), RSettings.parse(r), queries) for _ in range(2))
+    assert first.mix == again.mix and torch.equal(first.apply(queries), again.apply(queries))
+
+
+@pytest.mark.parametrize("documents", [5, 60])
+@pytest.mark.parametrize("r", ["mixed", "mixed:0.5", "train"])
+def test_a_query_of_zero_scores_zero(random_index, documents, r):
+    """Alone, where R_eval is zero, and among others."""
+    index, features = random_index(documents)
+    for queries in (torch.zeros(1, 18), torch.zeros(20, 18), torch.cat([torch.zeros(1, 18), torch.ones(1, 18)])):
+        found = correction_of(index, RSettings.parse(r), queries.double())
+        scores = found.apply(queries.double()) @ found.apply(features).T
+        assert not scores[0].any() and bool(scores.isfinite().all()) and bool(found.apply(features).all())
+        assert np.isfinite(corrected_norms(index, found)).all()
+    assert correction_of(index, RSettings("mixed"), torch.zeros(1, 18)).mix == 0.0
+
+
+@pytest.mark.parametrize("documents", [5, 60])
+@pytest.mark.parametrize("queries", [torch.zeros(1, 18), torch.ones(2, 18)])
+def test_r_of_nothing_is_refused(documents, queries):
+    trained = moment_of(torch.zeros(documents, 18), COLUMNS, torch.float64)
+    for r in ("mixed", "train"):
+        with pytest.raises(MsifError, match="give --r none"):
+            mixed_correction(trained, queries, COLUMNS, RSettings(r))
 
 
 def test_r_that_is_not_finite_is_not_kept(random_index):
