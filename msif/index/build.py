@@ -20,14 +20,14 @@ from msif.curvature.store import save_tensors
 from msif.data.batching import TokenBatches, spread
 from msif.data.ids import written_ids
 from msif.errors import MsifError
-from msif.index.plan import Plan
+from msif.index.plan import Plan, digest_of
 from msif.index.rounding import SAMPLE, rounding_error
 from msif.index.scaling import ESTIMATED_FROM, estimate_moments
 from msif.index.settings import MOMENTS
-from msif.index.storage import MOMENTS_FILE, GradientIndex, encoded
+from msif.index.storage import MOMENTS_FILE, GradientIndex, encoded, read_manifest
 from msif.index.writing import ShardWriter, open_or_create, remove_if_nothing_done, settle
 from msif.models.training.files import TrainingUnknown
-from msif.models.training.moments import SecondMoments, second_moments
+from msif.models.training.moments import SecondMoments, second_moments, to_tensors
 from msif.progress import progress
 
 log = logging.getLogger(__name__)
@@ -201,17 +201,18 @@ def moments_for(
         folder: of the model.
 
     Raises:
-        MsifError: there is no state where it was asked for, or it does not fit the model.
+        MsifError: there is no state where it was asked for, it does not fit the model, or the index that is there was
+            built with another V.
     """
+    if (index / "manifest.json").is_file():
+        _check_asked(kind, side, folder, index)
     if kind == "none":
         return None, "none"
     if (index / MOMENTS_FILE).is_file():
         return second_moments(index / MOMENTS_FILE, side.model, side.tracked), "the index"
-    if kind not in MOMENTS:
-        return second_moments(kind, side.model, side.tracked), kind
     if kind != "estimate":
         try:
-            return _of_kind(kind, second_moments(folder, side.model, side.tracked)), str(folder)
+            return _state(kind, side, folder)
         except TrainingUnknown as error:
             if kind != "auto":
                 raise
@@ -219,8 +220,31 @@ def moments_for(
     return distributed.same(lambda: estimate_moments(side, spread(batches, ESTIMATED_FROM))), "estimate"
 
 
-def _of_kind(kind: str, found: dict[str, SecondMoments]) -> dict[str, SecondMoments]:
+def _check_asked(kind: str, side: Side, folder: str | Path, index: Path) -> None:
+    """Documents join under the V that is there only where it is what was asked for; "auto" asks for any."""
+    manifest = read_manifest(index)
+    run, source = manifest["run"], manifest["provenance"].get("moments")
+    if run["curvature"] is not None or (kind == "auto" and run["moments"] is not None):
+        return
+    if run["moments"] is None or kind in ("none", "estimate"):
+        is_same = kind == (source if run["moments"] is not None else "none")
+    else:
+        tensors = to_tensors(side.model, side.tracked, _state(kind, side, folder)[0])
+        is_same = digest_of(tensors) == run["moments"]
+    if not is_same:
+        built = "none" if run["moments"] is None else source
+        raise MsifError(
+            f"the index in {index} was built with second moments from '{built}', and --second-moments {kind} are "
+            "others: give those, or choose another --output."
+        )
+
+
+def _state(kind: str, side: Side, folder: str | Path) -> tuple[dict[str, SecondMoments], str]:
+    """V of an optimizer's state beside the model, or in a named folder or file."""
+    if kind not in MOMENTS:
+        return second_moments(kind, side.model, side.tracked), kind
+    found = second_moments(folder, side.model, side.tracked)
     is_factored = any(isinstance(one.weight, tuple) for one in found.values())
     if kind in ("adam", "adafactor") and is_factored != (kind == "adafactor"):
         raise MsifError(f"the optimizer's state is not of {kind}: give --second-moments optimizer.")
-    return found
+    return found, str(folder)

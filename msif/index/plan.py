@@ -89,7 +89,7 @@ class Plan:
         return {
             "settings": self.settings.to_json(),
             "modules": {module.name: module_to_json(module, module.name) for module in self.side.tracked},
-            "moments": _digest(self.moment_tensors()),
+            "moments": digest_of(self.moment_tensors()),
             "curvature": curvature,
         }
 
@@ -156,7 +156,8 @@ def document_cotangent(objective: Objective, measurement: str, weighting: str) -
     return weighted
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str | None:
+def digest_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """By which V is known again; None of no V."""
     if not tensors:
         return None
     digest = hashlib.sha256()

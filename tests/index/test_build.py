@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_dense import TEXTS, model_of, tokenizer  # noqa: F401
+from test_dense import TEXTS, model_of, save_optimizer, tokenizer  # noqa: F401
 from test_everything import check
 from worlds import save_lm
 
@@ -276,6 +276,36 @@ def test_another_models_index_other_settings_and_damage_are_refused(stage, token
     with pytest.raises(MsifError, match="there is no index at"):
         GradientIndex.open(tmp_path / "nowhere")
     assert (tmp_path / "odd" / "notes.txt").read_text() == "mine"
+
+
+def test_documents_join_only_under_the_second_moments_asked_for(tokenizer, tmp_path):  # noqa: F811
+    model = model_of("gpt2")
+    adam, adafactor = (str(save_optimizer(model, tmp_path / f"{kind}-state", kind)) for kind in ("adam", "adafactor"))
+
+    def built(kind, name, texts=TEXTS):
+        stage = msif.Stage(model, data=list(texts), tokenizer=tokenizer)
+        return make_index(stage, tmp_path / name, IndexSettings(**SMALL), second_moments=kind)
+
+    kinds = {"none": "none", "estimate": "estimate", "adam": adam, "adafactor": adafactor}
+    for name, kind in kinds.items():
+        assert len(built(kind, name, TEXTS[:4])) == 4
+        files = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for other in [*(one for one in kinds.values() if one != kind), str(tmp_path / "nowhere"), "optimizer"]:
+            with pytest.raises(MsifError, match=r"second.moments|no optimizer\.pt"):
+                built(other, name)
+        assert files == {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        assert len(built(kind, name)) == len(TEXTS)
+    with pytest.raises(
+        MsifError, match=r"built with second moments from 'estimate', and --second-moments .*adam-state are"
+    ):
+        built(adam, "estimate")
+    with pytest.raises(MsifError, match=r"built with second moments from 'none', and --second-moments auto are others"):
+        built("auto", "none")
+    moments = tmp_path / "copy.safetensors"
+    moments.write_bytes((tmp_path / "adam" / "moments.safetensors").read_bytes())
+    assert len(built(str(moments), "adam", [*TEXTS, "one more"])) == len(TEXTS) + 1  # the same V from elsewhere
+    for name in ("estimate", "adafactor"):
+        assert len(built("auto", name, [*TEXTS, "one more"])) == len(TEXTS) + 1
 
 
 def test_a_damaged_index_is_named(stage, tmp_path):
