@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,23 @@ from msif.errors import MsifError
 _FRAGILE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON of a value, characters as they are where that is safe: it can be encoded, and read line by line."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+def to_json(value: Any, indent: int | None = None, allow_nan: bool = True) -> str:
+    """JSON of a value, characters as they are where that is safe: it can be encoded, and read line by line.
+
+    Raises:
+        ValueError: without ``allow_nan``, of an infinity or NaN.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     return _FRAGILE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def finite(value: Any) -> Any:
+    """A value without infinities and NaN, which only Python takes for JSON: each becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def json_lines(path: Path | str) -> Iterator[dict[str, Any]]:

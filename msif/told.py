@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _is_short(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return 0 < len(value) <= LONGEST and all(_is_short(one) and not isinstance(one, (list, tuple)) for one in value)
     if isinstance(value, float):
-        return value == value
+        return math.isfinite(value)
     return isinstance(value, (bool, int)) or (isinstance(value, str) and 0 < len(value) <= LONGEST)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -52,4 +53,4 @@ def strongest_blocks(blocks: Mapping[str, float], unit: float) -> list[Any]:
 
 
 def _whole(part: float | None, unit: float) -> int | None:
-    return None if part is None else round(part / unit)
+    return None if part is None or not math.isfinite(part / unit) else round(part / unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,4 +59,4 @@ class Documents:
 def permille(parts: Sequence[float], score: float) -> list[int]:
     """Parts in thousandths of the score's size; of a score of nothing in thousandths of the largest part."""
     unit = abs(score) or max(map(abs, parts), default=0.0)
-    return [round(1000 * part / unit) if unit else 0 for part in parts]
+    return [round(1000 * part / unit) if unit and math.isfinite(part / unit) else 0 for part in parts]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.atomic import write_text
-from msif.json_text import to_json
+from msif.json_text import finite, to_json
 from msif.reporting.about import about
 from msif.reporting.payload import payload
 from msif.reporting.runs import Run, open_run
@@ -84,8 +84,11 @@ def _template() -> Any:
 
 
 def embedded(value: Any) -> str:
-    """JSON that is safe inside a script element, whatever its strings hold."""
-    text = to_json(value)
+    """JSON that is safe inside a script element, whatever its strings and numbers are."""
+    try:
+        text = to_json(value, allow_nan=False)
+    except ValueError:  # rare, and a page is large
+        text = to_json(finite(value))
     for character, escape in _UNSAFE.items():
         text = text.replace(character, escape)
     return text

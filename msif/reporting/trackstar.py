@@ -6,6 +6,7 @@ same three of opponents; optional fact_id, relation, groundtruth, proponent_corr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def read_trackstar(path: Path | str) -> Run:
     shown: list[dict[str, Any]] = []
     scores, told = {}, {}
     for number, row in enumerate(rows, 1):
+        _check(row, f"{path}, line {number}")
         query = str(row["example_id"])
         if query in told:
             raise MsifError(f"{path} has the example_id '{query}' twice: give each query its own.")
@@ -104,13 +106,31 @@ def read_trackstar(path: Path | str) -> Run:
     return Run(path, shown, {"config": config}, scores, told, whole=False)
 
 
+def _lists(kind: str) -> tuple[str, str, str]:
+    """The fields of its texts, ids and scores."""
+    return f"{kind}s", f"{kind}_ids", f"{kind}_scores"
+
+
+def _check(row: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        MsifError: a field is of another kind than the viewer's.
+    """
+    for name in ("inputs_plaintext", "targets_plaintext"):
+        if row[name] is not None and not isinstance(row[name], str):
+            raise MsifError(f"{where} has the {name} {row[name]!r}: write it as text.")
+    for name in (*(name for kind in KINDS for name in _lists(kind)), "proponent_correct"):
+        if row.get(name) is not None and not isinstance(row[name], list):
+            raise MsifError(f"{where} has {row[name]!r} as {name}: write a list.")
+
+
 def _shown(row: Mapping[str, Any], query: str, kind: str, where: str) -> Iterator[dict[str, Any]]:
-    texts, ids, scores = (row.get(name) or [] for name in (f"{kind}s", f"{kind}_ids", f"{kind}_scores"))
+    texts, ids, scores = (row.get(name) or [] for name in _lists(kind))
     if not len(texts) == len(ids) == len(scores):
         raise MsifError(f"{where} has {len(texts)} {kind}s, {len(ids)} ids and {len(scores)} scores: make them equal.")
-    asked = {"query_id": query, "prompt": row["inputs_plaintext"], "completion": row["targets_plaintext"]}
+    asked = {"query_id": query, "prompt": row["inputs_plaintext"] or "", "completion": row["targets_plaintext"]}
     for place, (text, id, score) in enumerate(zip(texts, ids, scores, strict=True), 1):
-        if isinstance(score, bool) or not isinstance(score, (int, float)):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
             raise MsifError(f"{where} has the {kind} score {score!r}: write scores as numbers.")
         document = {"kind": kind, "rank": place, "candidate_id": id, "score": float(score), "text": str(text)}
         yield {**asked, **document, "tokens": [], "blocks": {}}
@@ -119,9 +139,13 @@ def _shown(row: Mapping[str, Any], query: str, kind: str, where: str) -> Iterato
 def _told(row: Mapping[str, Any], query: str) -> dict[str, Any]:
     fields = {name: row[name] for name in (*EXTRA, "query_set") if row.get(name) is not None}
     correct = row.get("proponent_correct")
-    found: dict[str, Any] = {"id": query, "prompt": row["inputs_plaintext"], "completion": row["targets_plaintext"]}
+    found: dict[str, Any] = {
+        "id": query,
+        "prompt": row["inputs_plaintext"] or "",
+        "completion": row["targets_plaintext"],
+    }
     if isinstance(correct, list):
-        sources = [str(id) for id, right in zip(row["proponent_ids"], correct, strict=False) if right]
+        sources = [str(id) for id, right in zip(row["proponent_ids"] or [], correct, strict=False) if right]
         found["sources"] = sources
     if row.get("groundtruth") is not None:
         found["answers"] = [str(row["groundtruth"])]

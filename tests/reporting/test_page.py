@@ -14,6 +14,7 @@ from msif.reporting.page import embedded, read_run, style, write_page
 from msif.reporting.payload import payload
 from msif.reporting.truth import Truth, read_truth
 from msif.reporting.words import Word, strongest, words
+from msif.told import short_fields
 
 
 def texts(text, tokens):
@@ -94,7 +95,7 @@ class Checked(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.tags, self.text, self.data = [], [], [], {}
+        self.open, self.tags, self.text, self.data, self.raw = [], [], [], {}, []
         self.feed(page)
         self.close()
         assert not self.open
@@ -111,6 +112,7 @@ class Checked(HTMLParser):
         attributes = self.tags[-1][1] if self.tags else {}
         if self.open[-1:] == ["script"] and attributes.get("type") == "application/json":
             self.data[attributes["id"]] = json.loads(data)
+            self.raw.append(data)
         else:
             self.text.append(data)
 
@@ -190,6 +192,22 @@ def test_lines_of_results_end_at_the_line_feed_alone(results, odd):
     assert [row["text"] for row in read_run(results).shown] == [json.loads(f'"one {odd} two"')] * 2
     entries = read(write_page(results)).data["data-query-0"]["runs"][0]["entries"]
     assert len(entries) == 2
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+def test_a_page_is_valid_whatever_numbers_it_is_given(tmp_path, odd):
+    parts = {"tokens": [["a", odd], [" b", 1.0]], "blocks": {"layers.0.mlp": odd, "layers.1.mlp": 1.0}}
+    fields = {"perplexity": odd, "list": [odd, 1.0], "kept": 2.5}
+    rows = [shown("a", "proponent", 1, odd, **parts, fields=fields, norm=odd), shown("a", "proponent", 2, 1.0, **parts)]
+    told = [{"id": "a", "prompt": "Who?", "completion": "x", "fields": fields, "tokens": [["x", odd]]}]
+    page = read(write_page(write_results(tmp_path / "out", rows, scored("a", [odd, 1.0, -1.0]), told)))
+    for text in page.raw:
+        json.loads(text, parse_constant=pytest.fail)
+    found = page.data["data-index"]["queries"][0]["fields"]
+    assert found == {"perplexity": None, "list": [None, 1.0], "kept": 2.5}
+    entries = page.data["data-query-0"]["runs"][0]["entries"]
+    assert entries[0]["score"] is None and entries[1]["score"] == 1.0 and entries[1]["words"] == [0, 1000]
+    assert short_fields(fields) == {"kept": 2.5}
 
 
 def test_the_command_writes_where_it_is_told(results, capsys):

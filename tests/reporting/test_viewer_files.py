@@ -58,6 +58,14 @@ def test_a_file_of_others_makes_a_page_beside_a_run(tmp_path):
         ({"proponent_ids": [1]}, "line 1 has 2 proponents, 1 ids and 2 scores"),
         ({"proponent_scores": [1, "2"]}, "the proponent score '2': write scores as numbers"),
         ({"proponents": None}, "0 proponents, 2 ids"),
+        ({"proponent_scores": [1, float("nan")]}, "the proponent score nan: write scores as numbers"),
+        ({"proponent_scores": [float("-inf"), 1]}, "the proponent score -inf: write scores as numbers"),
+        ({"proponent_ids": None, "proponent_correct": [True]}, "2 proponents, 0 ids"),
+        ({"inputs_plaintext": 5}, "line 1 has the inputs_plaintext 5: write it as text"),
+        ({"targets_plaintext": ["x"]}, r"the targets_plaintext \['x'\]: write it as text"),
+        ({"proponents": "ab"}, "line 1 has 'ab' as proponents: write a list"),
+        ({"opponent_ids": 7}, "line 1 has 7 as opponent_ids: write a list"),
+        ({"proponent_correct": True}, "line 1 has True as proponent_correct: write a list"),
     ],
 )
 def test_wrong_files_are_refused_with_a_sentence(tmp_path, change, match):
@@ -67,6 +75,16 @@ def test_wrong_files_are_refused_with_a_sentence(tmp_path, change, match):
     path.write_text(json.dumps({**row, **change}) + "\n")
     with pytest.raises(MsifError, match=match):
         open_run(path)
+
+
+def test_lists_and_texts_that_are_null_are_empty(tmp_path):
+    path = tmp_path / "null.jsonl"
+    row = {"example_id": 7, "inputs_plaintext": None, "targets_plaintext": None, "proponent_correct": [True]}
+    path.write_text(json.dumps({**row, "proponents": None, "proponent_ids": None, "proponent_scores": None}) + "\n")
+    run = open_run(path)
+    assert not run.shown and run.told["7"]["sources"] == [] and run.told["7"]["prompt"] == ""
+    main([str(path)])
+    assert (tmp_path / "null.html").is_file()
 
 
 def test_more_wrong_files(tmp_path):

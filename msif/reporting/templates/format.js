@@ -27,4 +27,4 @@ function probability(value) {
   return value >= 0.001 ? value.toFixed(3) : value.toExponential(1);
 }
 
-const fieldText = (value) => (Array.isArray(value) ? value.join(", ") : String(value));
+const fieldText = (value) => (Array.isArray(value) ? value.join(", ") : String(value ?? "–"));
