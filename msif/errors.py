@@ -15,6 +15,16 @@ class UnusableError(MsifError):
     """One row or query cannot take part, which says nothing of the others."""
 
 
+def refuse_empty(**paths: object) -> None:
+    """
+    Raises:
+        MsifError: a path is empty, which would be the current folder; it is called by its argument's name.
+    """
+    for name, path in paths.items():
+        if isinstance(path, str) and not path.strip():
+            raise MsifError(f"{name} is empty: give a file, folder or name.")
+
+
 def one_line(error: BaseException) -> str:
     """Another library's message on one line, short enough to stand within a sentence."""
     text = " ".join(str(error).split()).rstrip(".:") or type(error).__name__

@@ -18,7 +18,7 @@ from msif.curvature.store import FactorStore
 from msif.data.encoding import fingerprint_tokenizer
 from msif.data.format import check_rows
 from msif.data.sample import foretell
-from msif.errors import MsifError
+from msif.errors import MsifError, refuse_empty
 from msif.index.build import SHARD_BYTES, Share, build_index, moments_for
 from msif.index.plan import Plan, plan_of
 from msif.index.pools import indexed_modules
@@ -61,6 +61,7 @@ def make_index(
     Raises:
         MsifError: the first thing found wrong; see ``build_index``.
     """
+    refuse_empty(output=output, factors=factors)
     settings, path = settings or IndexSettings(basis=usual_basis(factors)), Path(output)
     check_share(path, share)
     loaded = stage.loaded

@@ -16,7 +16,7 @@ from msif.atomic import write_json, write_json_lines
 from msif.attribution.contributions import Contributions, block_names
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.tokens import pieces
-from msif.errors import MsifError
+from msif.errors import MsifError, refuse_empty
 from msif.job import Job, Scored
 from msif.provenance import fingerprint_documents, versions
 from msif.reporting.lexical import Overlap
@@ -104,6 +104,7 @@ class Result:
         from msif.reporting.page import write_page
         from msif.saved import check_folder, remove_what_tells_of_another
 
+        refuse_empty(folder=folder)
         folder = Path(folder)
         check_folder(folder, self.provenance, self.rankings, self.ids, overwrite)
         remove_what_tells_of_another(folder)

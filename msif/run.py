@@ -12,7 +12,7 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.methods import usual_candidates
 from msif.data.corpus import as_corpus
 from msif.data.queries import Query, as_queries
-from msif.errors import MsifError
+from msif.errors import MsifError, refuse_empty
 from msif.options import Options
 from msif.prepare import Asked, prepare
 from msif.result import Result, result_of
@@ -49,6 +49,7 @@ def attribute(
     Raises:
         MsifError: the first thing found wrong, before any long work.
     """
+    refuse_empty(queries=queries, corpus=corpus, index=options.get("index"))
     given = [stages] if isinstance(stages, Stage) else list(stages)
     strange = next((one for one in given if not isinstance(one, Stage)), None)
     if strange is not None:

@@ -18,7 +18,7 @@ from msif.curvature.store import FactorStore
 from msif.data.batching import TokenBatches, spread
 from msif.data.corpus import Corpus, as_corpus
 from msif.data.format import FIELDS, Format, check_rows, choose_format
-from msif.errors import MsifError
+from msif.errors import MsifError, refuse_empty
 from msif.models.adapted import Adapted
 from msif.models.blocks import TrackedModule
 from msif.models.loading import LoadedModel, load_model, resolve_device, wrap_model
@@ -84,6 +84,7 @@ class Stage:
         fsdp: bool = False,
         checkpoint_every: float = 600.0,
     ) -> None:
+        refuse_empty(model=model, data=data, factors=factors, checkpoints=checkpoints, moved_to=moved_to)
         if isinstance(model, nn.Module) and tokenizer is None:
             raise MsifError("a model that is an object needs its tokenizer: give tokenizer=.")
         self.model, self.data, self.factors, self.tokenizer, self.task = model, data, factors, tokenizer, task

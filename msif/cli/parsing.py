@@ -18,6 +18,9 @@ from typing import Any, NoReturn
 from msif.cli.version import ShowVersion
 from msif.errors import MsifError, one_line
 
+# what the values of flags for files, folders and names are called in the help
+PATHS = ("DIR", "FILE", "FILE.jsonl", "M", "M0", "M1", "D", "E", "F0", "F1")
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser with ``--config FILE``: a YAML of flags, which the command line overrides."""
@@ -41,9 +44,10 @@ class Parser(argparse.ArgumentParser):
             MsifError: the configuration cannot be read or holds an unknown flag; exits with status 2 on bad flags.
         """
         known, _ = self._config_only().parse_known_args(arguments)
-        if known.config:
+        if (known.config or "").strip():
             self.set_defaults(**self._read(Path(known.config)))
         values = self.parse_args(arguments)
+        self._check_not_empty(values)
         missing = [flag for flag in self._needed if getattr(values, flag.lstrip("-").replace("-", "_")) is None]
         if missing:
             self.error(f"the following arguments are required: {', '.join(missing)}")
@@ -54,6 +58,20 @@ class Parser(argparse.ArgumentParser):
         missing = object()
         untouched = argparse.Namespace(**{action.dest: missing for action in self._actions})
         return {name for name, value in vars(self.parse_args(arguments, untouched)).items() if value is not missing}
+
+    def _check_not_empty(self, values: argparse.Namespace) -> None:
+        """An empty path would be the current folder, and an empty name nothing; only texts may be empty.
+
+        Raises:
+            MsifError: names the first flag that is.
+        """
+        for action in self._actions:
+            value = getattr(values, action.dest, None)
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, str) and not part.strip() and action.metavar != "TEXT":
+                    flag = next(iter(action.option_strings), action.metavar)
+                    what = "a file, folder or name" if action.metavar in PATHS else "a value, or leave it out"
+                    raise MsifError(f"{flag} is empty: give {what}.")
 
     @staticmethod
     def _config_only() -> argparse.ArgumentParser:

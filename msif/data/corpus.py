@@ -228,6 +228,8 @@ def load_corpus(
     if max_examples is not None and max_examples < 1:
         raise MsifError(f"max_examples is {max_examples}; ask for at least one row, or leave it out for all.")
     source = str(source)
+    if not source.strip():
+        raise MsifError("the name of the data is empty: give a file, folder or name.")
     path = Path(source).expanduser()
     if is_saved(path):
         dataset = open_saved(path, split, streaming)
