@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msif.cli.checks import check_output_of
+from msif.cli.checks import check_output_of, check_read, of_damping
 from msif.cli.flags import add_machine_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_index
 from msif.cli.parsing import (
@@ -129,8 +129,13 @@ def _add_feature_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser().parse(arguments)
+    command = parser()
+    args, given = command.parse(arguments), command.given(arguments)
     set_up_logging(args.quiet)
+    if "damping_scale" in given and "damping" not in given:
+        args.damping = None  # of a configuration
+    of_factors = [(name, bool(args.factors), "give --factors") for name in ("damping", "damping_scale")]
+    check_read(given, [*of_factors, *of_damping(given)])
     with memory_advice(of_index, args):
         _build(args)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msif.cli.checks import check_output_of
+from msif.cli.checks import check_output_of, check_read, of_dry_run
 from msif.cli.flags import (
     add_machine_flags,
     add_module_flags,
@@ -73,8 +73,10 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser().parse(arguments)
+    command = parser()
+    args = command.parse(arguments)
     set_up_logging(args.quiet)
+    check_read(command.given(arguments), [of_dry_run(args)])
     with memory_advice(of_fit, args):
         _fit(args)
 

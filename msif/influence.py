@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.attribution.methods import IHVPS, SEARCHES, usual_candidates
-from msif.cli.checks import check_arguments, check_options, check_output
+from msif.cli.checks import check_arguments, check_options, check_output, follow_the_command_line
 from msif.cli.flags import DATA_SOURCES, add_field_flags, add_machine_flags, add_module_flags, add_process_flags
 from msif.cli.memory import memory_advice, of_influence
 from msif.cli.parsing import (
@@ -223,12 +223,13 @@ def _add_method_flags(group: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser()
-    args = command.parse(arguments)
+    args, given = command.parse(arguments), command.given(arguments)
     set_up_logging(args.quiet)
+    follow_the_command_line(args, given)
     if args.candidates is None:
         args.candidates = usual_candidates(args.method, args.index)
     check_arguments(args)
-    check_options(args.method, command.given(arguments), args.candidates)
+    check_options(args, given)
     with memory_advice(of_influence, args):
         _explain(args)
 

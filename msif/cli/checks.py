@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from msif.attribution.methods import METHODS, NOT_RESULTS, PROJECTED, READ_BY, check_index
+from msif.attribution.methods import DAMPED, METHODS, NOT_RESULTS, PROJECTED, READ_BY, SOLVERS, check_index
 from msif.cli.parsing import configuration
 from msif.errors import MsifError
 
@@ -63,21 +63,101 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_output(Path(args.output), args)
 
 
-def check_options(method: str, given: Iterable[str], candidates: str) -> None:
-    """Options that a method does not read must not be given to it; those of a configuration are left alone.
+def check_options(args: argparse.Namespace, given: Iterable[str]) -> None:
+    """Options that nothing reads must not be given; those of a configuration are left alone.
 
     Args:
         given: named on the command line. A configuration may be of another method, which is asked for with its flags.
-        candidates: as they are written; R is read where an index chooses them, whatever the method.
-    """
-    from msif.candidates.selection import parse_candidates
 
-    if parse_candidates(candidates).of_index is not None:
-        given = set(given) - {"r"}
-    for option in sorted(READ_BY.keys() & set(given)):
+    Raises:
+        MsifError: names the first that is.
+    """
+    method, given = args.method, set(given)
+    # R is read where an index chooses candidates, whatever the method
+    of_index = {"r"} if _chosen_by(args, "index") else set()
+    for option in sorted(READ_BY.keys() & given - of_index):
         if method not in READ_BY[option]:
             flag, readers = option.replace("_", "-"), ", ".join(READ_BY[option])
             raise MsifError(f"--method {method} does not read --{flag}: leave it out, or use it with {readers}.")
+    check_read(given, [*_read_with_an_inverse(args), *_read_with_data(args), of_dry_run(args), *of_damping(given)])
+    if "completion" in given and not args.query:
+        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
+
+
+Reader = tuple[str, bool, str]
+"""An option, whether anything reads it beside these flags, and what would."""
+
+
+def check_read(given: Iterable[str], readers: Iterable[Reader]) -> None:
+    """
+    Raises:
+        MsifError: names the first option that is given and not read.
+    """
+    given = set(given)
+    for option, is_read, needs in readers:
+        if option in given and not is_read:
+            raise MsifError(f"nothing reads --{option.replace('_', '-')} here: leave it out, or {needs}.")
+
+
+def of_dry_run(args: argparse.Namespace) -> Reader:
+    return "processes", args.dry_run, "give --dry-run, which foretells a run of so many"
+
+
+def of_damping(given: Iterable[str]) -> list[Reader]:
+    """λ is given by one of two."""
+    return [("damping_scale", "damping" not in given, "leave --damping out, which takes its place")]
+
+
+def _read_with_an_inverse(args: argparse.Namespace) -> Iterator[Reader]:
+    """What the kinds of --ihvp read."""
+    of_data = args.method in PROJECTED or args.adapter_hop
+    yield "ihvp_examples", of_data or args.ihvp in SOLVERS, f"give --adapter-hop, or --ihvp {_one_of(SOLVERS)}"
+    kinds = {
+        "ihvp_iterations": SOLVERS,
+        "ihvp_tolerance": ("cg", "ekfac-cg"),
+        "lissa_scale": ("lissa", "ekfac-lissa"),
+        "arnoldi_top": ("arnoldi",),
+    }
+    for option, readers in kinds.items():
+        yield option, args.ihvp in readers, f"give --ihvp {_one_of(readers)}"
+
+
+def _read_with_data(args: argparse.Namespace) -> Iterator[Reader]:
+    """What reads an index, an embedding model, and the data of stages."""
+    yield "r", bool(args.index), "give --index"
+    yield "embedding_model", _chosen_by(args, "knn"), "give --candidates knn:N"
+    solves = args.method in DAMPED and args.ihvp in SOLVERS
+    first = args.method in PROJECTED or solves
+    last = (args.method == "multi-stage" and (solves or args.adapter_hop)) or (not args.pretrained and first)
+    needs = f"give --method {_one_of(PROJECTED)}, or --ihvp {_one_of(SOLVERS)}"
+    yield "pretrained_data", bool(args.pretrained) and first, f"{needs}, with --pretrained"
+    yield "finetuned_data", bool(args.finetuned) and last, f"{needs}, or --adapter-hop, of the fine-tuned model"
+
+
+def _chosen_by(args: argparse.Namespace, kind: str) -> bool:
+    from msif.candidates.selection import parse_candidates
+
+    return kind in dict(parse_candidates(args.candidates).parts)
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def follow_the_command_line(args: argparse.Namespace, given: Iterable[str]) -> None:
+    """What the command line replaces goes together with what a configuration has beside it.
+
+    Args:
+        given: named on the command line.
+    """
+    given = set(given)
+    if "queries" in given and not given & {"query", "completion"}:
+        args.query = args.completion = None
+    if "query" in given and "queries" not in given:
+        args.queries = None
+        args.completion = args.completion if "completion" in given else None
+    if "damping_scale" in given and "damping" not in given:
+        args.damping = None
 
 
 def needed_factors(args: argparse.Namespace) -> list[str]:

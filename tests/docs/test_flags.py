@@ -8,6 +8,8 @@ import pytest
 
 from msif import average, build_index, fit_factors, influence
 from msif import page as html_page
+from msif.attribution.methods import usual_candidates
+from msif.cli.checks import check_options
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "results" not in p.parts)]
@@ -56,6 +58,10 @@ def test_every_flag_that_a_page_shows_exists(path, module, arguments):
 def test_values_of_the_how_to_pages_are_accepted(path):
     for module, arguments in commands_of(path.read_text(encoding="utf-8")):
         PARSERS[module].parse_args(arguments)  # exits on what it does not know
+        if module == "msif.influence" and "--config" not in arguments:
+            args = PARSERS[module].parse_args(arguments)
+            args.candidates = args.candidates or usual_candidates(args.method, args.index)
+            check_options(args, PARSERS[module].given(arguments))
 
 
 @pytest.mark.parametrize("path", HOW_TO, ids=lambda p: p.stem)
