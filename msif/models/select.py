@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 GROUPS = ("layers", "all", "attention", "mlp", "maps")
 
+QUERY_MODEL, CANDIDATES_MODEL = "the query's (fine-tuned) model", "the candidates' (pre-trained) model"
+
 _ADAPTERS = re.compile(r"(^|\.)(base_layer|lora_\w+|modules_to_save|token_adapter|prompt_encoder)(\.|$)")
 
 
@@ -139,30 +141,34 @@ def _names(model: nn.Module, module: TrackedModule) -> list[str]:
     return [module.name, *(short_name(model, use.path) for use in module.uses if use.kind in ("linear", "lookup"))]
 
 
-def match_modules(first: Sequence[TrackedModule], second: Sequence[TrackedModule]) -> tuple[list[str], dict[str, str]]:
+def match_modules(
+    query: Sequence[TrackedModule], candidate: Sequence[TrackedModule]
+) -> tuple[list[str], dict[str, str]]:
     """The modules that two models share: same name, same shape of W̄, same blocks.
 
+    Args:
+        query, candidate: of the model on which queries are measured, and of the one that gives candidates' gradients.
+
     Returns:
-        The shared names in the first model's order; and for every other name of either model why it is left out.
+        The shared names in the order of the query's model; and for every other name of either why it is left out.
 
     Raises:
         MsifError: they share nothing.
     """
-    ours, theirs = {m.name: m for m in first}, {m.name: m for m in second}
+    ours, theirs = {m.name: m for m in query}, {m.name: m for m in candidate}
     shared: list[str] = []
     left_out: dict[str, str] = {}
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         a, b = ours.get(name), theirs.get(name)
         if a is None or b is None:
-            left_out[name] = "only in the second model" if a is None else "only in the first model"
+            left_out[name] = f"only in {CANDIDATES_MODEL if a is None else QUERY_MODEL}"
         elif a.bias != b.bias:
-            left_out[name] = "with a bias in one model only"
+            left_out[name] = f"with a bias in {QUERY_MODEL if a.bias else CANDIDATES_MODEL} only"
         elif a.shape != b.shape:
-            left_out[name] = f"shape {a.shape} in the first model, {b.shape} in the second"
+            left_out[name] = f"shape {a.shape} in {QUERY_MODEL}, {b.shape} in {CANDIDATES_MODEL}"
         elif a.blocks != b.blocks:
-            left_out[name] = (
-                f"split into {len(a.blocks)} block(s) in the first model, otherwise into {len(b.blocks)} in the second"
-            )
+            parts = f"split into {len(a.blocks)} block(s) in {QUERY_MODEL}"
+            left_out[name] = f"{parts}, otherwise into {len(b.blocks)} in {CANDIDATES_MODEL}"
         else:
             shared.append(name)
     if not shared:

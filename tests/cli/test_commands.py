@@ -153,7 +153,10 @@ def test_a_classifier_with_a_head_of_its_own(world, tmp_path, capfd):
     assert influence(*flags, "--query", "Rain fell", "--output", tmp_path / "own") == 0  # the predicted class
     assert isinstance(shown(tmp_path / "own")[0]["label"], int)
     left_out = json.loads((tmp_path / "own" / "manifest.json").read_text())["left_out"]
-    assert left_out == {"score": "only in the first model", "lm_head": "only in the second model"}
+    assert left_out == {
+        "score": "only in the query's (fine-tuned) model",
+        "lm_head": "only in the candidates' (pre-trained) model",
+    }
     queries = write_rows(
         tmp_path / "q.jsonl", [{"id": "a", "text": "Rain fell", "label": "odd"}, {"id": "b", "text": "x"}]
     )

@@ -124,6 +124,7 @@ def test_a_vocabulary_with_a_basis_of_its_own(world, fit, tmp_path):
     odd = ["--pretrained-factors", tmp_path / "base-i", "--finetuned-factors", tmp_path / "tuned-b"]
     assert influence(*world.pair, *odd, *QUERY, *ALL, "--output", tmp_path / "odd") == 0
     left_out = json.loads((tmp_path / "odd" / "manifest.json").read_text())["left_out"]
-    assert left_out == {"lm_head": "split into 6 block(s) in the first model, otherwise into 1 in the second"}
+    split = "split into 6 block(s) in the query's (fine-tuned) model"
+    assert left_out == {"lm_head": f"{split}, otherwise into 1 in the candidates' (pre-trained) model"}
     fit("vocabulary basis is 'rows'", "--vocabulary-basis", "rows")
     fit("258 rows, which blocks:4 does not divide", "--modules", "maps", "--vocabulary-basis", "blocks:4")

@@ -275,7 +275,10 @@ def test_the_base_model_prefix_does_not_matter() -> None:
     lm = track_modules(tiny_model("gpt_neox"))
     classifier = track_modules(AutoModelForSequenceClassification.from_config(config))
     bare = track_modules(AutoModel.from_config(config))
-    heads = {"lm_head": "only in the first model", "score": "only in the second model"}
+    heads = {
+        "lm_head": "only in the query's (fine-tuned) model",
+        "score": "only in the candidates' (pre-trained) model",
+    }
     for other, left_out in ((classifier, heads), (bare, {"lm_head": heads["lm_head"]})):
         assert match_modules(lm, other) == (names(lm)[:-1], left_out)
 
@@ -285,19 +288,27 @@ def test_what_does_not_match_is_left_out_with_a_reason() -> None:
     second = track_modules(tiny_model("gpt_neox", intermediate_size=64, num_hidden_layers=1))
     shared, left_out = match_modules(first, second)
     assert shared == ["layers.0.attention.query_key_value", "layers.0.attention.dense", "lm_head"]
-    assert left_out["layers.0.mlp.dense_h_to_4h"] == "shape (48, 33) in the first model, (64, 33) in the second"
-    assert left_out["layers.1.mlp.dense_h_to_4h"] == "only in the first model"
-    assert match_modules(second, first)[1]["layers.1.mlp.dense_h_to_4h"] == "only in the second model"
+    assert (
+        left_out["layers.0.mlp.dense_h_to_4h"]
+        == "shape (48, 33) in the query's (fine-tuned) model, (64, 33) in the candidates' (pre-trained) model"
+    )
+    assert left_out["layers.1.mlp.dense_h_to_4h"] == "only in the query's (fine-tuned) model"
+    assert (
+        match_modules(second, first)[1]["layers.1.mlp.dense_h_to_4h"] == "only in the candidates' (pre-trained) model"
+    )
     shared, left_out = match_modules(first, track_modules(tiny_model("gpt_neox"), split_heads=False))
     assert list(left_out) == [f"layers.{i}.attention.query_key_value" for i in range(2)]
-    assert "12 block(s)" in left_out["layers.0.attention.query_key_value"]
+    split = left_out["layers.0.attention.query_key_value"]
+    assert split.startswith(
+        "split into 12 block(s) in the query's (fine-tuned) model, otherwise into 1 in the candidates"
+    )
 
 
 def test_models_that_share_nothing_are_refused() -> None:
     neox, gpt2 = track_modules(tiny_model("gpt_neox")), track_modules(tiny_model("gpt2"))
-    with pytest.raises(MsifError, match=r"share no block: 'layers.0.attention.query_key_value' is only in the first"):
+    with pytest.raises(MsifError, match=r"share no block: 'layers.0.attention.query_key_value' is only in the query's"):
         match_modules(neox, gpt2)
-    with pytest.raises(MsifError, match=r"shape \(96, 33\) in the first model, \(192, 65\) in the second"):
+    with pytest.raises(MsifError, match=r"shape \(96, 33\) in the query's .* model, \(192, 65\) in the candidates'"):
         match_modules(neox, track_modules(tiny_model("gpt_neox", hidden_size=64)))
 
 
@@ -305,7 +316,7 @@ def test_a_bias_is_no_input_column() -> None:
     narrow = track_modules(nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(2, 2)}))
     wide = track_modules(nn.ModuleDict({"a": nn.Linear(5, 5, bias=False), "b": nn.Linear(2, 2)}))
     assert narrow[0].shape == wide[0].shape
-    assert match_modules(narrow, wide) == (["b"], {"a": "with a bias in one model only"})
+    assert match_modules(narrow, wide) == (["b"], {"a": "with a bias in the query's (fine-tuned) model only"})
 
 
 def test_no_match_is_refused() -> None:
