@@ -240,13 +240,19 @@ class Job:
         if query.answered:
             self.encoded([query], tell=True)
         elif self.last.task == "lm":
-            count, limit = len(ask(query, self.last.loaded.tokenizer)), self.length
-            if count >= limit:
-                raise UnusableError(
-                    f"the prompt has {count} tokens, and --max-length {limit} leaves no room for an answer: raise it, "
-                    "or shorten the query."
-                )
+            count = len(ask(query, self.last.loaded.tokenizer))
+            if count >= self.length:
+                raise UnusableError(f"the prompt has {count} tokens, and {self._no_room}.")
         return query
+
+    @property
+    def _no_room(self) -> str:
+        """What a prompt is too long for, and what can be done."""
+        limits = {stage.loaded.name: positions(stage.loaded) for stage in self.stages}
+        for name, limit in limits.items():
+            if limit is not None and limit <= self.length:  # no --max-length helps
+                return f"the {limit} positions of {name} leave no room for an answer: shorten the query"
+        return f"--max-length {self.length} leaves no room for an answer: raise it, or shorten the query"
 
     def _answer(self, query: Query) -> Query:
         """A query without an answer gets the model's own."""

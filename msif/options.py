@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ class Options:
         progress: whether preselection shows its bars.
 
     Raises:
-        MsifError: an index is missing, or would not be read; an unknown search; the hop of an adapter
-            with another method or inverse.
+        MsifError: an index is missing, or would not be read; an unknown search; no number of tokens or documents; the
+            hop of an adapter with another method or inverse.
     """
 
     method: str = "multi-stage"
@@ -68,6 +69,10 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise MsifError(f"{name} is {value!r}: give an integer of 1 or more.")
         if self.prior is not None:
             parse_prior(self.prior)
         check_index(self.method, self._preselects, self.index, self.search)

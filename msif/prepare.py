@@ -96,6 +96,8 @@ def prepare(asked: Asked) -> Job:
     choose_format(corpus, task=first.task, **asked.fields)
     if first.fsdp or last.fsdp:
         _check_sharded(options)
+    if any(str(stage.device) == "meta" and (stage.factors or not asked.estimate) for stage in (first, last)):
+        raise MsifError("device 'meta' has no weights to score with, or that factors could be of: leave --device out.")
     if asked.reads_rows:
         check_ids(corpus)
     loaded = [stage.loaded for stage in dict.fromkeys((first, last))]
@@ -173,10 +175,22 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
     if later and options.adapter_hop:
         own = _pulled(stage) if isinstance(damping.alpha, str) else None
         return FittedStage(stage.side, store, own, stage.training(options.examples), stage.adapter)
-    tau = stage.tau if options.method == "source" or damping.needs_tau(later) else None
+    tau = _unrolled(stage) if options.method == "source" else stage.tau if damping.needs_tau(later) else None
     solves = options.ihvp.kind in SOLVERS and options.method in DAMPED
     batches = stage.training(options.examples) if solves else None
     return FittedStage(stage.side, store, tau, batches)
+
+
+def _unrolled(stage: Stage) -> Mapping[str, Tensor]:
+    """τ of a stage's training for SOURCE.
+
+    Raises:
+        MsifError: its training does not tell.
+    """
+    try:
+        return stage.tau
+    except TrainingUnknown as error:
+        raise error.for_source from error
 
 
 def _pulled(stage: Stage) -> Mapping[str, Tensor]:

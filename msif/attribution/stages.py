@@ -200,8 +200,9 @@ def check_factors(store: FactorStore, loaded: LoadedModel) -> list[TrackedModule
             "fit factors for this one."
         )
     if fitted.get("weights") != loaded.weights:
+        others = "" if source == loaded.name else f", or these are those of {source}"
         raise MsifError(
-            f"the weights of {loaded.name} have changed since the factors in {store.path} were fitted, or these are "
-            f"those of {source}: give the right folder, or fit them again."
+            f"the weights of {loaded.name} have changed since the factors in {store.path} were fitted{others}: "
+            "give the right folder, or fit them again."
         )
     return store.tracked

@@ -26,6 +26,7 @@ IN_PIECES = ("global_step*", "optimizer_*", "rank*-of-*-optimizer.pt", "*optim_s
 
 NUMBERS = "give numbers for --damping and --alpha (--alpha 0 does without it)"
 SUM_OR_NUMBERS = f"give --learning-rate-sum, or {NUMBERS.removeprefix('give ')}"
+OTHER_METHOD = "use --method multi-stage, which can do without"
 
 
 class TrainingUnknown(MsifError):
@@ -33,7 +34,14 @@ class TrainingUnknown(MsifError):
 
     def __init__(self, reason: str, instead: str = NUMBERS) -> None:
         super().__init__(f"{reason}: {instead}.")
-        self.reason = reason
+        self.reason, self.instead = reason, instead
+
+    @property
+    def for_source(self) -> MsifError:
+        """The same where τ itself is read, and no number can stand for it."""
+        numbers = NUMBERS.removeprefix("give ")
+        instead = self.instead.replace(NUMBERS, OTHER_METHOD).replace(numbers, OTHER_METHOD)
+        return MsifError(f"--method source reads how each model was trained, and {self.reason}: {instead}.")
 
 
 @dataclass(frozen=True)

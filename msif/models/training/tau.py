@@ -108,7 +108,9 @@ def training_is_known(folder: str | Path) -> bool:
 
 def _above_zero(folder: Path, total: float) -> float:
     if not total > 0:
-        raise TrainingUnknown(f"the learning rates of {folder} sum to {total:g}", f"{SUM_OR_NUMBERS}, above 0")
+        raise TrainingUnknown(
+            f"the learning rates of {folder} sum to {total:g}", SUM_OR_NUMBERS.replace("sum,", "sum above 0,")
+        )
     return total
 
 
