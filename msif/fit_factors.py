@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +152,7 @@ def summary(store: FactorStore, seconds: float) -> str:
 
 
 def report_convergence(store: FactorStore, lines: bool) -> None:
-    """A warning where factors still move; one line a module on request."""
+    """A warning where factors still move, or where it was not measured; one line a module on request."""
     from msif.curvature.convergence import WARN_ABOVE
 
     changes = store.manifest["convergence"]
@@ -162,6 +162,8 @@ def report_convergence(store: FactorStore, lines: bool) -> None:
         for name, leader in store.groups.items():
             keys = (f"{leader}:A", f"{name}:G", f"{name}:Lambda")
             print(f"{name:48} " + " ".join(f"{changes[k]:7.1%}" if k in changes else "      –" for k in keys))
+    if not changes:
+        print(f"warning: {_not_measured(store.manifest['counts'])}.", file=sys.stderr)
     moving = {kind: max((v for k, v in changes.items() if k.endswith(f":{kind}")), default=0.0) for kind in kinds}
     worst = [f"{kind} {value:.0%}" for kind, value in moving.items() if value > WARN_ABOVE]
     if worst:
@@ -170,6 +172,15 @@ def report_convergence(store: FactorStore, lines: bool) -> None:
             f"warning: factors still move per doubling of the data ({', '.join(worst)} at most): {advice}.",
             file=sys.stderr,
         )
+
+
+def _not_measured(counts: Mapping[str, int]) -> str:
+    """Why a fit says nothing of how much factors still move; only between batches are they looked at."""
+    what = "how much factors would still move with more data was not measured, for"
+    if counts["sequences"] < 2:
+        return f"{what} they were fitted on one sequence: give more data"
+    tokens = max(1, counts["positions"] // 4)  # of several batches one ends near the half
+    return f"{what} nearly all data are one batch: --batch-tokens {tokens} with another --output measures it"
 
 
 if __name__ == "__main__":

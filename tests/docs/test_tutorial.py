@@ -1,9 +1,11 @@
 """The tutorial's blocks run in their order, and show what the text says."""
 
 import importlib
+import io
 import json
 import re
 import shlex
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,17 @@ def call(line):
     """A command of the page in this process: starting each anew would be most of the time."""
     words = shlex.split(line)
     assert words[:2] == ["python", "-m"], line
-    with pytest.raises(SystemExit) as end:
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as end, redirect_stderr(said):
         run(importlib.import_module(words[2]).main, [*words[3:], "--quiet"])
     assert end.value.code == 0, line
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """The folder in which the page was followed, and what its Python blocks left."""
-    folder, names = tmp_path_factory.mktemp("tutorial"), {"__name__": "tutorial"}
+    folder, names = tmp_path_factory.mktemp("tutorial"), {"__name__": "tutorial", "said": {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for kind, block in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
@@ -34,7 +38,7 @@ def done(tmp_path_factory):
                 exec(compile(block, "tutorial.md", "exec"), names)
             elif "pip install" not in block:
                 for line in block.strip().splitlines():
-                    call(line)
+                    names["said"][line] = call(line)
         names["found"] = {run: names["places"](f"results/{run}") for run in ("all", "all-damped", "all-gdp")}
     return folder, names
 
@@ -44,6 +48,12 @@ def test_the_model_answers_what_it_was_not_fine_tuned_on(done):
     lines = (folder / "results" / "all" / "top.jsonl").read_text(encoding="utf-8").splitlines()
     answered = {shown["prompt"]: shown["completion"] for shown in map(json.loads, lines)}
     assert answered == {row["prompt"]: row["completion"] for row in names["questions"][30:]}
+
+
+def test_each_fit_warns_as_the_page_says(done):
+    fits = [said for line, said in done[1]["said"].items() if "msif.fit_factors" in line]
+    assert len(fits) >= 2
+    assert all("how much factors would still move with more data was not measured" in said for said in fits)
 
 
 def test_sources_rank_well_above_chance(done):
