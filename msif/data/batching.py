@@ -158,7 +158,7 @@ class TokenBatches:
             MsifError: no row has anything to predict; as of `Encoder.documents`.
         """
         name, tally = self.corpus.name, Tally()
-        encoder = Encoder(self.format, self.tokenizer, self.max_length, self.corpus.where)
+        encoder = Encoder(self.format, self.tokenizer, self.max_length, self.corpus.where, self.corpus.exact)
         yield from encoder.documents(self.corpus.rows(self.indices, columns=self.format.columns), tally)
         tally.check(name, self.max_length)
         said, limits = _said.setdefault(self.corpus, set()), (self.format.columns, self.max_length)

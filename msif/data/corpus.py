@@ -52,6 +52,11 @@ class Corpus:
         """The names of the fields that the first rows have."""
         return self._rows.head
 
+    @property
+    def exact(self) -> bool:
+        """Whether a null within a value is as it was written, and none that a table's schema adds."""
+        return self._rows.exact
+
     def __len__(self) -> int:
         if self.size is None:
             raise TypeError(f"'{self.name}' is a stream, its number of rows is not known")

@@ -39,12 +39,14 @@ class Encoder:
         tokenizer: a Hugging Face tokenizer.
         max_length: longest document in tokens; None does not cut.
         describe: how a message names a row, from its number.
+        exact: whether rows hold no null but what was written, see `check_messages`.
     """
 
     format: Format
     tokenizer: Any
     max_length: int | None = None
     describe: Callable[[int], str] = "row {}".format
+    exact: bool = True
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
@@ -85,7 +87,7 @@ class Encoder:
         kind, tokenizer = self.format.kind, self.tokenizer
         if kind == "messages":
             for index, row in rows:
-                messages = check_messages(row.get(str(self.format.messages)), self.describe(index))
+                messages = check_messages(row.get(str(self.format.messages)), self.describe(index), self.exact)
                 yield from self._truncated(index, *encode_chat(tokenizer, messages, self.describe(index)), tally)
         elif kind == "pair":
             pairs = pair_tokens(

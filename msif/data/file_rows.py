@@ -55,6 +55,10 @@ class FileRows:
             return None
         return len(self._tables[0][1] if self._tables else self._table(()))
 
+    @property
+    def exact(self) -> bool:
+        return self.files.kind != "parquet"
+
     def has(self, column: str) -> bool:
         """Whether any row has a field."""
         if column in self.head:

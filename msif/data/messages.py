@@ -8,8 +8,11 @@ from typing import Any
 from msif.errors import MsifError
 
 
-def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
+def check_messages(messages: Any, where: str, exact: bool = True) -> list[dict[str, Any]]:
     """The turns of a conversation, without the empty keys that a columnar table adds; none is an empty list.
+
+    Args:
+        exact: whether a null is as it was written (``Corpus.exact``): then it is an argument of a tool like any other.
 
     Raises:
         MsifError: something else than turns with a role, and a text or a list of parts as content.
@@ -17,7 +20,7 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
     turns = [] if messages is None else messages
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not all(map(_is_turn, turns)):
         raise MsifError(f'The messages of {where} must be a list of {{"role": ..., "content": ...}}; rewrite them.')
-    return [_without_gaps(turn) for turn in turns]
+    return [_without_gaps(turn, exact) for turn in turns]
 
 
 def _is_turn(turn: Any) -> bool:
@@ -28,12 +31,16 @@ def _is_turn(turn: Any) -> bool:
     return content is None or isinstance(content, str) or parts
 
 
-def _without_gaps(value: Any) -> Any:
-    """A JSON value without the keys that hold null, at any depth."""
+def _without_gaps(value: Any, exact: bool) -> Any:
+    """A JSON value without the keys that hold null, at any depth; but for tools' arguments that are ``exact``."""
     if isinstance(value, Mapping):
-        return {key: _without_gaps(inner) for key, inner in value.items() if inner is not None}
+        return {
+            key: inner if exact and key == "arguments" else _without_gaps(inner, exact)
+            for key, inner in value.items()
+            if inner is not None
+        }
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_gaps(inner) for inner in value]
+        return [_without_gaps(inner, exact) for inner in value]
     return value
 
 

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def load_queries(path: str, task: str = "lm") -> list[Query]:
         needed, there = "'text' or 'prompt'" if classify else "'prompt'", some_of(corpus.columns)
         hint = "" if classify else " (a conversation goes into 'messages')"
         raise MsifError(f"Queries in '{path}' need a field {needed}; their fields are {there}{hint}.")
-    read = _labelled if classify else _asked
+    read = _labelled if classify else partial(_asked, exact=corpus.exact)
     queries = []
     for (index, row), id in zip(corpus.rows(), corpus.ids(), strict=True):
         queries.append(read(id_text(id), row, present[0], f"row {index} of '{path}'"))
@@ -132,14 +133,14 @@ def _labelled(id: str, row: Mapping[str, Any], field: str, where: str) -> Query:
     return Query(id, _filled(row, field, where), label=_given(row.get("label")))
 
 
-def _asked(id: str, row: Mapping[str, Any], field: str, where: str) -> Query:
+def _asked(id: str, row: Mapping[str, Any], field: str, where: str, exact: bool = True) -> Query:
     if row.get("messages") is None:
         completion = Format(text="completion").read(row, "completion", where)
         return Query(id, _filled(row, field, where), _given(completion))
     for other in ("prompt", "completion"):
         if _given(row.get(other)) is not None:
             raise MsifError(f"The query in {where} has both messages and a {other}; leave one out.")
-    messages = check_messages(row["messages"], where)
+    messages = check_messages(row["messages"], where, exact)
     said, answer = messages, ""
     if messages and messages[-1]["role"] == "assistant":
         *said, last = messages

@@ -90,7 +90,7 @@ def _timed(batches: TokenBatches, count: int) -> tuple[list[Document], int, floa
         all_rows, count = range(size) if rows is None else rows, min(count, size)
         rows = [all_rows[place * size // count] for place in range(count)]
     # by itself, for what it skips and cuts is not the whole
-    encoder = Encoder(format, batches.tokenizer, batches.max_length, corpus.where)
+    encoder = Encoder(format, batches.tokenizer, batches.max_length, corpus.where, corpus.exact)
     start = time.perf_counter()
     read = islice(corpus.rows(rows, columns=format.columns), count)
     return list(encoder.documents(read, Tally())), count, time.perf_counter() - start

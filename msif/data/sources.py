@@ -23,9 +23,13 @@ class Rows(Protocol):
         head: names of the fields of the first rows; none where there is no row.
         columns: names of all fields, in a stream as far as they are known.
         size: number of rows, None for a stream.
+        exact: whether a null within a value is as it was written, and none that the schema of all rows adds.
     """
 
     streaming: bool
+
+    @property
+    def exact(self) -> bool: ...
 
     @property
     def head(self) -> tuple[str, ...]: ...
@@ -43,6 +47,8 @@ class Rows(Protocol):
 
 class DatasetRows:
     """Rows of a `datasets.Dataset` (memory-mapped) or `IterableDataset` (a stream)."""
+
+    exact = False
 
     def __init__(self, dataset: Any) -> None:
         from datasets import IterableDataset
