@@ -25,7 +25,7 @@ from msif.index.rounding import SAMPLE, rounding_error
 from msif.index.scaling import ESTIMATED_FROM, estimate_moments
 from msif.index.settings import MOMENTS
 from msif.index.storage import MOMENTS_FILE, GradientIndex, encoded, read_manifest
-from msif.index.writing import ShardWriter, open_or_create, remove_if_nothing_done, settle
+from msif.index.writing import ShardWriter, known_hashes, open_or_create, remove_if_nothing_done, settle
 from msif.models.training.files import TrainingUnknown
 from msif.models.training.moments import SecondMoments, second_moments, to_tensors
 from msif.progress import progress
@@ -85,13 +85,15 @@ def build_index(
     is_new = distributed.same(lambda: open_or_create(path, {**plan.identity, **identity}, fresh))
     if plan.moments is not None and distributed.leads() and not (path / MOMENTS_FILE).is_file():
         save_tensors(path / MOMENTS_FILE, plan.moment_tensors())
-    writer = ShardWriter(path, share.number, share.of)
+    builder = _Builder(plan, batches, ShardWriter(path, share.number, share.of), share, checkpoint_every, shard_bytes)
     try:
-        _Builder(plan, batches, writer, share, checkpoint_every, shard_bytes).run()
+        builder.run()
     except BaseException:
         if is_new and share.of == 1:
             remove_if_nothing_done(path)
         raise
+    if builder.others and not distributed.active() and builder.others - known_hashes(path):
+        return None  # other shares were complete before these documents came
     distributed.wait()
     if distributed.leads():
         settle(path, share.of)
@@ -115,6 +117,7 @@ class _Builder:
     held: list[dict[str, Tensor]] = field(default_factory=list)
     documents: dict[str, list[Any]] = field(default_factory=dict)
     sample: list[Tensor] = field(default_factory=list)
+    others: set[bytes] = field(default_factory=set)  # documents that other shares have still to take
 
     def run(self) -> None:
         rows, hashes = self._new()
@@ -141,6 +144,8 @@ class _Builder:
             if digest not in seen and self.share.takes(digest):
                 hashes[row] = digest
                 rows.append(row)
+            elif digest not in seen:
+                self.others.add(digest)
             seen.add(digest)
         return rows, hashes
 

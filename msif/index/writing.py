@@ -73,6 +73,25 @@ def settle(path: Path, of: int) -> None:
             write_json(path / f"shards.{number}-of-{others}.json", {**part, "complete": True})
 
 
+def known_hashes(path: Path) -> set[bytes]:
+    """Content hashes of all documents that are there, or skipped, whoever wrote them."""
+    known: set[bytes] = set()
+    for part in read_parts(path).values():
+        known.update(bytes.fromhex(value) for value in part["skipped"])
+        for entry in part["shards"]:
+            known.update(_hashes(path / f"{entry['name']}.parquet"))
+    return known
+
+
+def _hashes(file: Path) -> list[bytes]:
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file, columns=["hash"])["hash"].to_pylist()
+    except Exception as error:
+        raise MsifError(f"{file} cannot be read ({one_line(error)}): {REBUILD}.") from error
+
+
 class ShardWriter:
     """Writes the shards of one process; what was complete before is kept.
 
@@ -80,34 +99,22 @@ class ShardWriter:
         part, parts: number of this process, and of all.
         skipped: content hashes of documents that have nothing to be indexed.
         rounding: what storing in fewer bits does, see ``rounding_error``.
-        known: content hashes of all documents that are there, or skipped, whoever wrote them.
+        known: see ``known_hashes``.
     """
 
     def __init__(self, path: Path, part: int = 0, parts: int = 1) -> None:
         self.path, self.part, self.parts = path, part, parts
-        own = read_parts(path)
-        mine: dict[str, Any] = own.get((part, parts), EMPTY)
+        mine: dict[str, Any] = read_parts(path).get((part, parts), EMPTY)
         self.shards: list[dict[str, Any]] = list(mine["shards"])
         self.skipped = {bytes.fromhex(value) for value in mine["skipped"]}
         self.rounding: dict[str, Any] | None = mine["rounding"]
-        self.known = {bytes.fromhex(value) for written in own.values() for value in written["skipped"]}
-        for written in own.values():
-            for entry in written["shards"]:
-                self.known.update(self._hashes(entry["name"]))
+        self.known = known_hashes(path)
         for leftover in path.glob(f".{self._prefix}*.part"):
             leftover.unlink(missing_ok=True)
 
     @property
     def _prefix(self) -> str:
         return f"{self.part}-of-{self.parts}"
-
-    def _hashes(self, name: str) -> list[bytes]:
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.read_table(self.path / f"{name}.parquet", columns=["hash"])["hash"].to_pylist()
-        except Exception as error:
-            raise MsifError(f"{self.path / name}.parquet cannot be read ({one_line(error)}): {REBUILD}.") from error
 
     def write(self, tensors: Mapping[str, Tensor], documents: Mapping[str, Sequence[Any]]) -> None:
         """One shard, whole or not at all.

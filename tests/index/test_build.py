@@ -21,6 +21,7 @@ from msif.index.build import Share
 from msif.index.rounding import rounding_error
 from msif.index.settings import IndexSettings
 from msif.index.storage import GradientIndex, decoded, encoded
+from msif.index.writing import EMPTY
 from msif.indexing import make_index
 
 SMALL = {"blocks": 1, "projection": 3, "dtype": "float32"}
@@ -79,6 +80,29 @@ def test_shares_of_many_processes_are_one_index(stage, tmp_path):
         made(stage, tmp_path / "shared", share=Share(1, 2))
     equal(whole, made(stage, tmp_path / "shared", share=Share(2, 3)))
     assert len(made(stage, tmp_path / "shared", [*TEXTS, "one more"])) == len(TEXTS) + 1
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_new_documents_are_there_when_every_share_has_taken_its_own(stage, tmp_path, first):
+    """Also where all shares of the documents before them are complete."""
+    for number in (0, 1):
+        index = made(stage, tmp_path / "shared", TEXTS[:8], share=Share(number, 2))
+    assert len(index) == 8
+    assert made(stage, tmp_path / "shared", share=Share(first, 2)) is None
+    assert made(stage, tmp_path / "shared", share=Share(first, 2)) is None
+    assert len(made(stage, tmp_path / "shared", TEXTS[:8], share=Share(first, 2))) < len(TEXTS)
+    equal(made(stage, tmp_path / "whole"), made(stage, tmp_path / "shared", share=Share(1 - first, 2)))
+    assert len(made(stage, tmp_path / "shared", share=Share(first, 2))) == len(TEXTS)
+
+
+def test_a_share_alone_finishes_nothing_that_another_number_left(stage, tmp_path):
+    for number in (0, 1):
+        made(stage, tmp_path / "shared", TEXTS[:8], share=Share(number, 2))
+    part = tmp_path / "shared" / "shards.0-of-1.json"
+    part.write_text(json.dumps({**EMPTY, "part": 0, "of": 1}))
+    assert made(stage, tmp_path / "shared", share=Share(0, 2)) is None
+    assert not json.loads(part.read_text())["complete"]
+    assert len(made(stage, tmp_path / "shared", share=Share(1, 2))) == len(TEXTS)
 
 
 def test_what_several_left_one_finishes(stage, tmp_path):
@@ -282,19 +306,19 @@ def test_documents_join_only_under_the_second_moments_asked_for(tokenizer, tmp_p
     model = model_of("gpt2")
     adam, adafactor = (str(save_optimizer(model, tmp_path / f"{kind}-state", kind)) for kind in ("adam", "adafactor"))
 
-    def built(kind, name, texts=TEXTS):
+    def built(kind, name, texts=TEXTS[:4]):
         stage = msif.Stage(model, data=list(texts), tokenizer=tokenizer)
         return make_index(stage, tmp_path / name, IndexSettings(**SMALL), second_moments=kind)
 
     kinds = {"none": "none", "estimate": "estimate", "adam": adam, "adafactor": adafactor}
     for name, kind in kinds.items():
-        assert len(built(kind, name, TEXTS[:4])) == 4
+        assert len(built(kind, name, TEXTS[:2])) == 2
         files = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
         for other in [*(one for one in kinds.values() if one != kind), str(tmp_path / "nowhere"), "optimizer"]:
             with pytest.raises(MsifError, match=r"second.moments|no optimizer\.pt"):
                 built(other, name)
         assert files == {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
-        assert len(built(kind, name)) == len(TEXTS)
+        assert len(built(kind, name)) == 4
     with pytest.raises(
         MsifError, match=r"built with second moments from 'estimate', and --second-moments .*adam-state are"
     ):
@@ -303,9 +327,9 @@ def test_documents_join_only_under_the_second_moments_asked_for(tokenizer, tmp_p
         built("auto", "none")
     moments = tmp_path / "copy.safetensors"
     moments.write_bytes((tmp_path / "adam" / "moments.safetensors").read_bytes())
-    assert len(built(str(moments), "adam", [*TEXTS, "one more"])) == len(TEXTS) + 1  # the same V from elsewhere
+    assert len(built(str(moments), "adam", TEXTS[:5])) == 5  # the same V from elsewhere
     for name in ("estimate", "adafactor"):
-        assert len(built("auto", name, [*TEXTS, "one more"])) == len(TEXTS) + 1
+        assert len(built("auto", name, TEXTS[:5])) == 5
 
 
 def test_a_damaged_index_is_named(stage, tmp_path):
