@@ -70,7 +70,7 @@ class Job:
         queries: in their order, some still without an answer.
         first, last: the stage whose gradients the candidates give, and the one that answers.
         asked: the one on which queries are measured.
-        length: tokens kept of a document or query.
+        length: tokens kept of a query, and of a document unless the index gives its score.
         chooser: of the index, where there is one; finds candidates "index:N".
         index: what the method's own curvature is taken from, if it has one.
         solved: the stages' own data, where their inverses are solved for on it.
@@ -115,8 +115,13 @@ class Job:
 
     def documents(self, rows: Sequence[int]) -> TokenBatches:
         """The named rows of the corpus as batches."""
-        limits = {"max_length": self.length, "batch_tokens": self.options.batch_tokens}
+        limits = {"max_length": self.document_length, "batch_tokens": self.options.batch_tokens}
         return TokenBatches(self.corpus, self.format, self.first.loaded.tokenizer, indices=rows, **limits)
+
+    @property
+    def document_length(self) -> int:
+        """As many tokens as scores are of, which an index keeps as it was built."""
+        return self.scorer.max_length if isinstance(self.scorer, IndexScorer) else self.length
 
     @property
     def rank_errors(self) -> Any:

@@ -118,6 +118,8 @@ def prepare(asked: Asked) -> Job:
     options = replace(options, damping=damping, measurement=_measurement(options, queries, last.objective))
     by_index = scorer_by_index(asked, options, fitted.get(last)) if options.index is not None else None
     scorer = by_index if options.scores_by_index and by_index else _scorer(options, asked, fitted)
+    if isinstance(scorer, IndexScorer) and scorer.max_length != length:
+        log.info("documents are of %d tokens, as in the index; --max-length is for queries", scorer.max_length)
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
     batches = {stage: one.batches for stage, one in fitted.items() if isinstance(one.batches, TokenBatches)}

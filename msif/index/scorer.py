@@ -117,6 +117,11 @@ class IndexScorer:
         self._place_of: dict[int, int] = {}  # of rows of the corpus that was scored
 
     @property
+    def max_length(self) -> int:
+        """Tokens that the index has of a document."""
+        return int(self.index.manifest["run"]["max_length"])
+
+    @property
     def applied(self) -> Sequence[Scaled]:
         return [self.plan.features, *self.inverses]
 

@@ -135,6 +135,28 @@ def test_what_a_pass_had_scored_by_another_r_is_not_taken(ask, indexes, monkeypa
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
+@pytest.mark.parametrize("built", [6, 20, 512])
+def test_what_is_shown_is_what_the_index_has(world, tmp_path, built):
+    """Of documents cut at its length: words and blocks sum to the score, whatever --max-length queries have."""
+    model = {"data": world.folder / "corpus.jsonl", "batch_tokens": 64}
+    settings = IndexSettings(blocks=1, projection=4, dtype="float32")
+    stage = msif.Stage(world.base, max_length=built, **model)
+    index = msif.make_index(stage, tmp_path / "index", settings, second_moments="none")
+    assert max(index.documents["tokens"].to_pylist()) <= built
+    found = {}
+    for asked in (26, 200):
+        stage = msif.Stage(world.base, max_length=asked, **model)
+        options = {"method": "trackstar", "index": index.path, "r": "none", "top_k": 4}
+        result = msif.attribute(stage, [("Where was Ada born?", " Linz")], **options)
+        for one in result.top():
+            assert len(one.tokens) <= built
+            scale = 1e-3 * max(abs(part) for _, part in one.tokens)
+            for parts in ([part for _, part in one.tokens], one.blocks.values()):
+                assert sum(parts) == pytest.approx(one.score, abs=scale)
+        found[asked] = result.scores()
+    assert found[26] == found[200]
+
+
 def test_a_query_without_a_gradient_scores_zero(world, tmp_path):
     """Of a model that is so sure of its answer that the loss is zero, as are the documents' where it is as sure."""
     model = AutoModelForCausalLM.from_pretrained(world.base)
