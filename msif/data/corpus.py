@@ -13,6 +13,7 @@ from typing import Any
 from msif.data.file_rows import FileRows
 from msif.data.files import find_files, looks_local
 from msif.data.ids import is_empty
+from msif.data.memory_rows import MemoryRows
 from msif.data.sources import DatasetRows, Rows, is_saved, open_hub, open_saved
 from msif.errors import MsifError, some_of
 
@@ -30,7 +31,7 @@ class Corpus:
     def __init__(self, rows: Any, name: str) -> None:
         """Wrap a `datasets.Dataset` or `IterableDataset`, or other `Rows`."""
         self.name = name
-        self._rows: Rows = rows if isinstance(rows, FileRows) else DatasetRows(rows)
+        self._rows: Rows = rows if isinstance(rows, (FileRows, MemoryRows)) else DatasetRows(rows)
         self.streaming = self._rows.streaming
         self._is_one_file = Path(name).expanduser().is_file()
         self._fingerprints: dict[tuple[str, ...], str] = {}
@@ -182,9 +183,7 @@ class Corpus:
 
 def corpus_from_rows(rows: Iterable[Mapping[str, Any]], name: str = "rows") -> Corpus:
     """A corpus of rows that are in memory already."""
-    from datasets import Dataset
-
-    return Corpus(Dataset.from_list([dict(row) for row in rows]), name)
+    return Corpus(MemoryRows(rows, name), name)
 
 
 def as_corpus(data: Any, **options: Any) -> Corpus:

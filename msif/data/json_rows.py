@@ -38,7 +38,7 @@ def json_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[di
             for number, line in chain([first], filled):
                 row = _row(_parse(line, number, path), number, path)
                 if b"\\u" in line and HALF.search(line):
-                    _refuse_halves(row, columns, number, path)
+                    refuse_halves(row, columns, f"line {number} of '{path}'")
                 yield row
             return
     if first is not None:
@@ -90,15 +90,19 @@ def _row(value: Any, number: int, path: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_halves(row: dict[str, Any], columns: Collection[str] | None, number: int, path: Path) -> None:
+def refuse_halves(row: dict[str, Any], columns: Collection[str] | None, where: str) -> None:
+    """
+    Raises:
+        MsifError: a field holds half of a surrogate pair.
+    """
     for column in row if columns is None else columns:
         try:
-            json.dumps(row.get(column), ensure_ascii=False).encode()
+            json.dumps(row.get(column), ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as fault:
             half = f"\\u{ord(fault.object[fault.start]):x}"
             raise MsifError(
-                f"Field '{column}' of line {number} of '{path}' holds {half}, half of a surrogate pair, which is no "
-                "character; mend it or leave the row out."
+                f"Field '{column}' of {where} holds {half}, half of a surrogate pair, which is no character; mend it "
+                "or leave the row out."
             ) from None
 
 
@@ -115,7 +119,7 @@ def _document_rows(path: Path, columns: Collection[str] | None) -> Iterator[dict
             number, counted = number + text.count("\n", counted, place), place
             row = _row(value, number, path)
             if halves:
-                _refuse_halves(row, columns, number, path)
+                refuse_halves(row, columns, f"line {number} of '{path}'")
             yield row
     except (ValueError, RecursionError) as fault:
         raise _invalid(fault, getattr(fault, "lineno", number), path, "mend it") from None
