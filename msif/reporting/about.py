@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from msif.json_text import to_json
@@ -16,7 +17,8 @@ def about(run: Run) -> dict[str, Any]:
     config, manifest = run.config, run.manifest
     settings = [[key, shown(value)] for key, value in config.items() if value is not None and key not in MODELS]
     names = [[title, shown(config[key])] for key, title in MODELS.items() if config.get(key) is not None]
-    repeated = f"python -m msif.influence --config {run.folder / 'config.yaml'}"
+    config_file = run.folder / "config.yaml"  # which Result.save does not write
+    repeated = shlex.join(["python", "-m", "msif.influence", "--config", str(config_file)])
     return {
         "name": run.name,
         "method": str(config.get("method", "")),
@@ -29,7 +31,7 @@ def about(run: Run) -> dict[str, Any]:
         "rank_error": max(manifest.get("rank_errors") or [0.0]),
         "without": [shown(reason) for reason in [manifest.get("no_self_influence")] if reason],
         "seconds": [[name, float(value)] for name, value in (manifest.get("seconds") or {}).items()],
-        "again": manifest.get("again") or repeated if run.whole else None,
+        "again": manifest.get("again") or (repeated if config_file.is_file() else None),
         "factors": factors_of(run),
     }
 

@@ -38,3 +38,8 @@ def test_near_duplicates_share_four_fifths():
     text = "one two three four five six seven eight nine ten eleven twelve thirteen"
     texts = [text, text.upper() + "!", text + " fourteen", " ".join(reversed(text.split())), "one", "One", "", ""]
     assert near_duplicates(texts) == [0, 0, 0, 3, 4, 4, 6, 6]
+
+
+def test_texts_without_words_are_alike_if_their_signs_are():
+    texts = ["!!!", "{ } ;", "\U0001f600", "", "!!!", "{ }\n;", "\U0001f601", " ", "+ - * / = + - * / =", "Ada"]
+    assert near_duplicates(texts) == [0, 1, 2, 3, 0, 1, 6, 3, 8, 9]

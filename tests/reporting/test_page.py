@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
@@ -9,6 +10,7 @@ from result_folders import EVIL, large, scored, shown, small, write_results, wri
 
 from msif.errors import MsifError
 from msif.page import main
+from msif.reporting.about import about
 from msif.reporting.blocks import cells, kind_and_layer, kinds_and_layers, strongest_blocks
 from msif.reporting.page import embedded, read_run, style, write_page
 from msif.reporting.payload import payload
@@ -208,6 +210,17 @@ def test_a_page_is_valid_whatever_numbers_it_is_given(tmp_path, odd):
     entries = page.data["data-query-0"]["runs"][0]["entries"]
     assert entries[0]["score"] is None and entries[1]["score"] == 1.0 and entries[1]["words"] == [0, 1000]
     assert short_fields(fields) == {"kept": 2.5}
+
+
+@pytest.mark.parametrize("name", ["out", "of two words"])
+def test_a_page_says_how_to_run_again_where_a_run_left_its_flags(tmp_path, name):
+    """Results that were saved from Python have none."""
+    folder = small(tmp_path / name)
+    assert about(read_run(folder))["again"] is None and "The same again" not in write_page(folder).read_text()
+    (folder / "config.yaml").write_text("corpus: c.jsonl\n")
+    command = shlex.split(about(read_run(folder))["again"])
+    assert command == ["python", "-m", "msif.influence", "--config", str(folder / "config.yaml")]
+    assert "The same again" in write_page(folder).read_text()
 
 
 def test_the_command_writes_where_it_is_told(results, capsys):
