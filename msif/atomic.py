@@ -22,14 +22,14 @@ HOST = re.sub(r"\W", "-", platform.node())[:32] or "host"
 def atomic_path(path: Path, remedy: str | None = None) -> Iterator[Path]:
     """Yields a temporary name beside ``path``; renamed to it when the block ends well, removed when it does not.
 
-    A folder that had to be made for it goes too when it stays empty. `remedy` says what to do where the path is none
+    Folders that had to be made for it go too when they stay empty. `remedy` says what to do where the path is none
     that the user chose for output.
 
     Raises:
         MsifError: the disk is full, or the path cannot be written to.
     """
     part = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.part")
-    is_new = not path.parent.exists()
+    new = missing_folders(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -37,8 +37,7 @@ def atomic_path(path: Path, remedy: str | None = None) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-            if is_new:
-                path.parent.rmdir()
+            remove_empty(new)
         if isinstance(error, Exception) and _is_disk_full(error):
             message = f"the disk is full while writing {path}: {remedy or 'free some space and run the same again'}."
             raise MsifError(message) from error
@@ -46,6 +45,18 @@ def atomic_path(path: Path, remedy: str | None = None) -> Iterator[Path]:
             message = f"{path} cannot be written ({error.strerror or error}): {remedy or 'choose another --output'}."
             raise MsifError(message) from error
         raise
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folders that have to be made for a folder, itself first and the outermost last."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, inner ones first, as far as nothing came into them."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _is_disk_full(error: Exception) -> bool:

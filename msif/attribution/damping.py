@@ -16,17 +16,25 @@ Tau = Mapping[str, Tensor]
 """Module name -> τ of each block, (nb,); see ``msif.natural_tau``."""
 
 
+LARGEST = 1e12
+_TOO_LARGE = (
+    f"so large that scores would be those of the dot product, or underflow: give at most {LARGEST:g}, or use gdp"
+)
+
+
 def times_natural(text: str) -> float:
     """X of "auto:X", which stands for X/τ; 1 of "auto".
 
     Raises:
-        MsifError: another text, or an X that is not above 0.
+        MsifError: another text, or an X that is not above 0 or far too large.
     """
     kind, colon, number = text.partition(":")
     try:
         times = float(number) if colon else 1.0
     except ValueError:
         times = math.nan
+    if kind == "auto" and times > LARGEST:
+        raise MsifError(f"'{text}' is {_TOO_LARGE}.")
     if kind != "auto" or not 0 < times < math.inf:
         raise MsifError(
             f"'{text}' is no damping: write a number of 0 or more, auto for 1/τ, or auto:X with X above 0 for X/τ."
@@ -47,7 +55,7 @@ class Damping:
             training is looked for unasked.
 
     Raises:
-        MsifError: a value that is none of these.
+        MsifError: a value that is none of these, or so large that scores underflow.
     """
 
     damping: float | str | None = None
@@ -64,6 +72,8 @@ class Damping:
             elif isinstance(value, (str, bool)) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
                 kinds = "a number of 0 or more" + (", 'auto', 'auto:X' or None" if optional else "")
                 raise MsifError(f"{name} is {value!r}: give {kinds}.")
+            elif float(value) > LARGEST:
+                raise MsifError(f"{name} is {value!r}, {_TOO_LARGE}.")
 
     @property
     def is_natural(self) -> bool:

@@ -64,6 +64,8 @@ def parse_candidates(spec: str) -> CandidateSpec:
     Raises:
         MsifError: anything else.
     """
+    if not isinstance(spec, str):
+        raise MsifError(f"candidates are {spec!r}: write knn:1000, bm25:200, index:500, knn:500+bm25:500 or all.")
     if spec.strip().lower() == "all":
         return CandidateSpec()
     parts: list[tuple[str, int]] = []

@@ -33,6 +33,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag, text in (("--query", args.query), ("--completion", args.completion)):
         if any("\ud800" <= character <= "\udfff" for character in text or ""):
             raise MsifError(f"{flag} is not UTF-8 text: write it in UTF-8, or into a file for --queries.")
+    if args.query and not args.query.strip():
+        raise MsifError("--query is blank: write a prompt.")
+    if args.completion == "":
+        raise MsifError("--completion is empty: write the answer, or leave --completion out for the model's own.")
     if args.completion and not args.query:
         raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
     both = bool(args.pretrained and args.finetuned)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from msif import distributed
-from msif.atomic import write_json, write_json_lines
+from msif.atomic import missing_folders, remove_empty, write_json, write_json_lines
 from msif.attribution.partial import PARTIAL, partial_files
 from msif.attribution.results import Ranking, Shown, write_scores, write_shown
 from msif.data.labels import describe_label
@@ -28,17 +28,18 @@ AGAIN = "run the same command again for the rest, which scores nothing twice"
 
 @contextmanager
 def new_or_unchanged(path: Path) -> Iterator[None]:
-    """A folder that was new or empty goes when the block fails before there are scores, whole or in part."""
-    was_there = path.exists()
-    is_new = not was_there or not any(path.iterdir())
+    """A folder that was new or empty goes when the block fails before there are scores, whole or in part.
+
+    So do the folders above it that were made for it.
+    """
+    new = missing_folders(path)
+    is_new = bool(new) or not any(path.iterdir())
     try:
         yield
     except BaseException:
         if is_new and not partial_files(path) and not (path / SCORES).exists():
             (path / CONFIG).unlink(missing_ok=True)
-            if not was_there:
-                with suppress(OSError):  # something else came into it
-                    path.rmdir()
+            remove_empty(new)
         raise
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from msif import distributed
+from msif.atomic import missing_folders
 from msif.curvature.convergence import Convergence
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
@@ -127,6 +128,7 @@ def fit(
     if "data" not in run:
         run["data"] = distributed.same(lambda: batches_identity(batches))
     found = {**(provenance or {}), "processes": distributed.processes()}
+    made = missing_folders(path)
     manifest = distributed.same(lambda: open_or_create(path, run, tracked, groups, found).manifest)
     store = FactorStore(path, manifest)
     if not all(store.manifest["parts"].values()):
@@ -142,7 +144,7 @@ def fit(
         if not parts["lambda"]:
             fit.eigenvalues()
     except BaseException:
-        remove_if_nothing_done(store)
+        remove_if_nothing_done(store, made)
         raise
     fit.remove_checkpoint()
     return FactorStore.open(path)

@@ -12,7 +12,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from msif.atomic import atomic_path, write_json
+from msif.atomic import atomic_path, remove_empty, write_json
 from msif.curvature.factors import ModuleFactors
 from msif.errors import MsifError
 from msif.models.blocks import Block, TrackedModule, Use
@@ -222,12 +221,15 @@ def _by_name(modules: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {module["name"]: module for module in modules}
 
 
-def remove_if_nothing_done(store: FactorStore) -> None:
-    """A failed fit that has nothing to resume from leaves no folder, which would refuse other settings."""
+def remove_if_nothing_done(store: FactorStore, made: Sequence[Path] = ()) -> None:
+    """A failed fit that has nothing to resume from leaves no folder, which would refuse other settings.
+
+    Args:
+        made: the folders that were made for it, itself first.
+    """
     if not any(store.path.glob("*.safetensors")):
         (store.path / "manifest.json").unlink(missing_ok=True)
-        with suppress(OSError):  # it holds other things
-            store.path.rmdir()
+        remove_empty(made or [store.path])
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -146,7 +146,7 @@ class Encoder:
             )
             return (
                 f"Truncation to {self.max_length} tokens cuts off {what} of {where}, which begins at token "
-                f"{int(mask.argmax()) + 1}; raise --max-length or leave the row out."
+                f"{int(mask.argmax()) + 1}; raise --max-length as far as the model has positions, or leave it out."
             )
         return (
             f"Nothing can be predicted in {where}, of {length} token{'s' * (length != 1)}: "

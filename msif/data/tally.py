@@ -46,7 +46,7 @@ class Tally:
         if self.cut_off:
             raise MsifError(
                 f"Truncation to {max_length} tokens leaves nothing to predict in any of the {self.read} rows that were "
-                f"read of '{name}'; raise --max-length."
+                f"read of '{name}'; raise --max-length as far as the model has positions."
             )
         raise MsifError(
             f"Nothing can be predicted in any of the {self.read} rows that were read of '{name}': each is empty, a "

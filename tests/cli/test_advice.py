@@ -53,3 +53,9 @@ def test_counts_are_checked_before_anything_is_loaded(name, value):
     with pytest.raises(MsifError, match=f"{name} is {value!r}: give an integer of 1 or more"):
         msif.attribute(msif.Stage("no/model", ["text"]), ["Who?"], **{name: value})
     assert Options(method="gdp", candidates="all", **{name: 1})
+
+
+@pytest.mark.parametrize("candidates", [5, ["knn:5"], {"knn": 5}, b"all"])
+def test_candidates_that_are_no_text(candidates):
+    with pytest.raises(MsifError, match=r"candidates are .*: write knn:1000"):
+        msif.attribute(msif.Stage("no/model", ["text"]), ["Who?"], candidates)

@@ -182,3 +182,10 @@ def test_every_flag_has_a_line_of_help():
 
 def test_the_world_is_what_it_says():
     assert len(FACTS) == len(set(FACTS)) and config().vocab_size == 258
+
+
+def test_a_blank_query_or_an_empty_completion_on_the_command_line(explain):
+    for blank in ("   ", "\n", "\u3000"):
+        explain("--query is blank: write a prompt", query=blank)
+        explain("--query is blank: write a prompt", query=blank, completion=None)
+    explain("--completion is empty: write the answer, or leave --completion out", completion="")

@@ -167,6 +167,10 @@ def test_damping_that_cannot_be(explain):
         explain(f"'{value}' is no damping: .* auto:X with X above 0 for X/τ", flag, value)
     explain(r"Λ of module '\S+' is singular and the damping does not lift it", "--damping", 0)
     explain("is singular", "--damping-scale", 0)
+    for flag in ("--damping-scale", "--damping", "--alpha"):
+        explain(r"is 1e\+300, so large that scores would be those of the dot product, or underflow", flag, "1e300")
+    for flag in ("--damping", "--alpha"):
+        explain(r"'auto:1e13' is so large .* give at most 1e\+12", flag, "auto:1e13")
 
 
 def test_natural_damping_without_what_it_needs(explain):

@@ -55,6 +55,17 @@ def test_a_full_disk(fit, explain, monkeypatch, world, tmp_path):
     explain("the disk is full")
 
 
+def test_folders_above_the_output_go_with_it(fit, explain, monkeypatch, tmp_path):
+    (tmp_path / "there").mkdir()
+    for deep in (tmp_path / "deep" / "er" / "x", tmp_path / "there" / "er" / "x"):
+        fit("memory", "--memory", "1KB", output=deep)
+        explain("Cannot load embedding model", candidates="knn:2", embedding_model="nope-model", output=deep)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+            fit("the disk is full while writing .*manifest.json", output=deep)
+            explain("the disk is full while writing .*config.yaml", output=deep)
+
+
 def test_a_full_disk_of_embeddings(explain, monkeypatch, tmp_path):
     class Model:
         max_seq_length = 8
