@@ -18,7 +18,7 @@ from msif.curvature.convergence import Convergence
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.factors import held
-from msif.curvature.inputs import device_and_dtype, probe_inputs
+from msif.curvature.inputs import device_and_dtype, probe_inputs, those_that_run
 from msif.curvature.residency import Residency, room_beside
 from msif.curvature.store import (
     FactorStore,
@@ -120,7 +120,7 @@ def fit(
         raise MsifError("there is no data to fit on: the dataset gives no batch.")
     device, dtype = device_and_dtype(model)
     groups, outputs = probe_inputs(model, tracked, objective, first.to(device))
-    tracked = [module for module in tracked if module.name in groups]
+    tracked = those_that_run(tracked, groups)
     room = room_beside([model], outputs, memory)
     run = {**(identity or {}), "settings": asdict(settings), "compute_dtype": str(dtype).removeprefix("torch.")}
     if "model" not in run:

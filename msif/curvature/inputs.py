@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer
 from msif.models.devices import check_float64
 from msif.models.objectives import Objective
+
+log = logging.getLogger(__name__)
 
 
 def find_input_groups(
@@ -109,6 +112,14 @@ class SharedInputs:
 
     def clear(self) -> None:
         self._results.clear()
+
+
+def those_that_run(tracked: Sequence[TrackedModule], groups: Mapping[str, str]) -> list[TrackedModule]:
+    """Without those that took no part in the forward pass, which are named in a warning."""
+    idle = [module.name for module in tracked if module.name not in groups]
+    if idle:
+        log.warning("Not tracked: %s (their modules do not run in the forward pass)", ", ".join(idle))
+    return [module for module in tracked if module.name in groups]
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -62,17 +62,6 @@ class Batch:
         labels = None if self.labels is None else self.labels[:1]
         return Batch(self.indices[:1], **cut, labels=labels)
 
-    def pair(self, tokens: int = 7) -> Batch:
-        """Two short sequences of different lengths, to see whether a model keeps them apart; three of two tokens."""
-        start = [self.input_ids[row][self.attention_mask[row] == 1][:tokens] for row in (0, len(self) - 1)]
-        T = len(start[0])
-        ids = [start[0], start[1][: max(1, T - 2)], *([start[0]] if T == 2 else [])]
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        rows = torch.zeros(len(ids), dtype=torch.int64, device=mask.device)
-        labels = None if self.labels is None else self.labels[rows]
-        return Batch(self.indices[rows], padded, mask, mask == 1, labels)
-
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, Use
-from msif.models.check import check_gradients, is_checked
 from msif.models.objectives import Objective
 from msif.models.outer import Outer
 from msif.models.uses import Reading, read
@@ -112,14 +111,9 @@ class Capture:
         self._sizes: tuple[int, int] = (0, 0)
         self._phase = "idle"
         self._batch: Any = None
-        self._keep = self._checks = False
+        self._keep = False
         self._half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         self._scale = 1.0
-
-    @property
-    def running(self) -> bool:
-        """Whether the model runs for this capture, and not for another one within."""
-        return self._phase != "idle"
 
     @property
     def ran(self) -> set[str]:
@@ -141,8 +135,6 @@ class Capture:
 
     def run(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> Tensor:
         """One forward pass and a backward pass for each cotangent; returns the outputs, detached."""
-        if not self._checks and not is_checked(self.model, self.tracked):
-            self._check(objective, batch)
         self.consumer.begin(batch, objective)
         self._runs.clear()
         live = objective.live(batch)
@@ -153,7 +145,7 @@ class Capture:
             self._phase = "between"
             if not outputs.requires_grad:
                 raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
-            if not self._checks and not _all_finite(outputs.detach()):
+            if not _all_finite(outputs.detach()):
                 self._name_what_is_not_finite(objective, batch)
             for number, cotangent in enumerate(cotangents, start=1):
                 self._keep = number < len(cotangents)
@@ -169,17 +161,6 @@ class Capture:
         self.consumer.end(batch)
         return outputs.detach()
 
-    def _check(self, objective: Objective, batch: Any) -> None:
-        """Before the first batch of a model: hooks see all of its gradients."""
-
-        def check(consumer: Any, batch: Any, cotangent: Cotangent, within: AbstractContextManager[None]) -> set[str]:
-            with Capture(self.model, self.tracked, consumer) as capture, within:
-                capture._checks = True
-                capture.run(objective, batch, [cotangent])
-                return capture.ran
-
-        check_gradients(self.model, self.tracked, batch, check, self._scale)
-
     def accompany(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> None:
         """The passes alone, which other processes need; nothing goes to the consumer."""
         consumer, self.consumer = self.consumer, Consumer()
@@ -192,8 +173,6 @@ class Capture:
         name = members[0][0].name
 
         def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            if self._phase == "idle":
-                return output  # a pass of another capture
             if self._phase == "diagnosis":
                 if not _all_finite(output):
                     raise MsifError(_not_finite(f"the output of module '{name}'", self._batch))
