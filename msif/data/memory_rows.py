@@ -11,7 +11,7 @@ from msif.data.json_rows import refuse_halves
 class MemoryRows:
     """A list of rows. What is in it later changes nothing, but for what is inside its values."""
 
-    streaming = False
+    streaming, exact = False, True
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], name: str) -> None:
         """`name`: of the rows, for messages."""
