@@ -35,10 +35,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise MsifError(f"{flag} is not UTF-8 text: write it in UTF-8, or into a file for --queries.")
     if args.query and not args.query.strip():
         raise MsifError("--query is blank: write a prompt.")
+    if args.completion is not None and not args.query:
+        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
     if args.completion == "":
         raise MsifError("--completion is empty: write the answer, or leave --completion out for the model's own.")
-    if args.completion and not args.query:
-        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
     both = bool(args.pretrained and args.finetuned)
     if args.method == "multi-stage" and not both:
         raise MsifError("multi-stage influence needs --pretrained and --finetuned; single-stage needs one model.")
@@ -84,8 +84,6 @@ def check_options(args: argparse.Namespace, given: Iterable[str]) -> None:
             flag, readers = option.replace("_", "-"), ", ".join(READ_BY[option])
             raise MsifError(f"--method {method} does not read --{flag}: leave it out, or use it with {readers}.")
     check_read(given, [*_read_with_an_inverse(args), *_read_with_data(args), of_dry_run(args), *of_damping(given)])
-    if "completion" in given and not args.query:
-        raise MsifError("--completion belongs to --query; in a file of queries it is a field.")
 
 
 Reader = tuple[str, bool, str]

@@ -245,5 +245,5 @@ def test_keys_that_a_table_adds_to_turns_are_gone():
     part, call = {"type": "image", "text": None}, {"name": "f", "arguments": {"x": 1, "y": None}}
     turn = {"role": "user", "content": [part], "tool_calls": [call], "name": None}
     expected = {"role": "user", "content": [{"type": "image"}], "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
-    assert check_messages([turn, {"role": "tool", "content": None}], "") == [expected, {"role": "tool"}]
+    assert check_messages([turn, {"role": "tool", "content": None}], "", exact=False) == [expected, {"role": "tool"}]
     assert TEXT.texts(corpus_from_rows([{"text": "a"}, {"text": "b"}])) == ["a", "b"]

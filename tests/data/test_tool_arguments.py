@@ -65,10 +65,10 @@ def test_of_queries_too(tmp_path, kind, kept):
     assert "id" not in turn and "name" not in asked.messages[0]  # those that no tool reads go in any case
 
 
-def test_rows_in_memory_are_as_written_until_they_are_a_dataset(tokenizer_of):
+def test_rows_in_memory_are_as_written_and_a_dataset_is_not(tokenizer_of):
     (query,) = as_queries([ROW])
     assert query.messages[1]["tool_calls"][0]["function"]["arguments"] == GIVEN
     tokenizer = tokenizer_of(chat_template=TEMPLATE)
     (document,) = Encoder(Format(messages="messages"), tokenizer).encode([(0, ROW)])
     assert KEPT in tokenizer.decode(document.input_ids)
-    assert not as_corpus([ROW, OTHER]).exact
+    assert as_corpus([ROW, OTHER]).exact and not as_corpus(Dataset.from_list([ROW, OTHER])).exact
