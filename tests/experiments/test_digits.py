@@ -82,7 +82,7 @@ def test_multi_stage_influence_beats_the_dot_product_and_what_it_is_made_of(run)
     for shown in ("1/ηK", "0.5/ηK"):
         exact = dense[f"multi-stage exact, λ = {shown}, α = {shown}"]
         by_cg = solved[f"multi-stage EK-FAC-preconditioned CG, λ = {shown}, α = {shown}"]
-        assert np.linalg.norm(by_cg - exact) < 0.02 * np.linalg.norm(exact)
+        assert np.linalg.norm(by_cg - exact) < 0.05 * np.linalg.norm(exact)
 
 
 def test_it_leaves_tables_and_plots(run):
