@@ -25,10 +25,7 @@ def find_idle(model: nn.Module, tracked: Sequence[TrackedModule]) -> set[str]:
         return set()
     ran: set[str] = set()
     paths = {use.path for module in tracked for use in module.uses}
-    handles = [
-        model.get_submodule(path).register_forward_hook(lambda *_, path=path: ran.add(path))  # type: ignore[misc]
-        for path in paths
-    ]
+    handles = [model.get_submodule(path).register_forward_hook(lambda *_, path=path: ran.add(path)) for path in paths]
     ids = torch.arange(TOKENS, device=model.device)[None]
     try:
         with frozen(model), torch.no_grad():
