@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msif.cli.checks import check_output_of, check_read, of_damping
+from msif.cli.checks import check_output_of, check_read, of_damping, scale_takes_its_place
 from msif.cli.flags import add_machine_flags, add_stage_data_flags, stage_arguments
 from msif.cli.memory import memory_advice, of_index
 from msif.cli.parsing import (
@@ -132,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     args, given = command.parse(arguments), command.given(arguments)
     set_up_logging(args.quiet)
-    if "damping_scale" in given and "damping" not in given:
-        args.damping = None  # of a configuration
+    scale_takes_its_place(args, given)
     of_factors = [(name, bool(args.factors), "give --factors") for name in ("damping", "damping_scale")]
     check_read(given, [*of_factors, *of_damping(given)])
     with memory_advice(of_index, args):

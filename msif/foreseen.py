@@ -46,8 +46,7 @@ def _check_not_singular(inverse: EKFAC, filter: DampedInverse, names: Iterable[s
         return
     for name in names:
         if name in inverse.factors:  # what lacks is told by the inverse
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            filter(inverse.spectrum(inverse.factors[name].to("cpu", wide)), name)
+            filter(inverse.spectrum(inverse.factors[name].to("cpu", dtype)), name)
 
 
 def _is_zero(value: Scale) -> bool:

@@ -292,8 +292,8 @@ class Job:
             refuse_unknown(document.input_ids, rows, tokenizer, f"query '{queries[document.index].id}'")
         return documents
 
-    def select(self, queries: Sequence[Query], words: Words, embedding: Any = None) -> list[np.ndarray]:
-        """Each query's candidates, row numbers; by ``embedding``, a model, or else by the one that options name."""
+    def select(self, queries: Sequence[Query], words: Words, embedding: Any) -> list[np.ndarray]:
+        """Each query's candidates, row numbers; ``embedding``: the model of "knn:N", None for that of the options."""
         spec = parse_candidates(self.options.candidates)
         if spec.all:
             return [np.arange(len(self.corpus))] * len(queries)

@@ -15,6 +15,7 @@ from msif.json_text import to_json
 from msif.reporting.runs import Run, read_run
 
 CONFIG = "config.yaml"
+"""What the command leaves beside its results."""
 ASKED = ("prompt", "completion", "label")
 
 

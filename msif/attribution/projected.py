@@ -112,7 +112,7 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         Raises:
             MsifError: no index data are given.
         """
-        phi = self._loss_features(documents)
+        phi = features_of(self.candidate_side, documents, self.projection, self._loss_cotangent())
         solved = self._solved(self._kernel(), phi)
         return (phi.to(solved.device, solved.dtype) * solved.T).sum(1)
 
@@ -135,9 +135,9 @@ class ProjectedScorer(ABC, Generic[Kernel]):
         """What candidates' gradients are of."""
         return self.candidate_side.objective.loss_gradient
 
-    def _loss_features(self, documents: Iterable[Any]) -> Tensor:
-        """φ_L of n documents, (n, D), rows ordered by their indices."""
-        return features_of(self.candidate_side, documents, self.projection, self._cotangent())
+    def _loss_cotangent(self) -> Cotangent:
+        """What φ_L is of, where a document is its own query."""
+        return self._cotangent()
 
     def _scores(self, project: GradientProjector, batch: Any, vectors: Tensor) -> Tensor:
         """(B, Q)."""

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from msif.attribution.features import GradientProjector, measurement_cotangent
-from msif.attribution.gradients import Side, query_rows
+from msif.attribution.gradients import Side
 from msif.attribution.partial import PartialScores
 from msif.attribution.projected import ProjectedScorer
 from msif.attribution.projection import Projection, add_gram, solve_damped
@@ -144,19 +144,11 @@ class TRAKCheckpoint(ProjectedScorer[Tensor]):
     def _cotangent(self) -> Cotangent:
         return super()._cotangent() if self.weighting == "token" else self._index_cotangent()
 
-    def _loss_features(self, documents: Iterable[Any]) -> Tensor:
-        """Weighted by example, φ_L(d) is Q(d) φ_m(d), but for its sign."""
+    def _loss_cotangent(self) -> Cotangent:
+        """Weighted by example, that of Q(d) m(d), which is the loss but for its sign."""
         if self.weighting == "token":
-            return super()._loss_features(documents)
-        parts, numbers = [], []
-        with GradientProjector(self.candidate_side, self.projection, [self._cotangent()]) as project:
-            for batch in documents:
-                phi = project(batch)[0]
-                doubt = mean_doubt(self.candidate_side.objective, project.outputs, batch.to(phi.device))
-                parts.append(phi * doubt.to(phi.dtype).unsqueeze(1))
-                numbers.append(batch.indices)
-        rows = query_rows(numbers)
-        return torch.cat(parts)[rows.to(parts[0].device)]
+            return super()._loss_cotangent()
+        return document_cotangent(self.candidate_side.objective, "margin", self.weighting)
 
     def _scores(self, project: GradientProjector, batch: Any, vectors: Tensor) -> Tensor:
         """φ(z)ᵀ v, (B, Q); weighted by example, Q(z) is one more column."""
@@ -222,6 +214,33 @@ class TRAKScorer:
         values = np.mean([product.values for product in products], axis=0)
         known = [doubt for doubt in doubts if doubt is not None]
         return Scores(values * np.mean(known, axis=0) if known else values, products[0].candidates)
+
+
+def document_cotangent(objective: Objective, measurement: str, weighting: str) -> Cotangent:
+    """Σ_t Q_t ∇m_t of a document, by its outputs: Q_t = ∂L/∂m_t = 1−p_t of margin and logit, and 1 of the loss.
+
+    With the margin that is the gradient of the loss exactly. "example" takes the mean of Q for all tokens of a document
+    (the published TRAK for language models, whose scores fail); "none" takes 1.
+
+    Raises:
+        MsifError: the objective does not know the measurement, or has no probability of a label.
+    """
+    gradient = measurement_cotangent(objective, measurement)
+    if measurement == "loss" or (measurement == "margin" and weighting == "token"):
+        return objective.loss_gradient
+    if weighting == "none":
+        return gradient
+    with_classes(objective)
+
+    def weighted(outputs: Tensor, batch: Any) -> Tensor:
+        if weighting == "token":
+            Q = doubts(objective, outputs, batch)
+        else:
+            mean = mean_doubt(objective, outputs, batch)
+            Q = mean.view(-1, *[1] * (outputs.ndim - 2)).expand(outputs.shape[:-1])
+        return gradient(outputs, batch) * Q.unsqueeze(-1).to(outputs.dtype)
+
+    return weighted
 
 
 def mean_doubt(objective: Objective, outputs: Tensor, batch: Any) -> Tensor:

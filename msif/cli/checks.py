@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from msif.attribution.methods import DAMPED, METHODS, NOT_RESULTS, PROJECTED, READ_BY, SOLVERS, check_index
@@ -158,6 +158,11 @@ def follow_the_command_line(args: argparse.Namespace, given: Iterable[str]) -> N
     if "query" in given and "queries" not in given:
         args.queries = None
         args.completion = args.completion if "completion" in given else None
+    scale_takes_its_place(args, given)
+
+
+def scale_takes_its_place(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Of a configuration's λ, by the --damping-scale of the command line."""
     if "damping_scale" in given and "damping" not in given:
         args.damping = None
 

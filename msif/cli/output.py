@@ -18,11 +18,11 @@ from msif.job import Job
 from msif.reporting.page import PAGE, write_page
 from msif.reporting.terminal import print_query
 from msif.result import MANIFEST, QUERIES, SCORES, TOP, explained, provenance_of, shown_documents
+from msif.saved import CONFIG
 
 log = logging.getLogger(__name__)
 
 PRINTED_QUERIES = 20
-CONFIG = "config.yaml"
 AGAIN = "run the same command again for the rest, which scores nothing twice"
 
 

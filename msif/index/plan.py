@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msif.attribution.features import measurement_cotangent
 from msif.attribution.gradients import Side
-from msif.attribution.trak import doubts, mean_doubt, with_classes
+from msif.attribution.trak import document_cotangent
 from msif.curvature.filters import DampedInverse
 from msif.curvature.store import FactorStore, differences, module_to_json
 from msif.errors import MsifError
@@ -22,7 +21,6 @@ from msif.index.pools import Pools, pools_of
 from msif.index.settings import IndexSettings
 from msif.index.storage import MOMENTS_FILE, GradientIndex
 from msif.models.capture import Cotangent
-from msif.models.objectives import Objective
 from msif.models.training.moments import SecondMoments, second_moments, to_tensors
 
 
@@ -127,33 +125,6 @@ def plan_of(index: GradientIndex, side: Side, store: FactorStore | None = None) 
             f"{here!s:.60} now): give those, or build it again."
         )
     return plan
-
-
-def document_cotangent(objective: Objective, measurement: str, weighting: str) -> Cotangent:
-    """Σ_t Q_t ∇m_t of a document, by its outputs: Q_t = ∂L/∂m_t = 1−p_t of margin and logit, and 1 of the loss.
-
-    With the margin that is the gradient of the loss exactly. "example" takes the mean of Q for all tokens of a document
-    (the published TRAK for language models, whose scores fail); "none" takes 1.
-
-    Raises:
-        MsifError: the objective does not know the measurement, or has no probability of a label.
-    """
-    gradient = measurement_cotangent(objective, measurement)
-    if measurement == "loss" or (measurement == "margin" and weighting == "token"):
-        return objective.loss_gradient
-    if weighting == "none":
-        return gradient
-    with_classes(objective)
-
-    def weighted(outputs: Tensor, batch: Any) -> Tensor:
-        if weighting == "token":
-            Q = doubts(objective, outputs, batch)
-        else:
-            mean = mean_doubt(objective, outputs, batch)
-            Q = mean.view(-1, *[1] * (outputs.ndim - 2)).expand(outputs.shape[:-1])
-        return gradient(outputs, batch) * Q.unsqueeze(-1).to(outputs.dtype)
-
-    return weighted
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str | None:

@@ -9,9 +9,10 @@ from helpers import documents, tiny_classifier
 from test_everything import check
 
 from msif.attribution.gradients import Side
+from msif.attribution.trak import document_cotangent
 from msif.data.documents import collate
 from msif.errors import MsifError
-from msif.index.plan import Plan, document_cotangent
+from msif.index.plan import Plan
 from msif.index.pools import indexed_modules, layer_numbers, pools_of
 from msif.index.settings import IndexSettings
 from msif.models.objectives import CausalLM, SequenceClassification
