@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from msif.models.tensor_cores import add_product
+
 
 def accumulate_gram(total: Tensor, rows: Tensor) -> None:
     """total += rowsᵀ rows, in total's dtype; rows: (n, d), total: (d, d)."""
-    rows = rows.to(total.dtype)
-    total.addmm_(rows.T, rows)
+    add_product(total, rows.T, rows)
 
 
 def accumulate_block_grams(total: Tensor, rows: Tensor) -> None:

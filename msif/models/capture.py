@@ -19,6 +19,7 @@ from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, Use
 from msif.models.objectives import Objective
 from msif.models.outer import Outer
+from msif.models.tensor_cores import products_of
 from msif.models.uses import Reading, read
 
 # float16 gradients of a summed loss underflow below 6e-8: they are carried at this multiple
@@ -114,6 +115,7 @@ class Capture:
         self._keep = False
         self._half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         self._scale = 1.0
+        self._products = products_of(model)
 
     @property
     def ran(self) -> set[str]:
@@ -187,7 +189,7 @@ class Capture:
             runs = []
             for module, use in members:
                 reading = read(module, use, inner, args, kwargs, output, self._sizes)
-                saved = None if reading.right is None else self.consumer.right(module, reading.right)
+                saved = None if reading.right is None else self._right(module, reading.right)
                 # a detached view counts the changes of its base: what is kept must be what was read
                 runs.append((module, _Run(reading, saved, _version(saved))))
                 self._runs[module.name] = self._runs.get(module.name, 0) + 1
@@ -221,7 +223,7 @@ class Capture:
                 "use an out-of-place operation there, or leave the module out with --modules."
             )
         if run.reading.right is None:
-            right = self.consumer.right(module, run.reading.right_of(g))
+            right = self._right(module, run.reading.right_of(g))
         else:
             right = run.saved
             if not self._keep:
@@ -229,13 +231,21 @@ class Capture:
         arrived = self._arrived.setdefault(module.name, [])
         arrived.append(Outer(run.reading.left_of(g), right, module.bias))
         if len(arrived) == self._runs[module.name]:
-            self.consumer.backward(module, self._arrived.pop(module.name))
+            self._hand_over(module)
 
     def _hand_over_the_rest(self) -> None:
         """Parameters of which a use takes no part in the outputs."""
         for module in self.tracked:
             if module.name in self._arrived:
-                self.consumer.backward(module, self._arrived.pop(module.name))
+                self._hand_over(module)
+
+    def _right(self, module: TrackedModule, right: Tensor) -> Any:
+        with self._products():
+            return self.consumer.right(module, right)
+
+    def _hand_over(self, module: TrackedModule) -> None:
+        with self._products():
+            self.consumer.backward(module, self._arrived.pop(module.name))
 
     def _name_what_is_not_finite(self, objective: Objective, batch: Any) -> None:
         """Runs the batch again to find the first module whose output is not finite, and raises."""
