@@ -14,7 +14,10 @@ from msif.curvature.inputs import SharedInputs
 from msif.curvature.sums import Estimate, RunningSums, mean
 from msif.models.blocks import Basis, TrackedModule
 from msif.models.objectives import Objective
-from msif.models.outer import Outer
+from msif.models.outer import Outer, at_once
+
+# rows of a vocabulary-sized side are widened and squared so many elements at a time
+CHUNK_ELEMENTS = 2**24
 
 
 class CovariancePass(RunningSums):
@@ -167,15 +170,20 @@ def _add_left(total: Tensor, left: Tensor, weights: Tensor | None = None) -> Ten
     if weights is None and total.ndim == 3:
         accumulate_block_grams(total, left)
         return None
-    squares = left.to(total.dtype).square()
-    if weights is None:
-        total.view(-1).add_(squares.sum(0))
-        return None
-    if total.ndim == 3:
-        accumulate_block_grams(total, left.to(total.dtype) * weights.sqrt()[:, None])
-    else:
-        total.view(-1).add_(weights @ squares)
-    return squares.sum(1)
+    sizes, step = [], max(1, at_once(left.device, CHUNK_ELEMENTS) // left.shape[1])
+    for start in range(0, len(left), step):
+        rows = left[start : start + step].to(total.dtype)
+        squares = rows.square()
+        if weights is None:
+            total.view(-1).add_(squares.sum(0))
+            continue
+        weight = weights[start : start + step]
+        if total.ndim == 3:
+            accumulate_block_grams(total, rows * weight.sqrt()[:, None])
+        else:
+            total.view(-1).add_(weight @ squares)
+        sizes.append(squares.sum(1))
+    return torch.cat(sizes) if sizes else None
 
 
 def _on_diagonal(total: Tensor, rows: Tensor) -> Tensor:

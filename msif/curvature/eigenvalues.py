@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from msif.curvature.inputs import SharedInputs
 from msif.curvature.sums import Estimate, RunningSums, mean
 from msif.models.blocks import TrackedModule
 from msif.models.objectives import Objective
-from msif.models.outer import Outer, sequence_gradients, summed_rows
+from msif.models.outer import Outer, at_once, sequence_gradients, summed_rows
 
 # per-sequence gradients are formed for as many sequences, and rows of a large one, at a time as fit in this many
 # elements
@@ -84,7 +85,7 @@ class LambdaPass(RunningSums):
         if len(uses) == 1 and uses[0].lookup:
             _, rows, sums = summed_rows(uses[0], module.d_out)
             total[0].index_add_(0, rows, sums.square_())
-        elif module.row_basis == "identity" and total.numel() > CHUNK_ELEMENTS:
+        elif module.row_basis == "identity" and total.numel() > at_once(total.device, CHUNK_ELEMENTS):
             self._add_by_rows(total[0], uses, None if rotated else Q_A)
         else:
             self._add(module, total, uses, None if rotated else Q_A)
@@ -97,7 +98,7 @@ class LambdaPass(RunningSums):
         rotate_left_first = uses[0].left.shape[1] <= columns and not module.is_table
         if rotate_left_first and Q_G is not None:
             uses = [Outer(_rotate_left(use.left, Q_G), use.right, use.bias) for use in uses]
-        step = max(1, CHUNK_ELEMENTS // total.numel())
+        step = max(1, at_once(total.device, CHUNK_ELEMENTS) // total.numel())
         for start in range(0, len(uses[0].left), step):
             gradient = sequence_gradients([use.of(slice(start, start + step)) for use in uses], module.d_out)
             if Q_A is not None:
@@ -105,27 +106,28 @@ class LambdaPass(RunningSums):
             gradient = gradient.unflatten(1, (blocks, rows))
             if not rotate_left_first and Q_G is not None:
                 gradient = Q_G.transpose(1, 2) @ gradient
-            for one in gradient:
-                total.addcmul_(one, one)
+            if len(gradient) == 1:  # in one go over memory
+                total.addcmul_(gradient[0], gradient[0])
+            else:
+                total += gradient.square_().sum(0)
 
     def _add_by_rows(self, total: Tensor, uses: Sequence[Outer], Q_A: Tensor | None) -> None:
         """Of rows that are not rotated, a chunk of them at a time: (d_out, d)."""
-        looked_up = [summed_rows(use, len(total)) for use in uses if use.lookup]
         products = [use for use in uses if not use.lookup]
-        step = max(1, CHUNK_ELEMENTS // total.shape[1])
-        for sequence in range(len(uses[0].left)):
-            for start in range(0, len(total), step):
-                rows = slice(start, start + step)
-                part = total[rows]
-                one = slice(sequence, sequence + 1)
-                alone = [Outer(use.left[one, :, rows], use.right[one], use.bias) for use in products]
-                gradient = sequence_gradients(alone, len(part))[0] if alone else torch.zeros_like(part)
-                for owner, row, sums in looked_up:
-                    mine = (owner == sequence) & (row >= start) & (row < start + len(part))
-                    gradient.index_add_(0, row[mine] - start, sums[mine])
-                if Q_A is not None:
-                    gradient = gradient @ Q_A
-                part.addcmul_(gradient, gradient)
+        step = max(1, at_once(total.device, CHUNK_ELEMENTS) // total.shape[1])
+        places = list(product(range(len(uses[0].left)), range(0, len(total), step)))
+        looked_up = [_divided(use, len(total), places) for use in uses if use.lookup]
+        for number, (sequence, start) in enumerate(places):
+            rows, one = slice(start, start + step), slice(sequence, sequence + 1)
+            part = total[rows]
+            alone = [Outer(use.left[one, :, rows], use.right[one], use.bias) for use in products]
+            gradient = sequence_gradients(alone, len(part))[0] if alone else torch.zeros_like(part)
+            for row, sums, bounds in looked_up:
+                mine = slice(bounds[number], bounds[number + 1])
+                gradient.index_add_(0, row[mine] - start, sums[mine])
+            if Q_A is not None:
+                gradient = gradient @ Q_A
+            part.addcmul_(gradient, gradient)
 
     def Lambda(self, name: str) -> Tensor:
         """(nb, r, d) of one module."""
@@ -138,6 +140,13 @@ class LambdaPass(RunningSums):
         """Every Λ as it stands, one after the other."""
         for name in self.modules:
             yield f"{name}:Lambda", self._sums[f"Lambda.{name}"], float(self._tokens())
+
+
+def _divided(use: Outer, rows: int, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, list[int]]:
+    """A lookup's rows (n,) and their sums (n, C), in order, and where those of each (sequence, first row) begin."""
+    sequence, row, sums = summed_rows(use, rows)
+    starts = torch.tensor([which * rows + first for which, first in places], device=row.device)
+    return row, sums, [*torch.searchsorted(sequence * rows + row, starts).tolist(), len(row)]
 
 
 def _rotate_right(x: Tensor, Q_A: Tensor, bias: bool) -> Tensor:

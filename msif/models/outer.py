@@ -14,6 +14,13 @@ from torch import Tensor
 
 # per-sequence gradients are formed for as many sequences at a time as fit in this many elements
 CHUNK_ELEMENTS = 2**24
+# the same of a GPU, which waits for small products to be launched, where a CPU waits for what its caches do not hold
+GPU_ELEMENTS = 2**27
+
+
+def at_once(device: torch.device, elements: int) -> int:
+    """How many elements of temporaries are held at a time where a CPU holds so many."""
+    return elements if device.type == "cpu" else max(elements, GPU_ELEMENTS)
 
 
 @dataclass
@@ -56,6 +63,11 @@ class Outer:
 
     def parts(self, V: Tensor, blocks: int) -> Tensor:
         """left_tᵀ V [right_t; 1] of each block's rows, float64, (B, T, blocks), for V (d_out, d)."""
+        B, T, _ = self.right.shape
+        step = max(1, at_once(V.device, CHUNK_ELEMENTS) // (T * len(V)))
+        return torch.cat([self.of(slice(b, b + step))._parts(V, blocks) for b in range(0, B, step)])
+
+    def _parts(self, V: Tensor, blocks: int) -> Tensor:
         C = self.right.shape[2]
         if self.lookup:
             part = (self.mapped(V) * self.right).sum(2, dtype=torch.float64)[..., None]
@@ -70,7 +82,7 @@ class Outer:
 def weight_gradients(uses: Sequence[Outer], rows: int) -> Iterator[tuple[slice, Tensor]]:
     """Σ over uses and positions without bias columns, (b, rows, C), of b sequences at a time, and which they are."""
     B, C = len(uses[0].right), uses[0].right.shape[2]
-    step = max(1, CHUNK_ELEMENTS // (rows * C))
+    step = max(1, at_once(uses[0].right.device, CHUNK_ELEMENTS) // (rows * C))
     for start in range(0, B, step):
         part = slice(start, start + step)
         total: Tensor | None = None
@@ -98,7 +110,8 @@ def _places(ids: Tensor, rows: int) -> Tensor:
 
 def sequence_gradients(uses: Sequence[Outer], rows: int) -> Tensor:
     """∇L of each sequence, (B, rows, d)."""
-    weight = torch.cat([gradient for _, gradient in weight_gradients(uses, rows)])
+    parts = [gradient for _, gradient in weight_gradients(uses, rows)]
+    weight = parts[0] if len(parts) == 1 else torch.cat(parts)
     if not uses[0].bias:
         return weight
     column = torch.stack([use.bias_gradient() for use in uses]).sum(0)

@@ -16,11 +16,12 @@ from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
 from msif.attribution.projection import Projection
 from msif.attribution.scorers import InfluenceScorer
-from msif.curvature import eigenvalues
+from msif.curvature import covariance, eigenvalues
 from msif.curvature.fit import FitSettings
 from msif.curvature.ggn import GGN
 from msif.curvature.preconditioners import EKFAC
 from msif.data.documents import collate
+from msif.models import outer
 from msif.models.blocks import as_matrix, stored
 from msif.models.capture import Capture, Consumer
 from msif.models.objectives import CausalLM
@@ -101,7 +102,7 @@ def case(request):
 
 
 @pytest.mark.parametrize("name", [*NAMED, *MORE, "shared depth"])
-def test_dot_products_and_contributions_are_those_of_all_parameters(name):
+def test_dot_products_and_contributions_are_those_of_all_parameters(name, monkeypatch):
     model = made(name)
     tracked = track_modules(model, "everything")
     held = {id(p) for module in tracked for p in stored(model, module) if p is not None}
@@ -119,6 +120,9 @@ def test_dot_products_and_contributions_are_those_of_all_parameters(name):
     unit = [nn.functional.normalize(rows) for rows in (expected, texts)]
     check(cosine, unit[0] @ unit[1].T)
     found = scorer.explain(vectors, batches)
+    monkeypatch.setattr(outer, "CHUNK_ELEMENTS", 1)  # of each sequence by itself
+    for one, other in zip(found, scorer.explain(vectors, batches), strict=True):
+        check(other.tokens, one.tokens)
     assert found[0].blocks.shape[1] == len(block_names(tracked))
     for part, column in zip(found, scores.T, strict=True):
         check(part.scores, column)
@@ -190,9 +194,11 @@ def test_eigenvalues_are_squares_of_whole_gradients_in_both_bases(case, chunk, m
         assert f.S_A.shape == (module.shape[1],) and f.S_G.shape == (len(module.blocks), module.block_rows)
 
 
+@pytest.mark.parametrize("chunk", [covariance.CHUNK_ELEMENTS, 17])
 @pytest.mark.parametrize("basis", ["identity", "blocks:5", "dense"])
-def test_moments_of_a_tied_weight_weigh_each_side_by_the_other(basis):
+def test_moments_of_a_tied_weight_weigh_each_side_by_the_other(basis, chunk, monkeypatch):
     """A = Σ ‖left‖² right rightᵀ/T and G = Σ left leftᵀ ‖right‖² over the sum of weights, over both uses' positions."""
+    monkeypatch.setattr(covariance, "CHUNK_ELEMENTS", chunk)
     model = made("llama")
     (module,) = track_modules(model, "^embed_tokens$", vocabulary_basis=basis)
     assert module.mixed and len(module.blocks) == (5 if basis == "blocks:5" else 1)

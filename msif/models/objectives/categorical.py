@@ -6,7 +6,7 @@ N = B·T predictions, or B for a classifier.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from msif.models.objectives.base import Measurement, Objective, wide
+
+# wide copies of the outputs, and what labels are drawn from, are held of so many elements at once
+PART_ELEMENTS = 2**27
 
 
 class Categorical(Objective):
@@ -49,12 +52,11 @@ class Categorical(Objective):
         return self.predicting(batch).reshape(len(batch), -1).sum(1)
 
     def loss_gradient(self, outputs: Tensor, batch: Any, targets: Tensor | None = None) -> Tensor:
-        probabilities = _softmax(outputs.detach())
-        return self._residual(probabilities, self.targets(batch) if targets is None else targets, batch, outputs.dtype)
+        labels = self.targets(batch) if targets is None else targets
+        return self._residual(outputs, batch, lambda part, probabilities: labels[part])
 
     def sampled_loss_gradient(self, outputs: Tensor, batch: Any, generators: Sequence[np.random.Generator]) -> Tensor:
-        probabilities = _softmax(outputs.detach())
-        return self._residual(probabilities, self._sample(probabilities, generators), batch, outputs.dtype)
+        return self._residual(outputs, batch, lambda part, probabilities: self._sample(probabilities, generators[part]))
 
     def loss_hessian_product(self, outputs: Tensor, tangent: Tensor, batch: Any) -> Tensor:
         """(diag(p) − p pᵀ) · tangent at supervised predictions, 0 elsewhere."""
@@ -63,12 +65,15 @@ class Categorical(Objective):
         product = probabilities * (tangent - (probabilities * tangent).sum(-1, keepdim=True))
         return product.masked_fill_(~self.predicting(batch).unsqueeze(-1), 0.0).to(outputs.dtype)
 
-    def _residual(self, probabilities: Tensor, targets: Tensor, batch: Any, dtype: torch.dtype) -> Tensor:
-        """(p − onehot) at supervised predictions, 0 elsewhere; overwrites the probabilities."""
-        minus_one = probabilities.new_full((1,), -1.0).expand(targets.shape).unsqueeze(-1)
-        probabilities.scatter_add_(-1, targets.unsqueeze(-1), minus_one)
-        probabilities.masked_fill_(~self.predicting(batch).unsqueeze(-1), 0.0)
-        return probabilities.to(dtype)
+    def _residual(self, outputs: Tensor, batch: Any, labels: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """(p − onehot) at supervised predictions, 0 elsewhere; ``labels`` of some sequences, whose p are given."""
+        predicting, residuals = self.predicting(batch).unsqueeze(-1), []
+        for part in parts(len(outputs), outputs[:1].numel()):
+            probabilities = _softmax(outputs[part].detach())
+            chosen = labels(part, probabilities).unsqueeze(-1)
+            probabilities.scatter_add_(-1, chosen, probabilities.new_full((1,), -1.0).expand(chosen.shape))
+            residuals.append(probabilities.masked_fill_(~predicting[part], 0.0).to(outputs.dtype))
+        return residuals[0] if len(residuals) == 1 else torch.cat(residuals)
 
     def measurements(self) -> Mapping[str, Measurement]:
         """ "loss"; "margin", −log p/(1−p); "logit", minus the true class's logit: each lower for likelier answers.
@@ -110,6 +115,12 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     offset = torch.searchsorted(inside.cumsum(1), point - before, right=True)
     last = (inside > 0).long().mul_(torch.arange(1, width + 1, device=inside.device)).amax(1, keepdim=True) - 1
     return (group * width + torch.minimum(offset, last.clamp_(min=0))).clamp_(max=classes - 1).squeeze(1)
+
+
+def parts(sequences: int, elements: int) -> Iterator[slice]:
+    """Of so many sequences of so many elements, as many at a time as are held at once."""
+    step = max(1, PART_ELEMENTS // max(elements, 1))
+    return (slice(start, start + step) for start in range(0, sequences, step))
 
 
 def _sum_per_sequence(values: Tensor, mask: Tensor) -> Tensor:
