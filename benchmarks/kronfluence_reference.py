@@ -82,7 +82,7 @@ class Reference:
         names = tracked_modules(model)
         self.work = work
         self.task = LanguageModelling()
-        self.model = prepare_model(model, self.task)
+        self.model = prepare_model(model, self.task).to(work.device)  # its constants are made on the CPU
         self.state = State(cpu=not work.device.startswith("cuda"))
         if low_precision:
             self.factor_args = factor_arguments.smart_low_precision_factor_arguments()

@@ -19,14 +19,20 @@ from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Consumer, Cotangent
 from msif.models.objectives import Objective
+from msif.models.tensor_cores import products_of
 
 # of the small batch: most tokens, most elements of its outputs, its share of a pass, seconds that it may take
 TOKENS, OUTPUTS, SHARE, SECONDS = 256, 2**23, 0.01, 4.0
+GPU_SHARE = 16  # as many times as that of a GPU, which is idle with few
 FEW = 8  # tokens of the first runs, which warm up and tell how many more there may be
 # a token of the small batch takes no less than one part in so many of its time, whatever a call takes by itself
 LEAST = 8
-# seconds of an eigendecomposition of a d × d matrix go with d²(d + this): a GPU is waiting more than computing
-LATENCY = {"cpu": 200.0, "cuda": 8000.0}
+# what seconds of an eigendecomposition of a d × d matrix go with; a GPU waits for each of d steps (an H200: 11 ms at
+# d = 1,024, 90 at 4,096, 495 at 8,192)
+EIGEN: dict[str, Callable[[int], float]] = {
+    "cpu": lambda d: d**2 * (d + 200.0),
+    "cuda": lambda d: d * (d**2 + 3500.0**2),
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Speed:
         forward, backward: of the model, up to its outputs and down from them.
         cotangents: from the outputs to the gradient with respect to them, by name.
         multiply_add, element, double, page: of ``Work``.
-        eigen: of an eigendecomposition, by d²(d + latency).
-        latency: see ``LATENCY``.
+        eigen: of an eigendecomposition, by ``EIGEN`` of its device.
+        device: "cpu", or another type of device.
     """
 
     groups: Mapping[str, str]
@@ -66,7 +72,7 @@ class Speed:
     double: float
     page: float
     eigen: float
-    latency: float
+    device: str
 
     def of(self, work: Work) -> float:
         products = work.multiply_adds * self.multiply_add + work.double * self.double
@@ -83,7 +89,7 @@ class Speed:
 
     def eigenvectors(self, sizes: Iterable[tuple[int, int]]) -> float:
         """Of eigendecompositions: (dimension, how many)."""
-        return self.eigen * sum(count * d * d * (d + self.latency) for d, count in sizes)
+        return self.eigen * sum(count * _eigen_size(self.device, d) for d, count in sizes)
 
 
 def measure(
@@ -107,7 +113,8 @@ def measure(
         timer.run(few)  # weights come into memory with the first one
         small = timer.run(few)
         affordable = FEW * SECONDS / sum(small)
-        tokens = int(min(TOKENS, OUTPUTS / timer.outputs, SHARE * plan.tokens, affordable))
+        larger = GPU_SHARE if device.type == "cuda" else 1
+        tokens = int(min(larger * min(TOKENS, OUTPUTS / timer.outputs, SHARE * plan.tokens), affordable))
         lines = [Line(0.0, seconds / few.input_ids.numel()) for seconds in small]
         if tokens >= 2 * FEW:
             batch = plan.small_batch(tokens).to(device)
@@ -116,6 +123,8 @@ def measure(
             pairs = zip(small, best, strict=True)
             lines = [_line(few.input_ids.numel(), a, batch.input_ids.numel(), b) for a, b in pairs]
     width = max(max(module.shape) for module in tracked)
+    with products_of(model)():
+        multiply_add = _product(device, dtype, width)
     double = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     if device.type == "cuda":
         # the small batch may leave it idle, and would then take no longer if it were larger
@@ -130,12 +139,12 @@ def measure(
         forward=lines[0],
         backward=lines[1],
         cotangents=dict(zip(cotangents, lines[2:], strict=True)),
-        multiply_add=_product(device, dtype, width),
+        multiply_add=multiply_add,
         element=_element(device, dtype, min(2**20, int(timer.outputs * few.input_ids.numel()))),
         double=_product(double, torch.float64, width),
         page=_page() if device.type == "cpu" else 0.0,
         eigen=_eigen(double, width),
-        latency=_latency(double),
+        device=double.type,
     )
 
 
@@ -218,11 +227,11 @@ def _page() -> float:
     return best
 
 
-def _latency(device: torch.device) -> float:
-    return LATENCY.get(device.type, LATENCY["cpu"])
+def _eigen_size(device: str, d: int) -> float:
+    return EIGEN.get(device, EIGEN["cpu"])(d)
 
 
 def _eigen(device: torch.device, width: int) -> float:
     side = _side(width, 256)
     matrix = torch.rand(side, side, device=device, dtype=torch.float64)
-    return _best(lambda: torch.linalg.eigh(matrix), device) / (side**2 * (side + _latency(device)))
+    return _best(lambda: torch.linalg.eigh(matrix), device) / _eigen_size(device.type, side)
