@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from msif import distributed
 from msif.errors import MsifError
 
 
@@ -11,10 +12,14 @@ def resolve_device(device: str) -> torch.device:
     """The device of a --device argument; "meta" has shapes and no numbers.
 
     Raises:
-        MsifError: there is no such device, or it has no float64.
+        MsifError: there is no such device, it has no float64, or several processes would share it.
     """
+    if device == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if device in ("auto", "cuda"):
+        _check_one_each(torch.cuda.device_count())
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda")
     try:
         target = torch.device(device)
     except RuntimeError as error:
@@ -37,6 +42,15 @@ def resolve_device(device: str) -> torch.device:
     except Exception as error:  # so is some of Intel's
         raise _no_float64(target) from error
     return target
+
+
+def _check_one_each(devices: int) -> None:
+    """Processes on one device would wait for each other for ever, or end in an error of nccl's."""
+    if devices and distributed.processes_here() > devices:
+        raise MsifError(
+            f"{distributed.processes_here()} processes on this machine would share {devices} CUDA device(s): start "
+            f"torchrun with --nproc-per-node {devices}, or give --device cpu."
+        )
 
 
 def check_float64(device: torch.device) -> None:
