@@ -7,7 +7,8 @@ import pytest
 from worlds import save_tokenizer
 
 SCRIPT = """
-import os, sys
+import os, sys, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # of a fork, from 3.12
 if not os.environ["TOKENIZERS_PARALLELISM"]:
     del os.environ["TOKENIZERS_PARALLELISM"]
 from msif.cli.parsing import set_up_logging
