@@ -61,6 +61,7 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     made, kept = (min(plan.queries, count) for count in capacities(cost, plan.room))
     passes = -(-plan.queries // kept)
     held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if plan.stages else 0)
+    batch = sum(speed.held(max(B * T for B, T in plan.candidates.shapes)))
     scoring = speed.over(plan.candidates, lambda B, T: cost.batch(B, T, plan.queries))
     if cost.stored:
         scoring += passes * plan.candidates.documents * cost.stored / DISK
@@ -77,7 +78,8 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     lines = [
         f"blocks      {blocks} shared, in {len(side.tracked)} modules, {parameters:,} parameters",
         f"on disk     {human_bytes(disk)} of factors",
-        f"memory      about {human_bytes(weights + held)} (weights, and the vectors of {kept} queries)",
+        f"memory      about {human_bytes(weights + held)} (weights, and the vectors of {kept} queries), and "
+        f"{human_bytes(batch)} for a batch",
         f"passes      {passes} over candidates",
         f"time        about {human_seconds(scoring)} for {plan.candidates.documents:.0f} candidates, after "
         "preselection",

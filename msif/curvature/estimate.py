@@ -155,7 +155,7 @@ def describe_fit(
     tokens = max(B * T for B, T in plan.shapes)
     config: Any = getattr(model, "config", None)
     width = config.get_text_config().vocab_size if speed is None else speed.outputs
-    outputs = 2 * 4 * width * tokens
+    outputs, activations = (8 * width * tokens, 0.0) if speed is None else speed.held(tokens)
     residency = Residency(tracked, groups, tokens, 4)
     modules = files_of(groups)
     room = machines.room([model], width * tokens)
@@ -167,13 +167,14 @@ def describe_fit(
     )
     times = len(passes["eigenvectors"]), len(passes["lambda"])
     query = 4 * size.parameters
-    whole = human_bytes(weights + held + outputs) + (" a process" if n > 1 else "")
+    whole = human_bytes(weights + held + outputs + activations) + (" a process" if n > 1 else "")
+    beside = "" if speed is None else f", its activations {human_bytes(activations)}"
     lines = [
         f"tracked     {coverage(model, tracked)}",
         f"blocks      {size.blocks} in {size.modules} modules, {size.parameters:,} parameters",
         f"on disk     {human_bytes(size.factor_bytes)} in float32",
         f"memory      about {whole}: weights {human_bytes(weights)}, sums and factors {human_bytes(held)}, "
-        f"a batch's outputs {human_bytes(outputs)}; {human_bytes(query)} a query later",
+        f"a batch's outputs {human_bytes(outputs)}{beside}; {human_bytes(query)} a query later",
         f"passes      {times[0]} for covariances, {times[1]} for Λ",
     ]
     if n > 1:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msif.curvature.activations import Activations
 from msif.curvature.inputs import device_and_dtype, find_input_groups
 from msif.curvature.work import Work
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, Cotangent
+from msif.models.capture import Capture, Cotangent
 from msif.models.objectives import Objective
 from msif.models.tensor_cores import products_of
 
@@ -59,6 +60,7 @@ class Speed:
         multiply_add, element, double, page: of ``Work``.
         eigen: of an eigendecomposition, by ``EIGEN`` of its device.
         device: "cpu", or another type of device.
+        activations: bytes for a token that a forward pass leaves for the backward one.
     """
 
     groups: Mapping[str, str]
@@ -73,6 +75,11 @@ class Speed:
     page: float
     eigen: float
     device: str
+    activations: float = 0.0
+
+    def held(self, tokens: int) -> tuple[float, float]:
+        """Bytes of a batch's outputs and their gradient, with one float32 copy, and of its activations."""
+        return 2 * 4 * self.outputs * tokens, self.activations * tokens
 
     def of(self, work: Work) -> float:
         products = work.multiply_adds * self.multiply_add + work.double * self.double
@@ -108,9 +115,11 @@ def measure(
     few = plan.small_batch(FEW, 1).to(device)
     found = find_input_groups(model, tracked, objective, few)
     groups = {module.name: found.get(module.name, module.name) for module in tracked}
-    with Capture(model, tracked, Consumer()) as capture:
+    activations = Activations(model)
+    with Capture(model, tracked, activations) as capture:
         timer = _Timer(capture, objective, cotangents, device)
-        timer.run(few)  # weights come into memory with the first one
+        with activations.counting():
+            timer.run(few)  # weights come into memory with the first one
         small = timer.run(few)
         affordable = FEW * SECONDS / sum(small)
         larger = GPU_SHARE if device.type == "cuda" else 1
@@ -145,6 +154,7 @@ def measure(
         page=_page() if device.type == "cpu" else 0.0,
         eigen=_eigen(double, width),
         device=double.type,
+        activations=activations.bytes / few.input_ids.numel(),
     )
 
 
