@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from msif import distributed
+from msif.atomic import missing_folders
 from msif.attribution.features import GradientProjector
 from msif.attribution.gradients import Side
 from msif.curvature.store import save_tensors
@@ -82,6 +83,7 @@ def build_index(
         "columns": [[one.start, one.stop] for one in plan.columns],
         "blocks": list(plan.pools.names),
     }
+    made = missing_folders(path)
     is_new = distributed.same(lambda: open_or_create(path, {**plan.identity, **identity}, fresh))
     if plan.moments is not None and distributed.leads() and not (path / MOMENTS_FILE).is_file():
         save_tensors(path / MOMENTS_FILE, plan.moment_tensors())
@@ -90,7 +92,7 @@ def build_index(
         builder.run()
     except BaseException:
         if is_new and share.of == 1:
-            remove_if_nothing_done(path)
+            remove_if_nothing_done(path, made)
         raise
     if builder.others and not distributed.active() and builder.others - known_hashes(path):
         return None  # other shares were complete before these documents came

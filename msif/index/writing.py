@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from msif.atomic import atomic_path, write_json
+from msif.atomic import atomic_path, remove_empty, write_json
 from msif.curvature.store import differences, save_tensors
 from msif.errors import MsifError, one_line
 from msif.index.storage import MOMENTS_FILE, REBUILD, SCHEMA, read_manifest, read_parts
@@ -45,16 +44,18 @@ def is_somebodys(path: Path) -> bool:
     return path.is_dir() and any(not file.name.endswith(".part") for file in path.iterdir())
 
 
-def remove_if_nothing_done(path: Path) -> None:
+def remove_if_nothing_done(path: Path, made: Sequence[Path]) -> None:
     """A build that failed before its first shard of a new index leaves no folder, which would refuse other settings.
 
     Only of a build that is alone: other shares may be at work by the manifest that one of them made.
+
+    Args:
+        made: the folders that were made for it, itself first.
     """
     if not any(path.glob("*.parquet")):
         for name in ("manifest.json", MOMENTS_FILE):
             (path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # it holds other things
-            path.rmdir()
+        remove_empty(made or [path])
 
 
 def _short(value: Any) -> str:

@@ -176,8 +176,12 @@ def test_a_build_that_fails_at_once_leaves_nothing(tokenizer, tmp_path):  # noqa
         broken.transformer.h[0].mlp.c_fc.weight.fill_(torch.nan)
     stage = msif.Stage(broken, data=TEXTS, tokenizer=tokenizer)
     with pytest.raises(MsifError, match="NaN"):
-        make_index(stage, tmp_path / "index", IndexSettings(**SMALL), second_moments="none")
-    assert not (tmp_path / "index").exists()
+        make_index(stage, tmp_path / "a" / "b" / "index", IndexSettings(**SMALL), second_moments="none")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "own").mkdir()  # a folder that was there stays
+    with pytest.raises(MsifError, match="NaN"):
+        make_index(stage, tmp_path / "own" / "index", IndexSettings(**SMALL), second_moments="none")
+    assert (tmp_path / "own").is_dir() and not list((tmp_path / "own").iterdir())
 
 
 class Ended(build._Builder):
