@@ -35,6 +35,7 @@ from msif.data.documents import batches_identity
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
 from msif.models.capture import Capture, Cotangent
+from msif.models.check import check_once
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.objectives import Objective, generators_for
 from msif.progress import progress
@@ -139,6 +140,8 @@ def fit(
     try:
         for part in (part for part in parts if not parts[part]):
             fit.residents(part)  # what does not fit is told first
+        if not all(parts.values()):
+            check_once(model, tracked, objective, first.to(device))  # of all layers, not of a group as it comes
         if not parts["eigenvectors"]:
             fit.eigenvectors()
         if not parts["lambda"]:

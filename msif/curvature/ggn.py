@@ -127,6 +127,8 @@ class _Linearised:
 
     def _tangent_hook(self, module: TrackedModule, use: Use) -> Callable[..., Tensor]:
         def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if not self._capture.running:
+                return output
             return self._added(module, read(module, use, inner, args, kwargs, output, self._size), output)
 
         return hook

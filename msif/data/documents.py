@@ -62,6 +62,19 @@ class Batch:
         labels = None if self.labels is None else self.labels[:1]
         return Batch(self.indices[:1], **cut, labels=labels)
 
+    def pair(self, tokens: int = 11) -> Batch:
+        """The first and the last document, or the only one, to see whether a model keeps positions and documents apart.
+
+        Cut to ``tokens`` and two fewer, and repeated where they are shorter; no model is known to have 11 heads.
+        """
+        rows = [0, -1][: len(self)]
+        real = [self.input_ids[row][self.attention_mask[row] == 1] for row in rows]
+        ids = torch.stack([row.repeat(-(-tokens // len(row)))[:tokens] for row in real])
+        mask = torch.ones_like(ids)
+        mask[1:, -2:] = 0
+        labels = None if self.labels is None else self.labels[rows]
+        return Batch(self.indices[rows], ids, mask, mask == 1, labels)
+
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)

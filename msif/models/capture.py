@@ -69,14 +69,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
     """Parameters of 16 bits as float32 inside, of the same values; the very same tensors as before after."""
-    narrow = [(p, p.data) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    narrow = [(p, p.data, p.grad) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
     try:
-        for parameter, data in narrow:
+        for parameter, data, _ in narrow:
+            parameter.grad = None  # one of 16 bits could not be given back to a parameter of 32
             parameter.data = data.float()
         yield
     finally:
-        for parameter, data in narrow:
+        for parameter, data, gradient in narrow:
             parameter.data = data
+            parameter.grad = gradient
 
 
 @dataclass
@@ -91,15 +93,21 @@ class _Run:
 class Capture:
     """A context in which ``run`` sends batches through the model and both sides of gradients through the consumer.
 
+    Args:
+        checked: whether gradients are compared with autograd's own, and outputs looked at, elsewhere.
+
     Attributes:
         ran: names of the parameters that the last forward pass used.
+        scale: the multiple at which gradients were carried in the last backward pass.
 
     Raises:
-        MsifError: gradient checkpointing, an input that was changed in place, rows that are not one a position, or an
-            output that holds NaN or infinity.
+        MsifError: gradients that are not autograd's own, gradient checkpointing, an input that was changed in place,
+            rows that are not one a position, or an output that holds NaN or infinity.
     """
 
-    def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule], consumer: Consumer) -> None:
+    def __init__(
+        self, model: nn.Module, tracked: Sequence[TrackedModule], consumer: Consumer, checked: bool = False
+    ) -> None:
         self.model = model
         self.tracked = tracked
         self.consumer = consumer
@@ -112,10 +120,20 @@ class Capture:
         self._sizes: tuple[int, int] = (0, 0)
         self._phase = "idle"
         self._batch: Any = None
-        self._keep = False
+        self._keep, self._checked = False, checked
+        self._sequences = 0
         self._half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         self._scale = 1.0
         self._products = products_of(model)
+
+    @property
+    def running(self) -> bool:
+        """Whether the model runs for this capture, and not for another one within."""
+        return self._phase != "idle"
+
+    @property
+    def scale(self) -> float:
+        return self._scale
 
     @property
     def ran(self) -> set[str]:
@@ -137,6 +155,8 @@ class Capture:
 
     def run(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> Tensor:
         """One forward pass and a backward pass for each cotangent; returns the outputs, detached."""
+        if cotangents and type(self.consumer) is not Consumer:  # else nobody reads a gradient
+            self._check(objective, batch)
         self.consumer.begin(batch, objective)
         self._runs.clear()
         live = objective.live(batch)
@@ -147,7 +167,7 @@ class Capture:
             self._phase = "between"
             if not outputs.requires_grad:
                 raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
-            if not _all_finite(outputs.detach()):
+            if not self._checked and not _all_finite(outputs.detach()):
                 self._name_what_is_not_finite(objective, batch)
             for number, cotangent in enumerate(cotangents, start=1):
                 self._keep = number < len(cotangents)
@@ -163,6 +183,16 @@ class Capture:
         self.consumer.end(batch)
         return outputs.detach()
 
+    def _check(self, objective: Objective, batch: Any) -> None:
+        """Before the first batch of one sequence, and of several: hooks see all of the model's gradients."""
+        from msif.models.check import check_once  # which is made of such passes itself
+
+        if self._checked or self._sequences >= min(len(batch), 2):
+            return
+        self._phase = "idle"  # also after a pass that failed
+        check_once(self.model, self.tracked, objective, batch)
+        self._sequences = min(len(batch), 2)
+
     def accompany(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> None:
         """The passes alone, which other processes need; nothing goes to the consumer."""
         consumer, self.consumer = self.consumer, Consumer()
@@ -175,6 +205,8 @@ class Capture:
         name = members[0][0].name
 
         def hook(inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if self._phase == "idle":
+                return output  # a pass of another capture
             if self._phase == "diagnosis":
                 if not _all_finite(output):
                     raise MsifError(_not_finite(f"the output of module '{name}'", self._batch))

@@ -18,6 +18,7 @@ from msif.curvature import probe
 from msif.data.documents import collate
 from msif.data.sample import Plan
 from msif.models.capture import Capture, Consumer
+from msif.models.check import check_once
 from msif.models.objectives import CausalLM
 
 QUERIES, LENGTH = 30, 40
@@ -40,6 +41,7 @@ def stages_of(modules, **changes):
     for seed in (0, 1):
         model = tiny_lm(seed, dtype=torch.float32, **sizes, **changes)
         side = Side(model, track_modules(model, modules), CausalLM())
+        check_once(model, side.tracked, side.objective, collate(documents([20] * 2)))  # which is not counted
         result.append(FittedStage(side, batches=[collate(documents([20] * 3, seed=6))]))
     return result
 

@@ -20,6 +20,7 @@ from msif.curvature.work import PAGED, Work, covariance_work, lambda_work, rotat
 from msif.data.documents import collate
 from msif.data.sample import Plan
 from msif.models.capture import Capture, Consumer
+from msif.models.check import check_once
 from msif.models.objectives import CausalLM, SequenceClassification
 
 
@@ -36,6 +37,7 @@ def wide_lm(**changes):
 
 def products_of_pass(model, tracked, consumer, batch, cotangents):
     """Beside the model's own."""
+    check_once(model, tracked, CausalLM(), batch)  # which is not of the pass
 
     def run(consumer):
         with Capture(model, tracked, consumer) as capture:

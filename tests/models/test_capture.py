@@ -296,6 +296,8 @@ def test_inputs_that_a_consumer_does_not_keep_are_released():
             alive.append(sum(ref() is not None for ref in inputs))
 
     tracked = track_modules(model)
+    with Capture(model, tracked, Collect()) as capture:  # a model's first batch is preceded by a check
+        capture.run(objective, collate(documents([5])), [objective.loss_gradient])
     for module in tracked:
         watch = model.get_submodule(module.path)
         watch.register_forward_pre_hook(lambda _, args: inputs.append(weakref.ref(args[0])))
