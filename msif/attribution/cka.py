@@ -33,7 +33,8 @@ from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, FiniteGuard
+from msif.models.capture import Consumer, FiniteGuard
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Measurement, Objective
 from msif.models.outer import CHUNK_ELEMENTS, Outer, sequence_gradients
 from msif.models.select import match_modules
@@ -119,7 +120,7 @@ class CKAScorer:
             capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
             return consumer.scores
 
-        with Capture(side.model, side.tracked, consumer) as capture:
+        with CheckedCapture(side.model, side.tracked, consumer) as capture:
             return score_batches(candidates, score, partial)
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:

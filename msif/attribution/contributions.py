@@ -13,7 +13,8 @@ from msif.attribution.gradients import Side
 from msif.attribution.scoring import QueryVectors, over_norms
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, Cotangent
+from msif.models.capture import Consumer, Cotangent
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Objective
 from msif.models.outer import Outer, squared_norms, squares
 
@@ -124,7 +125,7 @@ def contributions(
         queries = range(next(iter(vectors.values())).queries)
     consumer = _ContributionPass(side.tracked, vectors, queries, normalized)
     results = []
-    with Capture(side.model, side.tracked, consumer) as capture:
+    with CheckedCapture(side.model, side.tracked, consumer) as capture:
         for batch in candidates:
             capture.run(side.objective, batch.to(device), [cotangent or side.objective.loss_gradient])
             lengths = _lengths(batch, consumer.tokens.shape[2])

@@ -21,7 +21,8 @@ from msif.attribution.gradients import Side, query_rows
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, Cotangent, FiniteGuard
+from msif.models.capture import Consumer, Cotangent, FiniteGuard
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Measurement, Objective
 from msif.models.outer import CHUNK_ELEMENTS, Outer, sequence_gradients
 
@@ -242,7 +243,7 @@ class GradientProjector:
         self.consumer = FeaturePass(side, features, len(cotangents))
         self.outputs = torch.empty(0)
         self._cotangents = [self._numbered(number, cotangent) for number, cotangent in enumerate(cotangents)]
-        self._capture = Capture(side.model, side.tracked, self.consumer)
+        self._capture = CheckedCapture(side.model, side.tracked, self.consumer)
 
     def __enter__(self) -> GradientProjector:
         self._capture.__enter__()

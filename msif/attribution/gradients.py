@@ -13,7 +13,8 @@ from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, FiniteGuard
+from msif.models.capture import Consumer, FiniteGuard
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Measurement, Objective
 from msif.models.outer import Outer, sequence_gradients
 
@@ -84,7 +85,7 @@ def collected_gradients(
     measure = objective.measurement(measurement) if isinstance(measurement, str) else measurement
     consumer = _GradientPass(side)
     order: list[Tensor] = []
-    with Capture(side.model, side.tracked, consumer) as capture:
+    with CheckedCapture(side.model, side.tracked, consumer) as capture:
         for batch in queries:
             cotangent = lambda outputs, batch: objective.measurement_gradient(outputs, batch, measure)  # noqa: E731
             capture.run(objective, batch.to(consumer.device), [cotangent])

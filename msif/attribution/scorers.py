@@ -25,7 +25,7 @@ from msif.curvature.vectors import Vectors
 from msif.curvature.work import rotation_work
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Measurement
 from msif.models.outer import squares
 from msif.models.select import match_modules
@@ -256,7 +256,7 @@ class InfluenceScorer:
                 return consumer.scores
             return over_norms(consumer.scores, consumer.norms[:, None])
 
-        with Capture(side.model, side.tracked, consumer) as capture:
+        with CheckedCapture(side.model, side.tracked, consumer) as capture:
             yield score
 
     def score(self, queries: Iterable[Any], candidates: Iterable[Any]) -> Scores:

@@ -34,8 +34,8 @@ from msif.curvature.sums import RunningSums
 from msif.data.documents import batches_identity
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Cotangent
-from msif.models.check import check_once
+from msif.models.capture import Cotangent
+from msif.models.check import CheckedCapture, check_once
 from msif.models.fingerprint import fingerprint_config, fingerprint_weights
 from msif.models.objectives import Objective, generators_for
 from msif.progress import progress
@@ -248,7 +248,7 @@ class _Fit:
         device, _ = device_and_dtype(self.model)
         bar = progress(desc=step.title, unit="seq", initial=consumer.counts["sequences"], total=self._total())
         last = time.monotonic()
-        with Capture(self.model, step.modules, consumer) as capture, bar:
+        with CheckedCapture(self.model, step.modules, consumer) as capture, bar:
             for number, batch, mine in distributed.own_batches(self.batches, done):
                 if not mine:
                     capture.accompany(self.objective, batch.to(device), cotangents)

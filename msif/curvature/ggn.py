@@ -22,7 +22,8 @@ from msif.curvature.tangents import AnyModel, Tangents
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule, Use
-from msif.models.capture import Capture, Consumer, FiniteGuard, widened
+from msif.models.capture import Consumer, FiniteGuard, widened
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Objective
 from msif.models.outer import Outer, add_total
 from msif.models.uses import Reading, read
@@ -92,7 +93,7 @@ class _Linearised:
         with ExitStack() as stack:
             # fused attention kernels have no forward-mode derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            self._capture = stack.enter_context(Capture(self.model, self.tracked, self._consumer))
+            self._capture = stack.enter_context(CheckedCapture(self.model, self.tracked, self._consumer))
             # after the capture's own hooks, which detach the first maps' outputs, and tangents with them
             for module in self.tracked:
                 for use in module.uses:

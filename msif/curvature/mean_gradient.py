@@ -12,7 +12,8 @@ from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture, Consumer, FiniteGuard
+from msif.models.capture import Consumer, FiniteGuard
+from msif.models.check import CheckedCapture
 from msif.models.objectives import Objective
 from msif.models.outer import Outer, add_total
 
@@ -47,7 +48,7 @@ def mean_gradient(
     """
     device, dtype = device_and_dtype(model)
     consumer = _Total(tracked, device, dtype)
-    with Capture(model, tracked, consumer) as capture:
+    with CheckedCapture(model, tracked, consumer) as capture:
         for batch in batches:
             capture.run(objective, batch.to(device), [objective.loss_gradient])
     if not consumer.supervised:

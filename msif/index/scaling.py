@@ -14,7 +14,7 @@ from msif.curvature.eigenvalues import LambdaPass
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.inputs import device_and_dtype
 from msif.models.blocks import TrackedModule
-from msif.models.capture import Capture
+from msif.models.check import CheckedCapture
 from msif.models.training.moments import SecondMoments, factored
 from msif.progress import progress
 
@@ -82,7 +82,7 @@ def estimate_moments(side: Side, batches: Iterable[Any]) -> dict[str, SecondMome
     identity = {module.name: _no_basis(module) for module in side.tracked}
     own = {module.name: module.name for module in side.tracked}
     consumer = LambdaPass(side.tracked, own, identity, device, dtype)
-    with Capture(side.model, side.tracked, consumer) as capture:
+    with CheckedCapture(side.model, side.tracked, consumer) as capture:
         for batch in progress(batches, desc="second moments", unit="batch"):
             capture.run(side.objective, batch.to(device), [side.objective.loss_gradient])
             if consumer.counts["sequences"] >= ESTIMATED_FROM:  # of a stream, whose length is not known

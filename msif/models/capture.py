@@ -93,21 +93,16 @@ class _Run:
 class Capture:
     """A context in which ``run`` sends batches through the model and both sides of gradients through the consumer.
 
-    Args:
-        checked: whether gradients are compared with autograd's own, and outputs looked at, elsewhere.
-
     Attributes:
         ran: names of the parameters that the last forward pass used.
         scale: the multiple at which gradients were carried in the last backward pass.
 
     Raises:
-        MsifError: gradients that are not autograd's own, gradient checkpointing, an input that was changed in place,
-            rows that are not one a position, or an output that holds NaN or infinity.
+        MsifError: gradient checkpointing, an input that was changed in place, rows that are not one a position, or an
+            output that holds NaN or infinity.
     """
 
-    def __init__(
-        self, model: nn.Module, tracked: Sequence[TrackedModule], consumer: Consumer, checked: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, tracked: Sequence[TrackedModule], consumer: Consumer) -> None:
         self.model = model
         self.tracked = tracked
         self.consumer = consumer
@@ -120,8 +115,7 @@ class Capture:
         self._sizes: tuple[int, int] = (0, 0)
         self._phase = "idle"
         self._batch: Any = None
-        self._keep, self._checked = False, checked
-        self._sequences = 0
+        self._keep = False
         self._half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         self._scale = 1.0
         self._products = products_of(model)
@@ -155,8 +149,6 @@ class Capture:
 
     def run(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> Tensor:
         """One forward pass and a backward pass for each cotangent; returns the outputs, detached."""
-        if cotangents and type(self.consumer) is not Consumer:  # else nobody reads a gradient
-            self._check(objective, batch)
         self.consumer.begin(batch, objective)
         self._runs.clear()
         live = objective.live(batch)
@@ -167,8 +159,7 @@ class Capture:
             self._phase = "between"
             if not outputs.requires_grad:
                 raise MsifError("the model's outputs depend on no tracked module: choose other --modules.")
-            if not self._checked and not _all_finite(outputs.detach()):
-                self._name_what_is_not_finite(objective, batch)
+            self._look_at(outputs.detach(), objective, batch)
             for number, cotangent in enumerate(cotangents, start=1):
                 self._keep = number < len(cotangents)
                 gradient = cotangent(outputs, batch)
@@ -182,16 +173,6 @@ class Capture:
         self._phase = "idle"
         self.consumer.end(batch)
         return outputs.detach()
-
-    def _check(self, objective: Objective, batch: Any) -> None:
-        """Before the first batch of one sequence, and of several: hooks see all of the model's gradients."""
-        from msif.models.check import check_once  # which is made of such passes itself
-
-        if self._checked or self._sequences >= min(len(batch), 2):
-            return
-        self._phase = "idle"  # also after a pass that failed
-        check_once(self.model, self.tracked, objective, batch)
-        self._sequences = min(len(batch), 2)
 
     def accompany(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> None:
         """The passes alone, which other processes need; nothing goes to the consumer."""
@@ -279,8 +260,10 @@ class Capture:
         with self._products():
             self.consumer.backward(module, self._arrived.pop(module.name))
 
-    def _name_what_is_not_finite(self, objective: Objective, batch: Any) -> None:
-        """Runs the batch again to find the first module whose output is not finite, and raises."""
+    def _look_at(self, outputs: Tensor, objective: Objective, batch: Any) -> None:
+        """Where outputs are not finite, runs the batch again to find the first module whose are not, and raises."""
+        if _all_finite(outputs):
+            return
         self._phase, self._batch = "diagnosis", batch
         with torch.no_grad():
             objective.outputs(self.model, batch)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msif.errors import MsifError, one_line
 from msif.models.blocks import TrackedModule, as_matrix, stored
-from msif.models.capture import Capture, Consumer
+from msif.models.capture import Capture, Consumer, Cotangent
 from msif.models.objectives import Objective
 from msif.models.outer import CHUNK_ELEMENTS, Outer
 from msif.models.sharding import is_sharded
@@ -72,7 +72,7 @@ def _wrong(model: nn.Module, tracked: Sequence[TrackedModule], objective: Object
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda][:1]
     with (
         torch.random.fork_rng(devices),
-        Capture(model, tracked, by_hooks, checked=True) as capture,
+        _Blind(model, tracked, by_hooks) as capture,
         own.formed(),
     ):
         capture.run(objective, few, [_first_alone])
@@ -103,6 +103,13 @@ def _first_alone(outputs: Tensor, batch: Any) -> Tensor:
 def _direction(module: TrackedModule) -> Tensor:
     """u (d_out,): every uᵀ∇ is of one."""
     return torch.randn(module.d_out, generator=torch.Generator().manual_seed(1), device="cpu")
+
+
+class _Blind(Capture):
+    """Leaves it to the pass itself to say that outputs are not finite, of documents that it can name."""
+
+    def _look_at(self, outputs: Tensor, objective: Objective, batch: Any) -> None:
+        pass
 
 
 class _Own:
@@ -209,3 +216,20 @@ class _ByHooks(Consumer):
             difference[0] -= expected
         # what overflows is told of the batch itself
         return not difference.isfinite().all() or float(difference.norm()) <= bounds.of(module, float(size))
+
+
+class CheckedCapture(Capture):
+    """A ``Capture`` that looks at the model first, see ``check_once``; what passes over data use.
+
+    Raises:
+        MsifError: also gradients that are not autograd's own.
+    """
+
+    _sequences = 0  # of the largest batch that was looked at, of two
+
+    def run(self, objective: Objective, batch: Any, cotangents: Sequence[Cotangent]) -> Tensor:
+        if cotangents and self._sequences < min(len(batch), 2):
+            self._phase = "idle"  # also after a pass that failed
+            check_once(self.model, self.tracked, objective, batch)
+            self._sequences = min(len(batch), 2)
+        return super().run(objective, batch, cotangents)
