@@ -144,7 +144,7 @@ def test_features_and_scores_are_the_dense_ones(name, moments, stage, tmp_path):
     batches = batches_alone(one)
     phi = by_row(batches, dense_features(side, index, batches, V))
     stored = index.rows([index.places[digest] for _, digest in one.corpus.hashes(("text",))])
-    check(stored.double(), phi)
+    check(stored.double(), phi, 5e-5)  # in float32, over roots of small second moments: 1.5e-5 on some processors
     asked = dense_features(side, index, [collate([q]) for q in QUESTIONS], V)
     for r in ("none", "train", "mixed", "mixed:0.7"):
         roots, mix = dense_roots(r, phi, asked, index.columns)
