@@ -72,4 +72,6 @@ def _difference(
             return f"query '{query.id}' is another"
         if set(there.scores[query.id].ids) != {str(ids[row]) for row in ranking.rows.tolist()}:
             return f"the candidates of query '{query.id}' are others"
+    if there.manifest.get("documents", provenance.get("documents")) != provenance.get("documents"):
+        return "the documents say something else"
     return None

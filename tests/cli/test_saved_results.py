@@ -47,6 +47,7 @@ def test_other_results_are_replaced_only_on_request(stage, result, kept, tmp_pat
         "the candidates of query '0' are others": msif.attribute(
             stage, ASKED, "all", method="random", corpus=["Ada.", "Linz."], fields={}
         ),
+        "the documents say something else": replace(result, provenance={**result.provenance, "documents": "0"}),
         "weights are others": replace(result, provenance={**result.provenance, "weights": ["0"]}),
     }
     for said, other in others.items():
@@ -54,6 +55,15 @@ def test_other_results_are_replaced_only_on_request(stage, result, kept, tmp_pat
         other.save(folder, overwrite=True)
         assert len(scores(folder)) == sum(len(ranking.rows) for ranking in other.rankings)
         result.save(folder, overwrite=True)
+
+
+def test_corpora_of_one_size_are_told_apart(stage, kept, tmp_path):
+    first, second = (
+        msif.attribute(stage, ASKED, "all", method="random", corpus=[*texts, "Linz."], fields={})
+        for texts in (["Ada.", "Graz."], ["Ada.", "Brno."])
+    )
+    first.save(tmp_path / "out")
+    kept(second, tmp_path / "out", "other settings .the documents say something else")
 
 
 def test_a_run_of_the_command_is_not_overwritten_and_leaves_nothing_behind(world, result, kept, tmp_path):
