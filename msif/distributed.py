@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from msif.atomic import HOST
 from msif.data.documents import batches_after
 from msif.errors import MsifError
 
@@ -64,6 +65,9 @@ def start() -> Any:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     dist.init_process_group(store=store, rank=number, world_size=size, timeout=PATIENCE)
+    if torch.cuda.is_available():
+        devices = gathered(_own_device())
+        _step["sharing"] = devices.count(_own_device())
     return dist.PrefixStore("msif", store)
 
 
@@ -83,7 +87,18 @@ def _group(tensor: Tensor) -> Any:
     return _of_cpu() if tensor.device.type == "cpu" else None
 
 
-_step = {"together": False}
+_step: dict[str, Any] = {"together": False, "sharing": 1}
+
+
+def _own_device() -> tuple[str, str]:
+    """The machine and the CUDA device of this process, whatever each process calls it."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return HOST, str(getattr(properties, "uuid", torch.cuda.current_device()))
+
+
+def sharing() -> int:
+    """Processes of ``torchrun`` that have this one's CUDA device, itself included."""
+    return _step["sharing"]
 
 
 def go_in_step() -> None:

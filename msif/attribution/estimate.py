@@ -61,7 +61,7 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     made, kept = (min(plan.queries, count) for count in capacities(cost, plan.room))
     passes = -(-plan.queries // kept)
     held = NUMBER * max(cost.making * made, cost.making * made / 2 + cost.vector * kept) + (disk if plan.stages else 0)
-    batch = sum(speed.held(max(B * T for B, T in plan.candidates.shapes)))
+    batch = sum(speed.held(plan.candidates.shapes))
     scoring = speed.over(plan.candidates, lambda B, T: cost.batch(B, T, plan.queries))
     if cost.stored:
         scoring += passes * plan.candidates.documents * cost.stored / DISK

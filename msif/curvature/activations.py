@@ -14,7 +14,7 @@ from msif.models.capture import Consumer
 
 
 class Activations(Consumer):
-    """Counts what autograd saves and hooks keep of the batches that run inside ``counting``.
+    """Counts what autograd saves and hooks keep of a forward pass.
 
     Attributes:
         bytes: of all of it, each memory once, without the weights.
@@ -27,11 +27,17 @@ class Activations(Consumer):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
+        """Around a forward pass, until ``end_of_forward``."""
         self._kept = {}  # held to the end, so that no memory is given to another tensor and counted once for both
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
                 yield
         finally:
+            self._kept = None
+
+    def end_of_forward(self) -> None:
+        """What comes later, such as a cotangent's own gradients, is not counted."""
+        if self._kept is not None:
             self.bytes = sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
             self._kept = None
 

@@ -155,7 +155,7 @@ def describe_fit(
     tokens = max(B * T for B, T in plan.shapes)
     config: Any = getattr(model, "config", None)
     width = config.get_text_config().vocab_size if speed is None else speed.outputs
-    outputs, activations = (8 * width * tokens, 0.0) if speed is None else speed.held(tokens)
+    outputs, activations = (8 * width * tokens, 0.0) if speed is None else speed.held(plan.shapes)
     residency = Residency(tracked, groups, tokens, 4)
     modules = files_of(groups)
     room = machines.room([model], width * tokens)

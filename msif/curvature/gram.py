@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from msif.models.tensor_cores import add_product
-
 
 def accumulate_gram(total: Tensor, rows: Tensor) -> None:
     """total += rowsᵀ rows, in total's dtype; rows: (n, d), total: (d, d)."""
-    add_product(total, rows.T, rows)
+    rows = rows.to(total.dtype)
+    total.addmm_(rows.T, rows)
 
 
 def accumulate_block_grams(total: Tensor, rows: Tensor) -> None:

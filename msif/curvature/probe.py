@@ -60,7 +60,8 @@ class Speed:
         multiply_add, element, double, page: of ``Work``.
         eigen: of an eigendecomposition, by ``EIGEN`` of its device.
         device: "cpu", or another type of device.
-        activations: bytes for a token that a forward pass leaves for the backward one.
+        activations: bytes that a forward pass leaves for the backward one, for a token, and for each pair of tokens of
+            a document, of attention that is written out.
     """
 
     groups: Mapping[str, str]
@@ -75,11 +76,16 @@ class Speed:
     page: float
     eigen: float
     device: str
-    activations: float = 0.0
+    activations: tuple[float, float] = (0.0, 0.0)
 
-    def held(self, tokens: int) -> tuple[float, float]:
-        """Bytes of a batch's outputs and their gradient, with one float32 copy, and of its activations."""
-        return 2 * 4 * self.outputs * tokens, self.activations * tokens
+    def held(self, shapes: Iterable[tuple[int, int]]) -> tuple[float, float]:
+        """Bytes of a batch's outputs and their gradient, with one float32 copy, and of its activations.
+
+        Args:
+            shapes: documents and positions of batches, of which the one that holds most counts.
+        """
+        a, b = self.activations
+        return max((8 * self.outputs * B * T, a * B * T + b * B * T**2) for B, T in shapes)
 
     def of(self, work: Work) -> float:
         products = work.multiply_adds * self.multiply_add + work.double * self.double
@@ -117,9 +123,8 @@ def measure(
     groups = {module.name: found.get(module.name, module.name) for module in tracked}
     activations = Activations(model)
     with Capture(model, tracked, activations) as capture:
-        timer = _Timer(capture, objective, cotangents, device)
-        with activations.counting():
-            timer.run(few)  # weights come into memory with the first one
+        timer = _Timer(capture, objective, cotangents, device, activations)
+        counted = [timer.count(few)]  # weights come into memory with the first one
         small = timer.run(few)
         affordable = FEW * SECONDS / sum(small)
         larger = GPU_SHARE if device.type == "cuda" else 1
@@ -127,10 +132,12 @@ def measure(
         lines = [Line(0.0, seconds / few.input_ids.numel()) for seconds in small]
         if tokens >= 2 * FEW:
             batch = plan.small_batch(tokens).to(device)
+            counted.append(timer.count(batch))
             # the better of two: whatever else a machine does can double one
-            best = map(min, timer.run(batch), timer.run(batch))
+            best = map(min, timer.seconds, timer.run(batch))
             pairs = zip(small, best, strict=True)
             lines = [_line(few.input_ids.numel(), a, batch.input_ids.numel(), b) for a, b in pairs]
+        held = _per_token_and_pair(counted)
     width = max(max(module.shape) for module in tracked)
     with products_of(model)():
         multiply_add = _product(device, dtype, width)
@@ -154,8 +161,16 @@ def measure(
         page=_page() if device.type == "cpu" else 0.0,
         eigen=_eigen(double, width),
         device=double.type,
-        activations=activations.bytes / few.input_ids.numel(),
+        activations=held,
     )
+
+
+def _per_token_and_pair(counted: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
+    """(a, b) of a·BT + b·BT² bytes, from the bytes of one batch, or of two of other lengths: (B, T, bytes)."""
+    (_, short, _), (_, long, _) = counted[0], counted[-1]
+    few, many = (size / (B * T) for B, T, size in (counted[0], counted[-1]))
+    b = max(0.0, (many - few) / (long - short)) if long > short else 0.0
+    return max(0.0, many - b * long), b
 
 
 def _line(few: int, short: float, many: int, long: float) -> Line:
@@ -168,16 +183,31 @@ class _Timer:
     """Times the parts of a pass: forward, backward, and the step between them for each cotangent."""
 
     def __init__(
-        self, capture: Capture, objective: Objective, cotangents: Mapping[str, Cotangent], device: torch.device
+        self,
+        capture: Capture,
+        objective: Objective,
+        cotangents: Mapping[str, Cotangent],
+        device: torch.device,
+        activations: Activations,
     ) -> None:
         self.capture, self.objective, self.cotangents, self.device = capture, objective, cotangents, device
+        self.activations = activations
         self.outputs = 1.0
+        self.seconds: list[float] = []
+
+    def count(self, batch: Any) -> tuple[int, int, int]:
+        """(B, T, bytes) of a batch's activations; ``seconds`` are those of this run."""
+        with self.activations.counting():
+            self.seconds = self.run(batch)
+        B, T = self.objective.live(batch).shape
+        return B, T, self.activations.bytes
 
     def run(self, batch: Any) -> list[float]:
         """Seconds of the forward pass, of the backward pass, and of each cotangent."""
         ticks = [self._now()]
 
         def all_of_them(outputs: Tensor, batch: Any) -> Tensor:
+            self.activations.end_of_forward()
             ticks.append(self._now())
             for cotangent in self.cotangents.values():
                 gradient = cotangent(outputs, batch)

@@ -65,13 +65,16 @@ class Batch:
     def pair(self, tokens: int = 11) -> Batch:
         """The first and the last document, or the only one, to see whether a model keeps positions and documents apart.
 
-        Cut to ``tokens`` and two fewer, and repeated where they are shorter; no model is known to have 11 heads.
+        Cut to ``tokens`` and two fewer, and repeated where they are shorter, but no longer than the batch, whose
+        positions the model has; no model is known to have 11 heads. Documents without tokens are left out.
         """
-        rows = [0, -1][: len(self)]
+        with_tokens = self.attention_mask.any(1).nonzero().flatten().tolist()
+        rows = with_tokens[:1] + with_tokens[1:][-1:]
+        tokens = min(tokens, self.input_ids.shape[1])
         real = [self.input_ids[row][self.attention_mask[row] == 1] for row in rows]
         ids = torch.stack([row.repeat(-(-tokens // len(row)))[:tokens] for row in real])
         mask = torch.ones_like(ids)
-        mask[1:, -2:] = 0
+        mask[1:, max(1, tokens - 2) :] = 0
         labels = None if self.labels is None else self.labels[rows]
         return Batch(self.indices[rows], ids, mask, mask == 1, labels)
 

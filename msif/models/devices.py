@@ -17,7 +17,7 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     if device in ("auto", "cuda"):
-        _check_one_each(torch.cuda.device_count())
+        _check_not_shared()
     if device == "auto":
         return torch.device("cuda")
     try:
@@ -44,12 +44,12 @@ def resolve_device(device: str) -> torch.device:
     return target
 
 
-def _check_one_each(devices: int) -> None:
-    """Processes on one device would wait for each other for ever, or end in an error of nccl's."""
-    if devices and distributed.processes_here() > devices:
+def _check_not_shared() -> None:
+    """Processes on one device end in an error of nccl's."""
+    if distributed.sharing() > 1:
         raise MsifError(
-            f"{distributed.processes_here()} processes on this machine would share {devices} CUDA device(s): start "
-            f"torchrun with --nproc-per-node {devices}, or give --device cpu."
+            f"{distributed.sharing()} processes would share one CUDA device: start as many on a machine as it has "
+            "devices (torchrun --nproc-per-node), or give --device cpu."
         )
 
 

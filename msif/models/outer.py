@@ -15,7 +15,7 @@ from torch import Tensor
 # per-sequence gradients are formed for as many sequences at a time as fit in this many elements
 CHUNK_ELEMENTS = 2**24
 # the same of a GPU, which waits for small products to be launched, where a CPU waits for what its caches do not hold
-GPU_ELEMENTS = 2**27
+GPU_ELEMENTS = 2**26
 
 
 def at_once(device: torch.device, elements: int) -> int:

@@ -168,7 +168,7 @@ def test_one_process_with_nccl(world, zygote, tmp_path):
     assert status == 0 and (tmp_path / "f" / "manifest.json").is_file(), said
     many = torch.cuda.device_count() + 1
     status, said = zygote.torchrun(many, "-m", "msif.fit_factors", *flags, "--output", tmp_path / "g")
-    assert status != 0 and f"--nproc-per-node {many - 1}" in said and not (tmp_path / "g").exists()
+    assert status != 0 and "would share one CUDA device" in said and not (tmp_path / "g").exists()
     status, said = zygote.torchrun(
         many, "-m", "msif.fit_factors", *flags, "--output", tmp_path / "h", "--device", "cpu"
     )

@@ -25,7 +25,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from msif.attribution.gradients import Side, query_gradients
 from msif.curvature.fit import fit
 from msif.curvature.ggn import GGN
-from msif.data.documents import collate
+from msif.data.documents import Batch, collate
 from msif.errors import MsifError
 from msif.models import check
 from msif.models.capture import Capture, Consumer
@@ -174,7 +174,7 @@ def test_an_encoder_decoder_is_checked(dtype):
     model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes)).to(dtype)
     batch = collate(documents([6, 4]))
     gradients(model, Copied(), batch, track_modules(model, r"Attention\.[qkvo]$|Dense|layer_norm|shared"))
-    with pytest.raises(MsifError, match=r"relative_attention_bias.*\(11, 11\) rows"):
+    with pytest.raises(MsifError, match=r"relative_attention_bias.*\(6, 6\) rows"):
         gradients(model, Copied(), batch, track_modules(model, "relative_attention_bias"))
 
 
@@ -252,7 +252,7 @@ def test_one_sequence_is_no_check_of_several():
     side = Side(model, track_modules(model, "maps.0"), CausalLM())
     for _ in range(2):
         query_gradients(side, [collate(documents([6]))])
-    assert tokens == [(1, 11), (1, 6), (1, 6)]
+    assert tokens == [(1, 6), (1, 6), (1, 6)]
     with pytest.raises(MsifError, match=r"module 'maps\.0'"):
         query_gradients(side, [collate(documents([6])), collate(documents([6, 6]))])
 
@@ -270,12 +270,82 @@ def test_passes_whose_gradients_nobody_reads_are_no_reason_for_a_check():
 
 
 def test_a_model_that_does_not_take_the_few_tokens_is_not_checked(told):
-    def fours(model, x):
-        return model.maps[0](x.unflatten(1, (-1, 4)).flatten(1, 2))
+    def threes(model, x):
+        return model.maps[0](x.unflatten(0, (-1, 3)).flatten(0, 1))
 
-    gradients(spread(Tokens(fours)), CausalLM(), collate(documents([8, 8])))
+    gradients(spread(Tokens(threes)), CausalLM(), collate(documents([8, 8, 8])))
     message = told.pop()
     assert "not checked" in message and "multiply up to" in message
+
+
+def padded(model, x):
+    """As models with windows do."""
+    more = -x.shape[1] % 4
+    return model.maps[0](nn.functional.pad(x, (0, 0, 0, more)))[:, : x.shape[1]]
+
+
+def fours(model, x):
+    return model.maps[0](x.unflatten(1, (-1, 4)).flatten(1, 2))
+
+
+@pytest.mark.parametrize("between", [padded, fours])
+def test_a_model_that_takes_its_own_lengths_only_is_checked_with_them(between, told):
+    gradients(spread(Tokens(between)), CausalLM(), collate(documents([16, 16])))
+    wrong = lambda model, x: between(model, x) + 0.3 * x @ model.maps[0].weight.T  # noqa: E731
+    with pytest.raises(MsifError, match=r"module 'maps\.0'"):
+        gradients(spread(Tokens(wrong)), CausalLM(), collate(documents([16, 16])))
+
+
+def test_no_position_is_asked_for_that_the_data_has_not():
+    """On a GPU an index beyond a table ends the process."""
+    model = tiny_model("gpt2", n_positions=6)
+    seen = []
+    handle = model.transformer.wpe.register_forward_hook(lambda module, args, output: seen.append(int(args[0].max())))
+    gradients(model, CausalLM(), collate(documents([5, 4])))
+    handle.remove()
+    assert max(seen) == 4
+
+
+def test_each_kind_of_objective_is_checked():
+    class Fed(CausalLM):
+        """Its outputs read the unembedding once more."""
+
+        def outputs(self, model, batch):
+            outputs = super().outputs(model, batch)
+            weight = model.get_output_embeddings().weight
+            return outputs + torch.tanh(outputs @ weight) @ weight.T
+
+    model, batch = tiny_lm(), collate(documents([5, 3]))
+    gradients(model, CausalLM(), batch, track_modules(model, "maps"))
+    with pytest.raises(MsifError, match="module '(embed_out|lm_head)'"):
+        gradients(model, Fed(), batch, track_modules(model, "maps"))
+
+
+@pytest.mark.parametrize("positions", [11, 256])
+def test_it_is_as_sharp_with_many_positions(positions, monkeypatch):
+    """In bfloat16, of a batch of the caller's own kind, which is taken whole."""
+
+    def faint(model, x):
+        return model.maps[0](x) + 0.3 * torch.tanh(x.flip(2)) @ model.maps[0].weight.T
+
+    batch = collate(documents([positions, positions]))
+    monkeypatch.setattr(Batch, "pair", lambda self, tokens=11: self)
+    with pytest.raises(MsifError, match=r"module 'maps\.0'"):
+        gradients(spread(Tokens(faint)).to(torch.bfloat16), CausalLM(), batch)
+
+
+def test_a_check_that_ran_out_of_memory_is_made_again(monkeypatch, told):
+    model, batch = faulty(read_past, torch.float32), collate(documents([5, 3]))
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "_projected", runs_out)
+        gradients(model, CausalLM(), batch)
+    assert "out of memory" in told.pop()
+    with pytest.raises(MsifError, match=r"module 'maps\.0'"):
+        gradients(model, CausalLM(), batch)
+
+
+def runs_out(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_map_whose_weight_is_read_past_it_only_is_named(told):
@@ -294,7 +364,9 @@ def test_what_does_not_run_and_takes_no_part_is_not_named():
 def test_a_pair_is_of_two_lengths(rows):
     batch = collate(documents(rows))
     pair, few = batch.pair(), min(len(rows), 2)
-    assert pair.input_ids.shape == (few, 11) and pair.attention_mask.sum(1).tolist() == [11, 9][:few]
+    most = min(11, max(rows))
+    assert pair.input_ids.shape == (few, most)
+    assert pair.attention_mask.sum(1).tolist() == [most, max(1, most - 2)][:few]
     for row, of in enumerate([0, len(rows) - 1][:few]):
         assert set(pair.input_ids[row].tolist()) <= set(batch.input_ids[of, : rows[of]].tolist())
 

@@ -402,9 +402,8 @@ def test_arguments() -> None:
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_more_processes_than_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(distributed, "processes_here", lambda: 3)
-    refused("3 processes.*2 CUDA device.*--nproc-per-node 2, or give --device cpu", "x", device=device)
+    monkeypatch.setitem(distributed._step, "sharing", 2)
+    refused("2 processes would share one CUDA device.*--nproc-per-node.*--device cpu", "x", device=device)
     assert resolve_device("cpu") == torch.device("cpu")
 
 

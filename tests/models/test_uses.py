@@ -103,7 +103,7 @@ def test_maps_and_lookups_with_several_rows_a_position_are_refused(between):
     """Σ_h g_h x_hᵀ is not (Σ_h g_h)(Σ_h x_h)ᵀ."""
     model = Tokens(between)
     model.table = nn.Embedding(VOCABULARY, 6)
-    with pytest.raises(MsifError, match=r"module '(maps.0|table)' reads .* rows where the batch has 2 sequences of 11"):
+    with pytest.raises(MsifError, match=r"module '(maps.0|table)' reads .* rows where the batch has 3 sequences of 6"):
         agrees(model, "maps.0" if between is not n_grams else "table")
 
 
