@@ -317,7 +317,7 @@ def test_each_kind_of_objective_is_checked():
 
     model, batch = tiny_lm(), collate(documents([5, 3]))
     gradients(model, CausalLM(), batch, track_modules(model, "maps"))
-    with pytest.raises(MsifError, match="module '(embed_out|lm_head)'"):
+    with pytest.raises(MsifError, match=r"module '(embed_out|lm_head)'"):
         gradients(model, Fed(), batch, track_modules(model, "maps"))
 
 
