@@ -1,5 +1,6 @@
 """What a fit will take: counted as it is done, measured on a small batch, with nothing of the factors' size."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -10,12 +11,13 @@ from test_factors_dense import fitted
 from msif.curvature import probe
 from msif.curvature.covariance import CovariancePass
 from msif.curvature.eigenvalues import LambdaPass
-from msif.curvature.estimate import fit_seconds, fit_speed, sizes
+from msif.curvature.estimate import Machines, describe_fit, fit_seconds, fit_speed, sizes
 from msif.curvature.factors import ModuleFactors
 from msif.curvature.filters import DampedInverse
 from msif.curvature.fit import FitSettings
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.preconditioners import EKFAC
+from msif.curvature.probe import measure
 from msif.curvature.work import PAGED, Work, covariance_work, lambda_work, rotation_work, temporaries
 from msif.data.documents import collate
 from msif.data.sample import Plan
@@ -161,6 +163,32 @@ def test_time_goes_with_the_data(lm):
     assert ten == pytest.approx(10 * one, rel=0.05) and eigen == same
     drawn, _ = fit_seconds(speed, plan_of(docs, 1000), tracked, FitSettings(label_samples=4))
     assert 1.2 * ten < drawn < 4 * ten
+
+
+def test_what_is_held_is_counted_whatever_the_cotangent(lm):
+    """That of a margin makes gradients of its own; they are not kept."""
+    model, tracked = lm
+    objective, plan = CausalLM(), plan_of(documents([20] * 50), 100)
+    margin = objective.measurement("margin")
+    cotangents = [
+        objective.loss_gradient,
+        lambda outputs, batch: objective.measurement_gradient(outputs, batch, margin),
+    ]
+    counted = [measure(model, tracked, objective, plan, {"one": one}).activations for one in cotangents]
+    assert counted[0] == counted[1] and counted[0][0] > 0
+    told = describe_fit(model, tracked, objective, plan, FitSettings(), Machines(), stream=False)
+    line = next(line for line in told.splitlines() if line.startswith("memory"))
+    whole, *parts = (
+        float(number) * {"B": 1, "kB": 1e3, "MB": 1e6}[unit] for number, unit in re.findall(r"([\d.]+) (k?M?B)", line)
+    )
+    assert "its activations" in line and sum(parts[:4]) == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize(("d", "milliseconds"), [(1024, 11.3), (2048, 25.4), (4096, 90.3), (4864, 146.3), (8192, 495)])
+def test_eigenvectors_on_a_gpu(d, milliseconds):
+    """As one took for them (docs/results/performance/gpu.json), from the time of d = 256 in float64."""
+    seconds = 2.2e-3 * probe.EIGEN["cuda"](d) / probe.EIGEN["cuda"](256)
+    assert seconds == pytest.approx(milliseconds / 1e3, rel=0.3)
 
 
 def test_a_classifier_is_measured_too():
