@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -65,12 +66,17 @@ def check_once(model: nn.Module, tracked: Sequence[TrackedModule], objective: Ob
 
 
 def _found(model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batch: Any) -> str | None:
-    """By a few tokens of a pair of documents, or by all of theirs where the model does not take so few."""
+    """By a few tokens of two documents, or by all of theirs where the model, or a module of it, takes no so few."""
     if isinstance(batch, Batch):
         with suppress(Exception):
-            return _wrong(model, tracked, objective, batch.pair())
+            looked = _look(model, tracked, objective, batch.pair())
+            if looked.wrong is not None or not looked.idle:
+                return looked.wrong
         batch = batch.pair(batch.input_ids.shape[1])
-    return _wrong(model, tracked, objective, batch)
+    looked = _look(model, tracked, objective, batch)
+    if looked.past:
+        log.warning("Not tracked: %s (the forward pass does not run them as modules)", ", ".join(looked.past))
+    return looked.wrong
 
 
 def _is_whole(model: nn.Module) -> bool:
@@ -79,8 +85,17 @@ def _is_whole(model: nn.Module) -> bool:
     return not replicated and not is_sharded(model) and not any(p.is_meta for p in model.parameters())
 
 
-def _wrong(model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batch: Any) -> str | None:
-    """The first parameter of which both gradients differ. What is used past its module only is named in a warning."""
+@dataclass
+class _Looked:
+    """What was seen: the first parameter of which both gradients differ, those whose module did not run, and of these
+    what has a gradient all the same, so that it is used past its module only."""
+
+    wrong: str | None
+    idle: list[str]
+    past: list[str]
+
+
+def _look(model: nn.Module, tracked: Sequence[TrackedModule], objective: Objective, batch: Any) -> _Looked:
     own, by_hooks = _Own(model, tracked), _ByHooks()
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda][:1]
     with (
@@ -90,19 +105,18 @@ def _wrong(model: nn.Module, tracked: Sequence[TrackedModule], objective: Object
     ):
         capture.run(objective, batch, [_first_alone])
     bounds = _Bounds(model, capture.scale)
-    past = []
+    looked = _Looked(None, [module.name for module in tracked if module.name not in capture.ran], [])
     for module in tracked:
         expected = own.projection(module)
         if expected is None:
             continue
         expected = expected / capture.scale
         if module.name not in capture.ran:
-            past += [module.name] if expected.any() else []
+            looked.past += [module.name] if expected.any() else []
         elif not by_hooks.agrees(module, expected, bounds):
-            return module.name
-    if past:
-        log.warning("Not tracked: %s (the forward pass does not run them as modules)", ", ".join(past))
-    return None
+            looked.wrong = module.name
+            break
+    return looked
 
 
 def _first_alone(outputs: Tensor, batch: Any) -> Tensor:
