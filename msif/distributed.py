@@ -66,8 +66,8 @@ def start() -> Any:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     dist.init_process_group(store=store, rank=number, world_size=size, timeout=PATIENCE)
     if torch.cuda.is_available():
-        devices = gathered(_own_device())
-        _step["sharing"] = devices.count(_own_device())
+        own = _own_device()
+        _devices["sharing"] = gathered(own).count(own)
     return dist.PrefixStore("msif", store)
 
 
@@ -87,7 +87,8 @@ def _group(tensor: Tensor) -> Any:
     return _of_cpu() if tensor.device.type == "cpu" else None
 
 
-_step: dict[str, Any] = {"together": False, "sharing": 1}
+_step = {"together": False}
+_devices = {"sharing": 1}
 
 
 def _own_device() -> tuple[str, str]:
@@ -98,7 +99,7 @@ def _own_device() -> tuple[str, str]:
 
 def sharing() -> int:
     """Processes of ``torchrun`` that have this one's CUDA device, itself included."""
-    return _step["sharing"]
+    return _devices["sharing"]
 
 
 def go_in_step() -> None:

@@ -36,7 +36,7 @@ from msif.models.blocks import TrackedModule
 from msif.models.capture import Consumer, FiniteGuard
 from msif.models.check import CheckedCapture
 from msif.models.objectives import Measurement, Objective
-from msif.models.outer import CHUNK_ELEMENTS, Outer, sequence_gradients
+from msif.models.outer import CHUNK_ELEMENTS, Outer, portions, sequence_gradients
 from msif.models.select import match_modules
 
 
@@ -171,9 +171,8 @@ class _CKAPass(Consumer):
 
     def backward(self, module: TrackedModule, uses: Sequence[Outer]) -> None:
         grams = self.grams[module.name]
-        step = max(1, CHUNK_ELEMENTS // (module.d_out * max(module.shape[1], module.block_rows)))
-        for start in range(0, len(self.scores), step):
-            part = slice(start, start + step)
+        each = module.d_out * max(module.shape[1], module.block_rows)
+        for part in portions(len(self.scores), each, self.scores.device, CHUNK_ELEMENTS):
             gradients = sequence_gradients([use.of(part).to(grams.dtype) for use in uses], module.d_out)
             self._guard.watch(module.name, gradients.sum())
             self.scores[part] += unit_grams(gradients, len(module.blocks)) @ grams.T

@@ -24,7 +24,7 @@ from msif.models.blocks import TrackedModule
 from msif.models.capture import Consumer, Cotangent, FiniteGuard
 from msif.models.check import CheckedCapture
 from msif.models.objectives import Measurement, Objective
-from msif.models.outer import CHUNK_ELEMENTS, Outer, sequence_gradients
+from msif.models.outer import CHUNK_ELEMENTS, Outer, portions, sequence_gradients
 
 
 class FeatureMap(ABC):
@@ -136,9 +136,8 @@ class GradientMap(FeatureMap):
         if weights is not None:
             uses = [Outer(use.left, use.right * weights.unsqueeze(2), use.bias) for use in uses]
         uses = [Outer(use.left, use.right, self.module.bias).to(self.scale.dtype) for use in uses]
-        step = max(1, CHUNK_ELEMENTS // self.scale.numel())
-        starts = range(0, len(uses[0].right), step)
-        chunks = ([use.of(slice(start, start + step)) for use in uses] for start in starts)
+        some = portions(len(uses[0].right), self.scale.numel(), self.scale.device, CHUNK_ELEMENTS)
+        chunks = ([use.of(sequences) for use in uses] for sequences in some)
         return torch.cat([self.of_matrices(sequence_gradients(chunk, self.module.d_out)) for chunk in chunks])
 
     def of_matrices(self, V: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from msif.curvature.inputs import SharedInputs
 from msif.curvature.sums import Estimate, RunningSums, mean
 from msif.models.blocks import Basis, TrackedModule
 from msif.models.objectives import Objective
-from msif.models.outer import Outer, at_once
+from msif.models.outer import Outer, portions
 
 # rows of a vocabulary-sized side are widened and squared so many elements at a time
 CHUNK_ELEMENTS = 2**24
@@ -170,14 +170,14 @@ def _add_left(total: Tensor, left: Tensor, weights: Tensor | None = None) -> Ten
     if weights is None and total.ndim == 3:
         accumulate_block_grams(total, left)
         return None
-    sizes, step = [], max(1, at_once(left.device, CHUNK_ELEMENTS) // left.shape[1])
-    for start in range(0, len(left), step):
-        rows = left[start : start + step].to(total.dtype)
+    sizes = []
+    for some in portions(len(left), left.shape[1], left.device, CHUNK_ELEMENTS):
+        rows = left[some].to(total.dtype)
         squares = rows.square()
         if weights is None:
             total.view(-1).add_(squares.sum(0))
             continue
-        weight = weights[start : start + step]
+        weight = weights[some]
         if total.ndim == 3:
             accumulate_block_grams(total, rows * weight.sqrt()[:, None])
         else:

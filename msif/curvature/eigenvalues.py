@@ -14,7 +14,7 @@ from msif.curvature.inputs import SharedInputs
 from msif.curvature.sums import Estimate, RunningSums, mean
 from msif.models.blocks import TrackedModule
 from msif.models.objectives import Objective
-from msif.models.outer import Outer, at_once, sequence_gradients, summed_rows
+from msif.models.outer import Outer, at_once, portions, sequence_gradients, summed_rows
 
 # per-sequence gradients are formed for as many sequences, and rows of a large one, at a time as fit in this many
 # elements
@@ -98,9 +98,8 @@ class LambdaPass(RunningSums):
         rotate_left_first = uses[0].left.shape[1] <= columns and not module.is_table
         if rotate_left_first and Q_G is not None:
             uses = [Outer(_rotate_left(use.left, Q_G), use.right, use.bias) for use in uses]
-        step = max(1, at_once(total.device, CHUNK_ELEMENTS) // total.numel())
-        for start in range(0, len(uses[0].left), step):
-            gradient = sequence_gradients([use.of(slice(start, start + step)) for use in uses], module.d_out)
+        for some in portions(len(uses[0].left), total.numel(), total.device, CHUNK_ELEMENTS):
+            gradient = sequence_gradients([use.of(some) for use in uses], module.d_out)
             if Q_A is not None:
                 gradient = gradient @ Q_A
             gradient = gradient.unflatten(1, (blocks, rows))
@@ -114,17 +113,16 @@ class LambdaPass(RunningSums):
     def _add_by_rows(self, total: Tensor, uses: Sequence[Outer], Q_A: Tensor | None) -> None:
         """Of rows that are not rotated, a chunk of them at a time: (d_out, d)."""
         products = [use for use in uses if not use.lookup]
-        step = max(1, at_once(total.device, CHUNK_ELEMENTS) // total.shape[1])
-        places = list(product(range(len(uses[0].left)), range(0, len(total), step)))
+        chunks = portions(len(total), total.shape[1], total.device, CHUNK_ELEMENTS)
+        places = list(product(range(len(uses[0].left)), chunks))
         looked_up = [_divided(use, len(total), places) for use in uses if use.lookup]
-        for number, (sequence, start) in enumerate(places):
-            rows, one = slice(start, start + step), slice(sequence, sequence + 1)
-            part = total[rows]
+        for number, (sequence, rows) in enumerate(places):
+            part, one = total[rows], slice(sequence, sequence + 1)
             alone = [Outer(use.left[one, :, rows], use.right[one], use.bias) for use in products]
             gradient = sequence_gradients(alone, len(part))[0] if alone else torch.zeros_like(part)
             for row, sums, bounds in looked_up:
                 mine = slice(bounds[number], bounds[number + 1])
-                gradient.index_add_(0, row[mine] - start, sums[mine])
+                gradient.index_add_(0, row[mine] - rows.start, sums[mine])
             if Q_A is not None:
                 gradient = gradient @ Q_A
             part.addcmul_(gradient, gradient)
@@ -142,10 +140,10 @@ class LambdaPass(RunningSums):
             yield f"{name}:Lambda", self._sums[f"Lambda.{name}"], float(self._tokens())
 
 
-def _divided(use: Outer, rows: int, places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, list[int]]:
-    """A lookup's rows (n,) and their sums (n, C), in order, and where those of each (sequence, first row) begin."""
+def _divided(use: Outer, rows: int, places: Sequence[tuple[int, slice]]) -> tuple[Tensor, Tensor, list[int]]:
+    """A lookup's rows (n,) and their sums (n, C), in order, and where those of each (sequence, chunk of rows) begin."""
     sequence, row, sums = summed_rows(use, rows)
-    starts = torch.tensor([which * rows + first for which, first in places], device=row.device)
+    starts = torch.tensor([which * rows + chunk.start for which, chunk in places], device=row.device)
     return row, sums, [*torch.searchsorted(sequence * rows + row, starts).tolist(), len(row)]
 
 

@@ -17,7 +17,7 @@ from msif.curvature.covariance import CovariancePass
 from msif.curvature.fit import FitSettings
 from msif.curvature.inputs import find_input_groups
 from msif.curvature.probe import Speed, measure
-from msif.curvature.residency import Residency, covariance_bytes, room_beside, weight_bytes
+from msif.curvature.residency import OUTPUT_BYTES, Residency, covariance_bytes, room_beside, weight_bytes
 from msif.curvature.store import PARTS, files_of
 from msif.curvature.work import Work, covariance_work, lambda_work
 from msif.data.sample import Plan
@@ -155,7 +155,7 @@ def describe_fit(
     tokens = max(B * T for B, T in plan.shapes)
     config: Any = getattr(model, "config", None)
     width = config.get_text_config().vocab_size if speed is None else speed.outputs
-    outputs, activations = (8 * width * tokens, 0.0) if speed is None else speed.held(plan.shapes)
+    outputs, activations = (OUTPUT_BYTES * width * tokens, 0.0) if speed is None else speed.held(plan.shapes)
     residency = Residency(tracked, groups, tokens, 4)
     modules = files_of(groups)
     room = machines.room([model], width * tokens)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from msif.curvature.activations import Activations
 from msif.curvature.inputs import device_and_dtype, find_input_groups
+from msif.curvature.residency import OUTPUT_BYTES
 from msif.curvature.work import Work
 from msif.data.sample import Plan
 from msif.models.blocks import TrackedModule
@@ -79,13 +80,14 @@ class Speed:
     activations: tuple[float, float] = (0.0, 0.0)
 
     def held(self, shapes: Iterable[tuple[int, int]]) -> tuple[float, float]:
-        """Bytes of a batch's outputs and their gradient, with one float32 copy, and of its activations.
+        """Bytes of a batch's outputs (``OUTPUT_BYTES`` each), and of its activations.
 
         Args:
             shapes: documents and positions of batches, of which the one that holds most counts.
         """
         a, b = self.activations
-        return max((8 * self.outputs * B * T, a * B * T + b * B * T**2) for B, T in shapes)
+        each = ((OUTPUT_BYTES * self.outputs * B * T, a * B * T + b * B * T**2) for B, T in shapes)
+        return max(each, key=sum)
 
     def of(self, work: Work) -> float:
         products = work.multiply_adds * self.multiply_add + work.double * self.double
@@ -124,7 +126,8 @@ def measure(
     activations = Activations(model)
     with Capture(model, tracked, activations) as capture:
         timer = _Timer(capture, objective, cotangents, device, activations)
-        counted = [timer.count(few)]  # weights come into memory with the first one
+        _, first = timer.count(few)  # weights come into memory with the first run
+        counted = [first]
         small = timer.run(few)
         affordable = FEW * SECONDS / sum(small)
         larger = GPU_SHARE if device.type == "cuda" else 1
@@ -132,9 +135,10 @@ def measure(
         lines = [Line(0.0, seconds / few.input_ids.numel()) for seconds in small]
         if tokens >= 2 * FEW:
             batch = plan.small_batch(tokens).to(device)
-            counted.append(timer.count(batch))
+            seconds, more = timer.count(batch)
+            counted.append(more)
             # the better of two: whatever else a machine does can double one
-            best = map(min, timer.seconds, timer.run(batch))
+            best = map(min, seconds, timer.run(batch))
             pairs = zip(small, best, strict=True)
             lines = [_line(few.input_ids.numel(), a, batch.input_ids.numel(), b) for a, b in pairs]
         held = _per_token_and_pair(counted)
@@ -167,8 +171,7 @@ def measure(
 
 def _per_token_and_pair(counted: Sequence[tuple[int, int, int]]) -> tuple[float, float]:
     """(a, b) of a·BT + b·BT² bytes, from the bytes of one batch, or of two of other lengths: (B, T, bytes)."""
-    (_, short, _), (_, long, _) = counted[0], counted[-1]
-    few, many = (size / (B * T) for B, T, size in (counted[0], counted[-1]))
+    (short, few), (long, many) = ((T, size / (B * T)) for B, T, size in (counted[0], counted[-1]))
     b = max(0.0, (many - few) / (long - short)) if long > short else 0.0
     return max(0.0, many - b * long), b
 
@@ -193,14 +196,13 @@ class _Timer:
         self.capture, self.objective, self.cotangents, self.device = capture, objective, cotangents, device
         self.activations = activations
         self.outputs = 1.0
-        self.seconds: list[float] = []
 
-    def count(self, batch: Any) -> tuple[int, int, int]:
-        """(B, T, bytes) of a batch's activations; ``seconds`` are those of this run."""
+    def count(self, batch: Any) -> tuple[list[float], tuple[int, int, int]]:
+        """The seconds of a run, and (B, T, bytes) of the batch's activations."""
         with self.activations.counting():
-            self.seconds = self.run(batch)
+            seconds = self.run(batch)
         B, T = self.objective.live(batch).shape
-        return B, T, self.activations.bytes
+        return seconds, (B, T, self.activations.bytes)
 
     def run(self, batch: Any) -> list[float]:
         """Seconds of the forward pass, of the backward pass, and of each cotangent."""

@@ -15,6 +15,8 @@ from msif.errors import MsifError
 from msif.models import sharding
 from msif.models.blocks import TrackedModule
 
+# of an output of the model: itself and its gradient, of which one float32 copy is made
+OUTPUT_BYTES = 2 * 4
 # of what is free; the rest is for activations and temporaries
 SHARE = 0.7
 
@@ -35,12 +37,12 @@ def room_beside(models: Iterable[nn.Module], outputs: float, memory: int | None)
 def _room_here(models: Sequence[nn.Module], outputs: float, memory: int | None) -> int:
     weights, device = weight_bytes(models), next(models[0].parameters()).device
     if memory is None:
-        return sys.maxsize if device.type == "meta" else int(SHARE * _free(device) - 8 * outputs)
-    left = int(memory - weights - 8 * outputs)
+        return sys.maxsize if device.type == "meta" else int(SHARE * _free(device) - OUTPUT_BYTES * outputs)
+    left = int(memory - weights - OUTPUT_BYTES * outputs)
     if left <= 0:
         raise MsifError(
             f"--memory is {memory / 1e9:.3g} GB; weights take {weights / 1e9:.3g} and a batch's outputs "
-            f"{8 * outputs / 1e9:.3g}: give more, a smaller --batch-tokens, or --dtype bfloat16."
+            f"{OUTPUT_BYTES * outputs / 1e9:.3g}: give more, a smaller --batch-tokens, or --dtype bfloat16."
         )
     return left
 

@@ -117,17 +117,13 @@ class Capture:
         self._batch: Any = None
         self._keep = False
         self._half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-        self._scale = 1.0
+        self.scale = 1.0
         self._products = products_of(model)
 
     @property
     def running(self) -> bool:
         """Whether the model runs for this capture, and not for another one within."""
         return self._phase != "idle"
-
-    @property
-    def scale(self) -> float:
-        return self._scale
 
     @property
     def ran(self) -> set[str]:
@@ -164,8 +160,8 @@ class Capture:
                 self._keep = number < len(cotangents)
                 gradient = cotangent(outputs, batch)
                 if self._half:
-                    self._scale = _half_scale(gradient)
-                    gradient = gradient * self._scale
+                    self.scale = _half_scale(gradient)
+                    gradient = gradient * self.scale
                 self._phase = "backward"
                 outputs.backward(gradient, retain_graph=self._keep)
                 self._phase = "between"
@@ -218,8 +214,8 @@ class Capture:
             def on_gradient(g: Tensor) -> None:
                 if self._phase != "backward":  # a cotangent is made by a backward pass of its own
                     return
-                if self._scale != 1.0:
-                    g = g.float() / self._scale
+                if self.scale != 1.0:
+                    g = g.float() / self.scale
                 for module, run in runs:
                     self._arrive(module, run, g.reshape(shape))
 

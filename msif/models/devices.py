@@ -14,12 +14,10 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         MsifError: there is no such device, it has no float64, or several processes would share it.
     """
-    if device == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
     if device in ("auto", "cuda"):
         _check_not_shared()
     if device == "auto":
-        return torch.device("cuda")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
     except RuntimeError as error:

@@ -23,6 +23,12 @@ def at_once(device: torch.device, elements: int) -> int:
     return elements if device.type == "cpu" else max(elements, GPU_ELEMENTS)
 
 
+def portions(count: int, each: int, device: torch.device, elements: int) -> Iterator[slice]:
+    """Of so many items of ``each`` elements, as many at a time as are held ``at_once``."""
+    step = max(1, at_once(device, elements) // max(each, 1))
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
 @dataclass
 class Outer:
     """What one use adds to the gradients of a batch's sequences.
@@ -64,8 +70,8 @@ class Outer:
     def parts(self, V: Tensor, blocks: int) -> Tensor:
         """left_tᵀ V [right_t; 1] of each block's rows, float64, (B, T, blocks), for V (d_out, d)."""
         B, T, _ = self.right.shape
-        step = max(1, at_once(V.device, CHUNK_ELEMENTS) // (T * len(V)))
-        return torch.cat([self.of(slice(b, b + step))._parts(V, blocks) for b in range(0, B, step)])
+        some = portions(B, T * len(V), V.device, CHUNK_ELEMENTS)
+        return torch.cat([self.of(sequences)._parts(V, blocks) for sequences in some])
 
     def _parts(self, V: Tensor, blocks: int) -> Tensor:
         C = self.right.shape[2]
@@ -82,9 +88,7 @@ class Outer:
 def weight_gradients(uses: Sequence[Outer], rows: int) -> Iterator[tuple[slice, Tensor]]:
     """Σ over uses and positions without bias columns, (b, rows, C), of b sequences at a time, and which they are."""
     B, C = len(uses[0].right), uses[0].right.shape[2]
-    step = max(1, at_once(uses[0].right.device, CHUNK_ELEMENTS) // (rows * C))
-    for start in range(0, B, step):
-        part = slice(start, start + step)
+    for part in portions(B, rows * C, uses[0].right.device, CHUNK_ELEMENTS):
         total: Tensor | None = None
         for use in sorted(uses, key=lambda use: use.lookup):  # products first: they make the matrix
             total = _added(use, part, rows, total)

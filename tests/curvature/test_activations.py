@@ -6,7 +6,7 @@ from architectures import tiny_model
 from helpers import Classify, DeepLinear, documents, examples, tiny_lm, track_plain
 
 from msif.curvature.activations import Activations
-from msif.curvature.probe import _per_token_and_pair
+from msif.curvature.probe import Speed, _per_token_and_pair
 from msif.data.documents import collate
 from msif.models.capture import Capture
 from msif.models.objectives import CausalLM
@@ -57,6 +57,12 @@ def test_two_lengths_foretell_a_third(attention):
 def test_one_length_foretells_by_tokens():
     assert _per_token_and_pair([(1, 8, 80)]) == (10.0, 0.0)
     assert _per_token_and_pair([(1, 8, 80), (4, 8, 480)]) == (15.0, 0.0)
+
+
+def test_the_batch_that_holds_most_counts():
+    """Of two with as many tokens the one of longer documents, where attention is written out."""
+    speed = Speed({}, 2.0, 1e-3, *[None] * 8, "cpu", activations=(3.0, 5.0))
+    assert speed.held([(4, 10), (1, 39)]) == (8 * 2.0 * 39, 3.0 * 39 + 5.0 * 39**2)
 
 
 def test_nothing_stays_behind():

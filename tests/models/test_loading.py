@@ -402,7 +402,7 @@ def test_arguments() -> None:
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_more_processes_than_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(distributed._step, "sharing", 2)
+    monkeypatch.setitem(distributed._devices, "sharing", 2)
     refused("2 processes would share one CUDA device.*--nproc-per-node.*--device cpu", "x", device=device)
     assert resolve_device("cpu") == torch.device("cpu")
 

@@ -6,7 +6,7 @@ N = B·T predictions, or B for a classifier.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from msif.models.objectives.base import Measurement, Objective, wide
+from msif.models.outer import portions
 
 # wide copies of the outputs, and what labels are drawn from, are held of so many elements at once
 PART_ELEMENTS = 2**27
@@ -68,7 +69,7 @@ class Categorical(Objective):
     def _residual(self, outputs: Tensor, batch: Any, labels: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """(p − onehot) at supervised predictions, 0 elsewhere; ``labels`` of some sequences, whose p are given."""
         predicting, residuals = self.predicting(batch).unsqueeze(-1), []
-        for part in parts(len(outputs), outputs[:1].numel()):
+        for part in portions(len(outputs), outputs[:1].numel(), outputs.device, PART_ELEMENTS):
             probabilities = _softmax(outputs[part].detach())
             chosen = labels(part, probabilities).unsqueeze(-1)
             probabilities.scatter_add_(-1, chosen, probabilities.new_full((1,), -1.0).expand(chosen.shape))
@@ -115,12 +116,6 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     offset = torch.searchsorted(inside.cumsum(1), point - before, right=True)
     last = (inside > 0).long().mul_(torch.arange(1, width + 1, device=inside.device)).amax(1, keepdim=True) - 1
     return (group * width + torch.minimum(offset, last.clamp_(min=0))).clamp_(max=classes - 1).squeeze(1)
-
-
-def parts(sequences: int, elements: int) -> Iterator[slice]:
-    """Of so many sequences of so many elements, as many at a time as are held at once."""
-    step = max(1, PART_ELEMENTS // max(elements, 1))
-    return (slice(start, start + step) for start in range(0, sequences, step))
 
 
 def _sum_per_sequence(values: Tensor, mask: Tensor) -> Tensor:
