@@ -34,8 +34,10 @@ def look_ahead(job: Job) -> Any:
         names = [module.name for module in job.scorer.candidate_side.tracked]
         dtype = device_and_dtype(job.scorer.query_side.model)[1]
         for inverse in job.scorer.applied:
-            if isinstance(inverse, EKFAC) and isinstance(inverse.filter, DampedInverse):
-                _check_not_singular(inverse, inverse.filter, names, dtype)
+            # solvers start from EK-FAC, where they have it
+            read = getattr(inverse, "approximate", inverse)
+            if isinstance(read, EKFAC) and isinstance(read.filter, DampedInverse):
+                _check_not_singular(read, read.filter, names, dtype)
     return embedding.load_embedding_model(job.options.embedding_model) if "knn" in dict(spec.parts) else None
 
 

@@ -44,7 +44,7 @@ def test_a_corpus_is_looked_up_in_the_index_before_the_first_answer(explain, ans
     assert not answers
 
 
-@pytest.mark.parametrize("kind", ["ekfac", "kfac"])
+@pytest.mark.parametrize("kind", ["ekfac", "kfac", "ekfac-cg", "ekfac-lissa"])
 @pytest.mark.parametrize("method", ["multi-stage", "single-stage"])
 def test_a_singular_curvature_is_told_before_the_first_answer(explain, answers, kind, method):
     zero = ["--damping", 0] + (["--alpha", 0] if method == "multi-stage" else [])
