@@ -172,7 +172,7 @@ def _add_method_flags(group: Any) -> None:
         "--ihvp-examples",
         type=positive_int,
         metavar="N",
-        help="sequences of the stage's data to solve on, for --adapter-hop, or of index data (default all)",
+        help="sequences of the stage's data to solve on, for --halves, --adapter-hop, or of index data (default all)",
     )
     group.add_argument("--lissa-scale", type=not_negative, metavar="X", help="LiSSA's scale (default: measured)")
     group.add_argument(
@@ -204,6 +204,12 @@ def _add_method_flags(group: Any) -> None:
         help="cka: output units are rows (default), or the whole gradient is one: the squared cosine",
     )
     group.add_argument("--random-seed", type=seed, metavar="S", help="random: of the order (default 0)")
+    group.add_argument(
+        "--halves",
+        metavar="K[:STEP]",
+        help="mean over K models moved towards trainings on random halves of M0's data, such as 4; needs τ of its "
+        "training (default none)",
+    )
     group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now; index data")
     group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now; index data")
     group.add_argument(

@@ -13,6 +13,7 @@ import numpy as np
 
 from msif import distributed
 from msif.attribution.chunks import capacities, chunks_of
+from msif.attribution.halves import HalvesScorer
 from msif.attribution.methods import NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.prior import parse_prior, with_prior
@@ -74,7 +75,7 @@ class Job:
         chooser: of the index, where there is one; finds candidates "index:N".
         index: what the method's own curvature is taken from, if it has one.
         solved: the stages' own data, where their inverses are solved for on it.
-        gone_over: the last stage's own data, where the hop of its adapter takes a pass over it.
+        gone_over: a stage's own data, where halves, or the hop of its adapter, take a pass over it.
         settings: all that tells this run from another, as JSON.
         output: folder where scores are kept as they come; None keeps them in memory.
     """
@@ -91,7 +92,7 @@ class Job:
     chooser: IndexScorer | None = None
     index: TokenBatches | None = None
     solved: Sequence[TokenBatches] = ()
-    gone_over: TokenBatches | None = None
+    gone_over: Sequence[TokenBatches] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
 
@@ -144,7 +145,7 @@ class Job:
         models = [part.loaded.model for part in self.parts]
         width = max(model.config.get_text_config().vocab_size for model in models)
         tokens = min(self.options.batch_tokens, 8 * self.length)
-        return room_beside(models, width * tokens, self.options.memory)
+        return int(room_beside(models, width * tokens, self.options.memory) - self.scorer.cost().copied)
 
     def score(self) -> Scored:
         """Answers, candidates, and their scores; none is scored again that an interrupted run had scored."""
@@ -157,6 +158,8 @@ class Job:
         rows = sorted({int(row) for selected in candidates for row in selected})
         lexical = distributed.same(lambda: self._by_words(words, candidates))
         mixed = queries if self._corrects([batches for _, batches in chunks]) else []
+        if isinstance(self.scorer, HalvesScorer):
+            self.scorer.move(distributed.computed(self.scorer.displacements))
         rankings: list[Ranking] = []
         parts: list[Parts] = []
         anew = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msif.attribution.damping import Damping
+from msif.attribution.halves import as_halves
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import INDEXED, check_index
 from msif.attribution.prior import parse_prior
@@ -35,7 +36,7 @@ class Options:
         embedding_model: of sentence-transformers, for knn.
         prior: "bm25:W", what search adds to each score, W standard deviations for one of BM25+ (``with_prior``).
         measurement: what is explained of an answer: "loss", "margin" or "logit"; None is the method's own.
-        scorer: options of the method's scorer, such as ``normalize`` or ``query_rank``.
+        scorer: options of the method's scorer, such as ``normalize``, ``query_rank`` or ``halves``.
         max_new_tokens: longest answer of the model, where none is given.
         top_k: proponents and opponents of a query that are shown.
         max_length: tokens kept of a document or query; None is 512, or what the models have.
@@ -75,6 +76,8 @@ class Options:
                 raise MsifError(f"{name} is {value!r}: give an integer of 1 or more.")
         if self.prior is not None:
             parse_prior(self.prior)
+        if self.nears:
+            as_halves(self.scorer["halves"])
         check_index(self.method, self._preselects, self.index, self.search)
         if self.r is not None and self.index is None:
             raise MsifError(f"R is {self.r!r} without an index, of which it is: give index=, or no r=.")
@@ -83,6 +86,11 @@ class Options:
                 "--adapter-hop is for multi-stage influence with --ihvp ekfac "
                 f"(not --method {self.method} --ihvp {self.ihvp.kind}): leave it out."
             )
+
+    @property
+    def nears(self) -> bool:
+        """Whether scores are means over models nearby, for which the first stage's data are gone over."""
+        return "halves" in self.scorer
 
     @property
     def _preselects(self) -> bool:

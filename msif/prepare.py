@@ -123,8 +123,8 @@ def prepare(asked: Asked) -> Job:
     for name, reason in scorer.left_out.items():
         log.info("left out: %s (%s)", name, reason)
     batches = {stage: one.batches for stage, one in fitted.items() if isinstance(one.batches, TokenBatches)}
-    solved = [batches[stage] for stage in batches if index is None and not options.adapter_hop]
-    solved = solved[:1] if options.method == "single-stage" else solved
+    solved = list(batches.values()) if _solves(options) else []
+    once = [stage for stage, goes in ((first, options.nears), (last, options.adapter_hop)) if goes]
     if asked.reads_rows and any(_holds(one, corpus, format.columns) for one in solved[:1]):
         log.info("%s", OF_THE_CANDIDATES)
     settings = {**asked.settings, "alpha": damping.alpha, "max_length": length, "measurement": options.measurement}
@@ -141,7 +141,7 @@ def prepare(asked: Asked) -> Job:
         chooser=by_index,
         index=index,
         solved=solved,
-        gone_over=batches.get(last) if options.adapter_hop else None,
+        gone_over=[batches[stage] for stage in once],
         settings=settings,
         output=asked.output,
     ).checked()
@@ -162,7 +162,9 @@ def _check_sharded(options: Options) -> None:
         raise MsifError("an index takes models whose weights are whole: leave --fsdp out.")
     if options.adapter_hop:
         raise MsifError("--adapter-hop takes a model whose weights are whole: leave --fsdp out.")
-    if options.ihvp.kind in SOLVERS and options.method in DAMPED:
+    if options.nears:
+        raise MsifError("--halves moves weights that are whole: leave --fsdp out.")
+    if _solves(options):
         raise MsifError(f"--ihvp {options.ihvp.kind} takes products of whole weights: leave --fsdp out, or use ekfac.")
 
 
@@ -177,10 +179,16 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
     if later and options.adapter_hop:
         own = _pulled(stage) if isinstance(damping.alpha, str) else None
         return FittedStage(stage.side, store, own, stage.training(options.examples), stage.adapter)
+    nears = options.nears and not later
     tau = _unrolled(stage) if options.method == "source" else stage.tau if damping.needs_tau(later) else None
-    solves = options.ihvp.kind in SOLVERS and options.method in DAMPED
-    batches = stage.training(options.examples) if solves else None
+    tau = _step_of(stage) if nears else tau
+    batches = stage.training(options.examples) if _solves(options) or nears else None
     return FittedStage(stage.side, store, tau, batches)
+
+
+def _solves(options: Options) -> bool:
+    """Whether inverses are solved for on the stages' own data."""
+    return options.ihvp.kind in SOLVERS and options.method in DAMPED
 
 
 def _unrolled(stage: Stage) -> Mapping[str, Tensor]:
@@ -192,7 +200,20 @@ def _unrolled(stage: Stage) -> Mapping[str, Tensor]:
     try:
         return stage.tau
     except TrainingUnknown as error:
-        raise error.for_source from error
+        reader = "--method source reads how each model was trained"
+        raise error.of(reader, "use --method multi-stage, which can do without") from error
+
+
+def _step_of(stage: Stage) -> Mapping[str, Tensor]:
+    """τ of the first stage's training for halves.
+
+    Raises:
+        MsifError: its training does not tell.
+    """
+    try:
+        return stage.tau
+    except TrainingUnknown as error:
+        raise error.of("--halves reads how the first model was trained", "leave --halves out") from error
 
 
 def _pulled(stage: Stage) -> Mapping[str, Tensor]:

@@ -44,7 +44,8 @@ def attribute(
             trackstar, by an ``index=``.
         damping: λ of the stages and α of the last one.
         ihvp: how inverses are applied, by name or with settings.
-        options: see ``Options``; others go to the method's scorer, such as ``normalize="unit"`` or ``query_rank=8``.
+        options: see ``Options``; others go to the method's scorer, such as ``normalize="unit"``, ``query_rank=8`` or
+            ``halves=4``.
 
     Raises:
         MsifError: the first thing found wrong, before any long work.

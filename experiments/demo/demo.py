@@ -21,6 +21,7 @@ from msif.atomic import write_json_lines
 METHODS = {
     "multi-stage": ("multi-stage influence", ["--method", "multi-stage"]),
     "multi-stage-unit": ("multi-stage, `--normalize unit`", ["--method", "multi-stage", "--normalize", "unit"]),
+    "multi-stage-halves": ("multi-stage, `--halves 4`", ["--method", "multi-stage", "--halves", "4"]),
     "multi-stage-alpha-0": ("multi-stage, `--alpha 0`", ["--method", "multi-stage", "--alpha", "0"]),
     "multi-stage-auto": ("multi-stage, `--damping auto`", ["--method", "multi-stage", "--damping", "auto"]),
     "gdp": ("gradient dot product", ["--method", "gdp"]),

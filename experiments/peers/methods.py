@@ -13,6 +13,7 @@ from experiments.retraining.members import Member
 from experiments.retraining.methods import TRAK_PROJECTION
 from experiments.retraining.trackstar import TrackStarScorer
 from msif.attribution.damping import Damping
+from msif.attribution.halves import Halves
 from msif.attribution.scorers import Scorer
 from msif.attribution.stages import build_scorer
 
@@ -39,7 +40,9 @@ def _staged(family: str, method: str, maps: str = MAPS, damping: str = "", **opt
     def scorer(member: Member) -> Scorer:
         return build_scorer(method, getattr(member.pretrained, STAGES[maps]), None, DAMPINGS.get(damping), **options)
 
-    shown = ", ".join(filter(None, [maps, damping, "unit documents" if options.get("normalize") == "unit" else ""]))
+    unit = "unit documents" if options.get("normalize") == "unit" else ""
+    near = f"{options['halves'].count} halves foretold" if "halves" in options else ""
+    shown = ", ".join(filter(None, [maps, damping, unit, near]))
     return Own(Method(family, shown, scorer=scorer), STAGES[maps] if method in ("single-stage", "source") else "")
 
 
@@ -58,6 +61,8 @@ def _own_methods() -> list[Own]:
     return [
         *(ekfac(maps, damping) for maps in (MAPS, LAYERS) for damping in DAMPINGS),
         *(ekfac(MAPS, damping, normalize="unit") for damping in DAMPINGS),
+        ekfac(MAPS, "damping 0.1 mean", halves=Halves()),
+        ekfac(MAPS, "damping 0.1 mean", normalize="unit", halves=Halves()),
         _staged("SOURCE", "source"),
         _staged("SOURCE", "source", f"{MAPS}, 4 segments"),
         *(_staged("gradient dot product", "gdp", maps) for maps in (MAPS, LAYERS)),

@@ -106,11 +106,7 @@ class Study:
     @cached_property
     def scores(self) -> dict[str, np.ndarray]:
         """Method's name -> (S, Q, N) of S pairs; one for methods that read no model, fewer queries for dear ones."""
-        numbers = range(self.sizes.seeds)
-        asked = self.world, self.asked, self.sizes.solved
-        work = partial(_score, *asked, self.listed, self.parts, self._member)
-        by_member = spread(work, numbers, min(self.processes, len(numbers)), "scoring, by pairs")
-        return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in self.methods}
+        return scores_of_all(self, self.asked, self.parts)
 
     @cached_property
     def bags(self) -> dict[str, np.ndarray]:
@@ -191,6 +187,14 @@ BAGGED = (
 
 MEAN, MEAN_OF_HALVES = "; mean of the pairs", "; mean over halves"
 ASKED_AGAIN = f"; asked again every {ROUND}"
+
+
+def scores_of_all(study: Study, asked: Asked, cache: Cache) -> dict[str, np.ndarray]:
+    """Of a study's methods for any queries: name -> (S, Q, N), see ``Study.scores``."""
+    numbers = range(study.sizes.seeds)
+    work = partial(_score, study.world, asked, study.sizes.solved, study.listed, cache, study._member)
+    by_member = spread(work, numbers, min(study.processes, len(numbers)), "scoring, by pairs")
+    return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in study.methods}
 
 
 def _member_folder(folder: Path, number: int) -> Path:

@@ -30,6 +30,7 @@ class Cost:
         solve: of their curvature, once.
         stored: bytes of a candidate that are read in place of its forward and backward pass.
         models: that a candidate goes through beside that of the candidates' side.
+        copied: bytes of weights that are copied before.
     """
 
     vector: float
@@ -42,6 +43,7 @@ class Cost:
     solve: Work = Work()  # noqa: RUF009
     stored: float = 0.0
     models: Sequence[nn.Module] = ()
+    copied: float = 0.0
 
 
 def score_work(

@@ -29,7 +29,7 @@ class ScoringPlan:
         candidates: all that are scored.
         index: those that the method's own curvature is taken from, if it has one.
         stages: what a solver goes over, for each stage that it inverts; empty where there is no solver.
-        hop: what the hop of an adapter goes over once, if there is one.
+        once: data that are gone over once for all queries: for halves, or the hop of an adapter.
         ihvp: which it is.
         room: bytes for query vectors.
         machines: whose memory and time it is.
@@ -42,7 +42,7 @@ class ScoringPlan:
     candidates: Plan
     index: Plan | None = None
     stages: Sequence[Plan] = ()
-    hop: Plan | None = None
+    once: Sequence[Plan] = ()
     ihvp: IHVP = field(default_factory=IHVP)
     room: int = sys.maxsize
     machines: Machines = field(default_factory=Machines)
@@ -56,7 +56,7 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     parameters = sum(module.d_out * module.shape[1] for module in side.tracked)
     blocks = sum(len(module.blocks) for module in side.tracked)
     machines, models = plan.machines, [side.model, scorer.query_side.model, *cost.models]
-    weights = machines.weights(models)
+    weights = machines.weights(models) + cost.copied
     disk = sum(file.stat().st_size for path in factors if path for file in Path(path).iterdir())
     made, kept = (min(plan.queries, count) for count in capacities(cost, plan.room))
     passes = -(-plan.queries // kept)
@@ -104,8 +104,7 @@ def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], 
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     gradient = Work(plan.tokens * multiplied(tracked)) + temporaries(3, parameters, 0)
     seconds = plan.steps * speed.step + speed.passes(answers, "candidates") + plan.queries * speed.of(gradient + each)
-    if plan.hop is not None:
-        seconds += speed.passes(plan.hop, "candidates") + plan.hop.reading
+    seconds += sum(speed.passes(data, "candidates") + data.reading for data in plan.once)
     return seconds + sum(_solver(speed, stage, tracked, plan) for stage in plan.stages)
 
 

@@ -32,6 +32,7 @@ READ_BY = {
     "ihvp_examples": (*DAMPED, *PROJECTED),
     "lissa_scale": DAMPED,
     "arnoldi_top": DAMPED,
+    "halves": DAMPED,
     "query_rank": INFLUENCES,
     "normalize": (*INFLUENCES, *INDEXED),
     "r": (*INDEXED, "multi-stage"),

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from msif.attribution.composite import CompositeScorer
 from msif.attribution.gradients import query_gradients
 from msif.attribution.scorers import InfluenceScorer
 from msif.attribution.scoring import QueryVectors, compress, over_norms
-from msif.attribution.segments import SegmentedScorer
 from msif.curvature.vectors import dot
 
 
@@ -34,12 +34,12 @@ class Frame:
 
 
 Frames = Sequence[Frame]
-Splittable = InfluenceScorer | SegmentedScorer
+Splittable = InfluenceScorer | CompositeScorer
 
 
 def why_not_split(scorer: object) -> str | None:
     """Why a scorer's vectors are not split; None where they can be."""
-    if not isinstance(scorer, (InfluenceScorer, SegmentedScorer)):
+    if not isinstance(scorer, (InfluenceScorer, CompositeScorer)):
         return "scores of this method are not taken apart by the answer's tokens"
     if not isinstance(scorer.measurement, str):
         return "what is measured is not known to be a sum over the answer's tokens"
@@ -66,11 +66,11 @@ def split_vectors(scorer: Splittable, tokens: Iterable[Any], frames: Frames) -> 
     """
     batches = list(tokens)
     vectors = [_split(part, batches, frame) for part, frame in zip(_parts(scorer), frames, strict=True)]
-    return vectors if isinstance(scorer, SegmentedScorer) else vectors[0]
+    return vectors if isinstance(scorer, CompositeScorer) else vectors[0]
 
 
 def _parts(scorer: Splittable) -> Sequence[InfluenceScorer]:
-    return scorer.parts if isinstance(scorer, SegmentedScorer) else [scorer]
+    return scorer.parts if isinstance(scorer, CompositeScorer) else [scorer]
 
 
 def _frame(scorer: InfluenceScorer, whole: Sequence[Any]) -> Frame:

@@ -12,10 +12,11 @@ from torch import Tensor
 from msif.attribution.cka import CKAScorer
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
+from msif.attribution.halves import Halves, HalvesScorer, as_halves
 from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
-from msif.attribution.methods import INDEXED, METHODS, PROJECTED
+from msif.attribution.methods import DAMPED, INDEXED, METHODS, PROJECTED
 from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer
@@ -81,7 +82,8 @@ def build_scorer(
         damping: of trak and logra only the number λ is read.
         ihvp: how each stage's inverse is applied; EK-FAC by default.
         options: passed on to the scorer: ``InfluenceScorer``, ``CKAScorer``, ``LoGraScorer``, ``RandomScorer``, or for
-            trak ``TRAKOptions`` and a ``projection``.
+            trak ``TRAKOptions`` and a ``projection``. Of multi-stage and single-stage also ``halves``, see
+            ``HalvesScorer``, for which the first stage needs its ``tau`` and ``batches``.
 
     Raises:
         MsifError: an unknown method, or one that needs a model or factors that are not given.
@@ -123,7 +125,18 @@ def build_scorer(
         return _source(first, last, options)
     elif method == "cosine":
         options = {**options, "normalize": "both"}
-    return InfluenceScorer(last.side, first.side, stages, **options)
+    halves, options = options.get("halves"), {name: value for name, value in options.items() if name != "halves"}
+    scorer = InfluenceScorer(last.side, first.side, stages, **options)
+    return scorer if halves is None else _near(scorer, first, as_halves(halves))
+
+
+def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves) -> HalvesScorer:
+    if first.tau is None or first.batches is None:
+        raise MsifError(
+            "halves are foretold from τ of the first stage's training and its data: give it tau= and batches=."
+        )
+    inverse = EKFAC(factors_of(first, "pretrained"), Damping("auto").first(first.tau))
+    return HalvesScorer(scorer, inverse, first.batches, halves)
 
 
 def later_stage(stage: FittedStage, names: Iterable[str], damping: Damping, ihvp: IHVP) -> Preconditioner:
@@ -148,6 +161,7 @@ def _options_of(method: str) -> set[str]:
         return {field.name for field in fields(TRAKOptions)} - {"damping", "damping_scale"} | {"projection"}
     scorer: Any = {"cka": CKAScorer, "logra": LoGraScorer, "random": RandomScorer}.get(method, InfluenceScorer)
     named = {name for name, of in signature(scorer).parameters.items() if of.kind is of.KEYWORD_ONLY}
+    named |= {"halves"} if method in DAMPED else set()
     return named - {"damping", "damping_scale", "curvature_data"} | ({"projection"} if method == "logra" else set())
 
 

@@ -112,8 +112,12 @@ def of_damping(given: Iterable[str]) -> list[Reader]:
 
 def _read_with_an_inverse(args: argparse.Namespace) -> Iterator[Reader]:
     """What the kinds of --ihvp read."""
-    of_data = args.method in PROJECTED or args.adapter_hop
-    yield "ihvp_examples", of_data or args.ihvp in SOLVERS, f"give --adapter-hop, or --ihvp {_one_of(SOLVERS)}"
+    of_data = args.method in PROJECTED or args.adapter_hop or args.halves
+    yield (
+        "ihvp_examples",
+        bool(of_data) or args.ihvp in SOLVERS,
+        f"give --halves, --adapter-hop, or --ihvp {_one_of(SOLVERS)}",
+    )
     kinds = {
         "ihvp_iterations": SOLVERS,
         "ihvp_tolerance": ("cg", "ekfac-cg"),
@@ -129,9 +133,12 @@ def _read_with_data(args: argparse.Namespace) -> Iterator[Reader]:
     yield "r", bool(args.index), "give --index"
     yield "embedding_model", _chosen_by(args, "knn"), "give --candidates knn:N"
     solves = args.method in DAMPED and args.ihvp in SOLVERS
-    first = args.method in PROJECTED or solves
+    nears = args.method in DAMPED and bool(args.halves)
+    first = args.method in PROJECTED or solves or nears
     last = (args.method == "multi-stage" and (solves or args.adapter_hop)) or (not args.pretrained and first)
-    needs = f"give --method {_one_of(PROJECTED)}, or --ihvp {_one_of(SOLVERS)}"
+    needs = f"give --method {_one_of(PROJECTED)}, --halves, or --ihvp {_one_of(SOLVERS)}"
+    by_index = bool(args.index) and not _chosen_by(args, "index")
+    yield "halves", not by_index, "leave --index out, whose features are of the models themselves"
     yield "pretrained_data", bool(args.pretrained) and first, f"{needs}, with --pretrained"
     yield "finetuned_data", bool(args.finetuned) and last, f"{needs}, or --adapter-hop, of the fine-tuned model"
 

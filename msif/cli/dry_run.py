@@ -28,7 +28,7 @@ def describe(job: Job, machines: Machines) -> str:
         candidates=documents.part(documents.documents * candidates / rows),
         index=None if job.index is None else foretell(job.index),
         stages=[foretell(batches) for batches in job.solved],
-        hop=None if job.gone_over is None else foretell(job.gone_over),
+        once=[foretell(batches) for batches in job.gone_over],
         ihvp=options.ihvp,
         room=job.room,
         machines=machines,

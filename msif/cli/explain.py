@@ -10,7 +10,7 @@ from typing import Any
 from msif.attribution.damping import Damping
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import DEFAULT_PROJECTION as LOGRA_PROJECTION
-from msif.attribution.methods import INDEXED
+from msif.attribution.methods import DAMPED, INDEXED
 from msif.attribution.projection import Projection
 from msif.attribution.trak import DEFAULT_PROJECTION as TRAK_PROJECTION
 from msif.candidates.selection import parse_candidates
@@ -117,6 +117,7 @@ def _scorer_options(args: argparse.Namespace) -> dict[str, Any]:
     else:
         # a cosine is normalised in any case
         options = {"query_rank": args.query_rank, "normalize": None if args.method == "cosine" else args.normalize}
+        options["halves"] = args.halves if args.method in DAMPED else None
     return {name: value for name, value in options.items() if value is not None}
 
 

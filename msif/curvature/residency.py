@@ -48,9 +48,9 @@ def _room_here(models: Sequence[nn.Module], outputs: float, memory: int | None) 
 
 
 def weight_bytes(models: Iterable[nn.Module]) -> int:
-    """Of each model once."""
-    different = {id(model): model for model in models}.values()
-    return sum(sharding.weight_bytes(model) for model in different)
+    """Of each parameter once, however many models have it."""
+    different = {id(parameter): parameter for model in models for parameter in model.parameters()}.values()
+    return sum(map(sharding.held_bytes, different))
 
 
 def _free(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from msif.curvature.inputs import device_and_dtype
 from msif.errors import MsifError
 from msif.models.capture import frozen
 from msif.models.objectives import Objective
-from msif.models.training.files import TrainingUnknown, optimizer_state
+from msif.models.training.files import optimizer_state
 from msif.models.training.saved import SavedOptimizer
 from msif.progress import progress
 
@@ -140,12 +140,12 @@ def saved_optimizer(folder: str | Path, model: nn.Module, learning_rate: float |
             at zero.
 
     Raises:
-        TrainingUnknown: there is none, it does not fit the model, or steps of its kind are not known here.
+        MsifError: there is none, it does not fit the model, or steps of its kind are not known here.
     """
     folder = Path(folder).expanduser()
     state = optimizer_state(folder)
     if state is None:
-        raise TrainingUnknown(f"there is no optimizer.pt in {folder}", "give the folder of a checkpoint")
+        raise MsifError(f"there is no optimizer.pt in {folder}: give the folder of a checkpoint.")
     saved = SavedOptimizer(folder, state, model)
     places = saved.matched(list(saved.names.values()))
     by_number = {place.number: name for name, place in places.items() if place is not None}
@@ -189,4 +189,4 @@ def _kind(group: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> Cal
         return lambda own: torch.optim.AdamW(own)
     if not kept - {"momentum_buffer"}:
         return lambda own: torch.optim.SGD(own, lr=1.0)
-    raise TrainingUnknown(f"steps of an optimizer that keeps {', '.join(sorted(kept))} are not known", "use sgd(rate)")
+    raise MsifError(f"steps of an optimizer that keeps {', '.join(sorted(kept))} are not known: use sgd(rate).")

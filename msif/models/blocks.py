@@ -154,6 +154,19 @@ def matrix_of(model: nn.Module, module: TrackedModule) -> Tensor:
     return W.clone() if bias is None else torch.cat([W, bias.detach()[:, None]], dim=1)
 
 
+def moved_parameters(
+    model: nn.Module, module: TrackedModule, change: Tensor
+) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Those of W̄, and such of W̄ + change (d_out, d_in + bias) in their place; sums are taken in float32 at least."""
+    weight, bias = stored(model, module)
+    change = change.to(weight.device)
+    matrix = as_matrix(model, module, weight.detach())
+    moved = torch.empty_like(weight)
+    as_matrix(model, module, moved).copy_(matrix + change[:, : module.d_in])
+    found = [(weight, moved)] if bias is None else [(weight, moved), (bias, (bias + change[:, -1]).to(bias.dtype))]
+    return [(own, nn.Parameter(new.detach(), requires_grad=own.requires_grad)) for own, new in found]
+
+
 @contextmanager
 def holding(module: nn.Module, **values: Tensor) -> Iterator[None]:
     """The module with other values for some of its parameters; the very same parameters as before after."""

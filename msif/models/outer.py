@@ -47,7 +47,7 @@ class Outer:
     def lookup(self) -> bool:
         return self.left.dtype == torch.int64
 
-    def of(self, sequences: slice) -> Outer:
+    def of(self, sequences: slice | Tensor) -> Outer:
         return Outer(self.left[sequences], self.right[sequences], self.bias)
 
     def to(self, dtype: torch.dtype) -> Outer:

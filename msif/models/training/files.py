@@ -25,23 +25,27 @@ SAVED_AS = (OPTIMIZER, "optimizer.bin")  # the latter by accelerate, of a sharde
 IN_PIECES = ("global_step*", "optimizer_*", "rank*-of-*-optimizer.pt", "*optim_states.pt")
 
 NUMBERS = "give numbers for --damping and --alpha (--alpha 0 does without it)"
-SUM_OR_NUMBERS = f"give --learning-rate-sum, or {NUMBERS.removeprefix('give ')}"
-OTHER_METHOD = "use --method multi-stage, which can do without"
+SUM = "give --learning-rate-sum"
 
 
 class TrainingUnknown(MsifError):
-    """A training whose natural scale cannot be told: why, and what to do where it was asked for."""
+    """A training whose natural scale cannot be told: why, and what to do where it was asked for.
 
-    def __init__(self, reason: str, instead: str = NUMBERS) -> None:
-        super().__init__(f"{reason}: {instead}.")
-        self.reason, self.instead = reason, instead
+    Args:
+        remedies: what helps; numbers do in any case.
+    """
 
-    @property
-    def for_source(self) -> MsifError:
-        """The same where τ itself is read, and no number can stand for it."""
-        numbers = NUMBERS.removeprefix("give ")
-        instead = self.instead.replace(NUMBERS, OTHER_METHOD).replace(numbers, OTHER_METHOD)
-        return MsifError(f"--method source reads how each model was trained, and {self.reason}: {instead}.")
+    def __init__(self, reason: str, *remedies: str) -> None:
+        super().__init__(_told(reason, *remedies, NUMBERS))
+        self.reason, self.remedies = reason, remedies
+
+    def of(self, reader: str, without: str) -> MsifError:
+        """The same where τ itself is read, and no number can stand for it: by what, and how to do without."""
+        return MsifError(_told(f"{reader}, and {self.reason}", *self.remedies, without))
+
+
+def _told(reason: str, *remedies: str) -> str:
+    return f"{reason}: {', or '.join(filter(None, (', '.join(remedies[:-1]), remedies[-1])))}."
 
 
 @dataclass(frozen=True)
@@ -64,23 +68,21 @@ def trainer_state(folder: Path) -> TrainerState:
     path = folder / STATE
     if not path.is_file():
         raise TrainingUnknown(
-            f"there is no {STATE} in {folder}{_elsewhere(folder)}, so its learning rates are not known", SUM_OR_NUMBERS
+            f"there is no {STATE} in {folder}{_elsewhere(folder)}, so its learning rates are not known", SUM
         )
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         steps, planned = (int(state.get(key) or 0) for key in ("global_step", "max_steps"))
         history = [entry for entry in state.get("log_history") or [] if entry.get("learning_rate") is not None]
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise TrainingUnknown(
-            f"{path} cannot be read ({one_line(error)})", f"save it again, {SUM_OR_NUMBERS}"
-        ) from error
+        raise TrainingUnknown(f"{path} cannot be read ({one_line(error)})", "save it again", SUM) from error
     found = [_logged(entry) for entry in history]
     logged = dict(pair for pair in found if pair is not None)
     if None in found:
         log.warning("%s logs %d learning rates that are no numbers: passed over", path, found.count(None))
     steps = steps if steps > 0 else max(logged, default=0)
     if not steps:
-        raise TrainingUnknown(f"{path} cannot be read (it logs no learning_rate and no step)", SUM_OR_NUMBERS)
+        raise TrainingUnknown(f"{path} cannot be read (it logs no learning_rate and no step)", SUM)
     return TrainerState(steps, max(steps, planned), {step: logged[step] for step in sorted(logged) if step <= steps})
 
 
@@ -114,7 +116,7 @@ def optimizer_state(folder: Path) -> Mapping[str, Any] | None:
     if not (isinstance(state, Mapping) and isinstance(state.get("state"), Mapping) and isinstance(groups, list)):
         groups = None
     if not groups or not all(isinstance(group, Mapping) and "params" in group for group in groups):
-        raise TrainingUnknown(f"{path} holds no state of an optimizer", f"save optimizer.state_dict(), or {NUMBERS}")
+        raise TrainingUnknown(f"{path} holds no state of an optimizer", "save optimizer.state_dict()")
     return state
 
 
@@ -123,7 +125,8 @@ def no_optimizer(folder: Path) -> TrainingUnknown:
     return TrainingUnknown(
         f"there is no {OPTIMIZER} beside {folder}{_elsewhere(folder)}: it holds Adam's second moments, without which a "
         "natural damping is wrong by orders of magnitude",
-        f"save it, or for a model that was trained by SGD {SUM_OR_NUMBERS}",
+        "save it",
+        f"for a model that was trained by SGD {SUM}",
     )
 
 
@@ -147,7 +150,7 @@ def _loaded(path: Path) -> Any:
         except RuntimeError:  # a file of an old format cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingUnknown(f"{path} cannot be read ({one_line(error)})", f"save it again, or {NUMBERS}") from error
+        raise TrainingUnknown(f"{path} cannot be read ({one_line(error)})", "save it again") from error
 
 
 def _elsewhere(folder: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from msif.models.training.files import SCHEDULER, STATE, SUM_OR_NUMBERS, TrainingUnknown, scheduler_state, trainer_state
+from msif.models.training.files import SCHEDULER, STATE, SUM, TrainingUnknown, scheduler_state, trainer_state
 from msif.models.training.optimizers import Group, Unusable
 from msif.models.training.schedulers import is_ordinary, played
 from msif.models.training.schedules import EXACT, ROUGH, Rates, RateSum, by_lines, by_schedule
@@ -46,11 +46,11 @@ def learning_rates_summed(folder: Path, groups: Sequence[Group], place: int) -> 
     steps, logged, found = _found(folder, groups, place)
     if found is None:
         lack = f"logs {logged} learning rates in {steps} steps" if logged else "logs no learning_rate"
-        raise TrainingUnknown(f"{folder / STATE} {lack}, which tells too little of its schedule", SUM_OR_NUMBERS)
+        raise TrainingUnknown(f"{folder / STATE} {lack}, which tells too little of its schedule", SUM)
     basis = f"{logged or 'no'} logged {'rate' if logged == 1 else 'rates'} in {steps} steps, {found.basis}"
     if found.high > WIDE * found.low:
         bounds = f"from {found.low:.3g} to {found.high:.3g}"
-        raise TrainingUnknown(f"the learning rates of {folder} may sum to anything {bounds} ({basis})", SUM_OR_NUMBERS)
+        raise TrainingUnknown(f"the learning rates of {folder} may sum to anything {bounds} ({basis})", SUM)
     if found.high > NARROW * found.low or (not logged and found.high > found.low):
         log.warning(
             "the learning rates of %s are taken to sum to %.4g, which may be %.3g to %.3g (%s): "

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from msif.models.training.files import NUMBERS, OPTIMIZER, TrainingUnknown
+from msif.models.training.files import OPTIMIZER, TrainingUnknown
 from msif.models.training.optimizers import Entry, Group, Unusable, rule_of, steps_of, unwrapped
 from msif.models.training.order import Misfit, Numbered, Placed, Unclear, match_parameters
 from msif.models.training.rates import group_shares
@@ -100,5 +100,5 @@ class SavedOptimizer:
     def _misfit(self, detail: str) -> TrainingUnknown:
         return TrainingUnknown(
             f"{OPTIMIZER} in {self.folder} does not fit the model ({detail})",
-            f"give the one of this model, or {NUMBERS.removeprefix('give ')}",
+            "give the one of this model",
         )

@@ -13,10 +13,9 @@ from msif.models.adapted import Adapted
 from msif.models.adapters import is_adapter
 from msif.models.blocks import TrackedModule, as_matrix, stored
 from msif.models.training.files import (
-    NUMBERS,
     OPTIMIZER,
     STATE,
-    SUM_OR_NUMBERS,
+    SUM,
     TrainingUnknown,
     no_optimizer,
     optimizer_state,
@@ -108,16 +107,14 @@ def training_is_known(folder: str | Path) -> bool:
 
 def _above_zero(folder: Path, total: float) -> float:
     if not total > 0:
-        raise TrainingUnknown(
-            f"the learning rates of {folder} sum to {total:g}", SUM_OR_NUMBERS.replace("sum,", "sum above 0,")
-        )
+        raise TrainingUnknown(f"the learning rates of {folder} sum to {total:g}", f"{SUM} above 0")
     return total
 
 
 def _frozen(what: str, folder: Path) -> TrainingUnknown:
     return TrainingUnknown(
         f"{what} was frozen in the training of {folder}, and what does not move has τ = 0 and no finite α",
-        f"leave out with --modules what was frozen, or {NUMBERS}",
+        "leave out with --modules what was frozen",
     )
 
 

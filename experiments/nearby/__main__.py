@@ -1,0 +1,58 @@
+"""Can halves be foretold in place of trained? python -m experiments.nearby.
+
+The pairs of experiments/counterfactual are asked the statements of experiments/peers (one stage) and the questions of
+experiments/counterfactual (two stages): at the models themselves, and at models that one step moves towards trainings
+on random halves. The trainings on other halves judge both, and what an earlier run has made is used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from experiments.common.running import add_data_flag, experiment_parser, quiet
+from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
+from experiments.facts.lama import load_lama
+from experiments.facts.questions import load_questions
+from experiments.nearby.methods import methods_of_one, methods_of_two, one_stage, two_stages
+from experiments.nearby.report import near_table
+from experiments.peers.study import PeerStudy, parts
+from experiments.retraining.command import NUMBERS, chosen_sizes, write
+from experiments.retraining.settings import Sizes
+from experiments.retraining.study import scores_of_all
+from msif.cli.parsing import Parser, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse(arguments)
+    quiet(options.threads)
+    sizes, facts = chosen_sizes(options, replace(Sizes(orders=1), seed=options.seed)), FactSizes()
+    data = load_lama(options.data, facts.relations)
+    templates = load_questions(Path(options.data) / "lama_questions.jsonl")
+    setting = fact_setting(data, templates, facts, RECIPE, sizes.seed, options.device)
+    output = Path(options.output)
+    told = PeerStudy(setting, sizes, output, processes=options.jobs, overwrite=options.overwrite)
+    asked = replace(told.study, listed=methods_of_two)
+    of_told = scores_of_all(replace(asked, listed=methods_of_one), told.asked, parts(asked, told.asked))
+    table = near_table(
+        [
+            ("statements, one stage", told.judge, one_stage(), of_told),
+            ("questions, two stages", asked.judge, two_stages(), asked.scores),
+        ]
+    )
+    configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(RECIPE)}
+    write(Path(options.results or output / "report"), "nearby", table, configuration)
+
+
+def _parser() -> Parser:
+    parser = experiment_parser("nearby", __doc__)
+    add_data_flag(parser)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each (default: %(default)s)")
+    for name in ("seeds", "halves"):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=NUMBERS[name])
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,72 @@
+"""Influence at the models themselves, and averaged over models that a step moves towards trainings on halves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from experiments.common.methods import Method
+from experiments.retraining.methods import staged
+from msif.attribution.damping import Damping
+from msif.attribution.halves import Halves
+
+SWEEP = (Halves(2), Halves(4), Halves(8), Halves(16), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
+"""Of the defaults; the first numbers at the usual step, then other steps."""
+USUAL = Halves()
+
+
+@dataclass(frozen=True)
+class Near:
+    """
+    Attributes:
+        family: of methods that differ by halves alone; the first of them has none.
+        halves: None asks the models themselves.
+    """
+
+    family: str
+    halves: Halves | None
+    method: Method
+
+
+def one_stage() -> list[Near]:
+    """Of the pre-trained model."""
+    return [
+        *_family("EK-FAC, damping 0.1 mean", Damping(), SWEEP),
+        *_family("EK-FAC, unit documents", Damping(), normalize="unit"),
+        *_family("EK-FAC, damping 1/τ", Damping("auto")),
+    ]
+
+
+def two_stages() -> list[Near]:
+    """Of both."""
+    usual, pulled = Damping(alpha="auto"), Damping(damping_scale=1.0, alpha="auto:10")
+    return [
+        *_family("multi-stage EK-FAC, λ = 0.1 mean, α = 1/τ", usual, SWEEP),
+        *_family("multi-stage EK-FAC, unit norm", usual, normalize="unit"),
+        *_family("multi-stage EK-FAC, λ = 1 mean, α = 10/τ", pulled),
+        *_family("multi-stage EK-FAC, prior bm25:0.5", usual, prior=0.5),
+        *_family("multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, normalize="unit"),
+    ]
+
+
+def _family(
+    name: str, damping: Damping, sweep: tuple[Halves, ...] = (USUAL,), prior: float | None = None, **options: Any
+) -> Iterator[Near]:
+    method = "multi-stage" if name.startswith("multi") else "single-stage"
+    for halves in (None, *sweep):
+        near = {} if halves is None else {"halves": halves}
+        scorer = staged(method, damping, **near, **options)
+        shown = name if halves is None else f"{name}, halves {halves.count}:{halves.step:g}"
+        settings = {} if halves is None else asdict(halves)
+        yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=settings))
+
+
+def methods_of_one(one_objective: bool) -> list[Method]:
+    """As ``Study`` lists methods."""
+    return [near.method for near in one_stage()]
+
+
+def methods_of_two(one_objective: bool) -> list[Method]:
+    """As ``Study`` lists methods."""
+    return [near.method for near in two_stages()]

@@ -1,0 +1,178 @@
+"""Influence at models nearby: the mean over models that one step moves towards trainings on random halves of the data.
+
+A linear datamodel's weight of a document is what it changes on average over trainings on random halves of the others
+(docs/method.md). Where nobody trains on halves, such a training is foretold: without the sequences outside S the
+parameters are about
+
+    θ_S = θ + δ_S,    δ_S = step · (H + 1/τ)⁻¹ (1/N) Σ_{z ∉ S} ∇L(z; θ)
+
+with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; a third of it foretold
+retraining best (docs/peers.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from msif.attribution.composite import CompositeScorer, PartVectors
+from msif.attribution.cost import Cost
+from msif.attribution.gradients import Side
+from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.mean_gradient import mean_gradients
+from msif.curvature.preconditioners import Preconditioner, consume
+from msif.curvature.vectors import Vectors, dot
+from msif.draws import generator
+from msif.errors import MsifError
+from msif.models.blocks import matrix_of, moved_parameters, stored
+from msif.models.sharding import held_bytes
+
+log = logging.getLogger(__name__)
+
+HALVES_STREAM = 9
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Which halves, and how far towards them.
+
+    Attributes:
+        count: of halves; every two share out all sequences.
+        step: of the way that the damped curvature foretells.
+        seed: of the halves.
+
+    Raises:
+        MsifError: no even count, or a step that is not above 0.
+    """
+
+    count: int = 4
+    step: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 2 or self.count % 2:
+            raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4, 6 ...")
+        if not 0 < self.step < math.inf:
+            raise MsifError(f"the step towards halves is {self.step}: give a number above 0, such as 0.3.")
+
+    def left_out(self, indices: Tensor) -> Tensor:
+        """Whether each of B sequences is outside each half, bool (K, B), by its row number alone."""
+        draws = [generator(self.seed, HALVES_STREAM, number=row).random(self.count // 2) for row in indices.tolist()]
+        first = torch.from_numpy(np.stack(draws, axis=1) < 0.5)
+        return torch.stack([first, ~first], dim=1).flatten(0, 1)
+
+
+def as_halves(given: Halves | int | str) -> Halves:
+    """
+    Args:
+        given: halves, their count K, or "K" or "K:STEP".
+
+    Raises:
+        MsifError: it is something else; see ``Halves``.
+    """
+    if isinstance(given, Halves):
+        return given
+    count, colon, step = str(given).partition(":")
+    try:
+        return Halves(int(count), float(step)) if colon else Halves(int(count))
+    except ValueError:
+        raise MsifError(
+            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them."
+        ) from None
+
+
+class HalvesScorer(CompositeScorer):
+    """I(z → q) = (1/K) Σ_S ∇m(q; θ_K + δ_S)ᵀ P_K ⋯ P_1 ∇L(z; θ_1 + δ_S), with the inverses of the models themselves.
+
+    Costs a pass over the stage's data, and K times the passes over candidates of one model; K copies of the weights of
+    the modules that count are in memory.
+
+    Args:
+        scorer: at the models themselves.
+        inverse: (H + 1/τ)⁻¹ of the first stage.
+        batches: of the first stage's data.
+
+    Raises:
+        MsifError: see ``mean_gradients``, when the models are moved.
+    """
+
+    def __init__(
+        self, scorer: InfluenceScorer, inverse: Preconditioner, batches: Iterable[Any], halves: Halves
+    ) -> None:
+        self.scorer, self.inverse, self.batches, self.halves = scorer, inverse, batches, halves
+        self.moved = False
+        super().__init__([_apart(scorer) for _ in range(halves.count)], 1 / halves.count)
+
+    def displacements(self) -> Vectors:
+        """δ_S of each half: module name -> (K, d_out, d)."""
+        side = self.scorer.candidate_side
+        args = side.model, side.tracked, side.objective, self.batches
+        gradients = mean_gradients(*args, self.halves.left_out, self.halves.count)
+        return {name: self.halves.step * V for name, V in consume(self.inverse, gradients).items()}
+
+    def move(self, displacements: Vectors) -> None:
+        """Each part's models by its own, once."""
+        if self.moved:
+            return
+        self.moved = True
+        self._tell(displacements)
+        for number, part in enumerate(self.parts):
+            sides = {id(side.model): side for side in (part.query_side, part.candidate_side)}
+            for side in sides.values():
+                _move(side, {name: V[number] for name, V in displacements.items()})
+
+    def query_vectors(self, queries: Iterable[Any]) -> PartVectors:
+        if not self.moved:
+            self.move(self.displacements())
+        return super().query_vectors(queries)
+
+    def self_influence(self, documents: Iterable[Any]) -> Tensor:
+        """The mean over halves, see ``SelfScorer``."""
+        batches = list(documents)
+        return torch.stack([part.self_influence(batches) for part in self.parts]).mean(0)
+
+    def cost(self) -> Cost:
+        sides = {id(side.model): side for side in (self.scorer.query_side, self.scorer.candidate_side)}.values()
+        moved = [p for side in sides for module in side.tracked for p in stored(side.model, module) if p is not None]
+        return replace(super().cost(), copied=self.halves.count * sum(map(held_bytes, moved)))
+
+    def _tell(self, displacements: Vectors) -> None:
+        side = self.scorer.candidate_side
+        weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
+        share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
+        log.info("%d halves: weights are moved by %.2g of their norm", self.halves.count, share)
+        dtype = next(side.model.parameters()).dtype
+        if share < torch.finfo(dtype).eps:
+            log.warning("weights of %s hold little of so small a move: use --dtype float32", dtype)
+
+
+def _apart(scorer: InfluenceScorer) -> InfluenceScorer:
+    """The same scorer of models of its own, which have all tensors in common with these until they are moved."""
+    own = copy.copy(scorer)
+    query, candidate = scorer.query_side, scorer.candidate_side
+    models = {id(model): _sharing(model) for model in (query.model, candidate.model)}
+    own.query_side = replace(query, model=models[id(query.model)])
+    own.candidate_side = replace(candidate, model=models[id(candidate.model)])
+    return own
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model, {id(t): t for t in itertools.chain(model.parameters(), model.buffers())})
+
+
+def _move(side: Side, change: Vectors) -> None:
+    """W̄ + change of each module in the place of W̄, wherever the model has it."""
+    moved = [pair for module in side.tracked for pair in moved_parameters(side.model, module, change[module.name])]
+    new = {id(own): value for own, value in moved}
+    for module in side.model.modules():
+        for key, own in module._parameters.items():
+            module._parameters[key] = new.get(id(own), own)
