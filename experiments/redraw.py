@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.digits import plots as digits
 from experiments.fact_tracing import plots as fact_tracing
+from experiments.nearby import plots as nearby
 from experiments.peers import plots as peers
 from experiments.proximity import plots as proximity
 from experiments.spearman import plots as spearman
@@ -22,6 +23,7 @@ DRAWN: dict[str, Callable[[Path], None]] = {
     "digits": digits.draw,
     "fact_tracing": fact_tracing.draw,
     "fact_tracing/full": fact_tracing.draw,
+    "nearby": nearby.draw,
     "peers": peers.draw,
     "proximity": proximity.draw,
     "proximity/trex": proximity.draw,

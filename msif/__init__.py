@@ -45,6 +45,7 @@ _HOME = {
     "Options": "msif.options",
     "FittedStage": "msif.attribution.stages",
     "Damping": "msif.attribution.damping",
+    "Halves": "msif.attribution.halves",
     "build_scorer": "msif.attribution.stages",
     "IHVP": "msif.attribution.inverses",
     "TRAKScorer": "msif.attribution.trak",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from msif.attribution.cka import CKAScorer
     from msif.attribution.damping import Damping
     from msif.attribution.gradients import Side, query_gradients
+    from msif.attribution.halves import Halves
     from msif.attribution.inverses import IHVP
     from msif.attribution.logra import LoGraScorer
     from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scores

@@ -7,27 +7,33 @@ on random halves. The trainings on other halves judge both, and what an earlier 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from experiments.common.running import add_data_flag, experiment_parser, quiet
+from experiments.common.search import search_by_words
 from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
 from experiments.facts.lama import load_lama
 from experiments.facts.questions import load_questions
-from experiments.nearby.methods import methods_of_one, methods_of_two, one_stage, two_stages
+from experiments.nearby.methods import REMOVED, methods_of_one, methods_of_two, one_stage, two_stages
+from experiments.nearby.plots import draw
 from experiments.nearby.report import near_table
 from experiments.peers.study import PeerStudy, parts
 from experiments.retraining.command import NUMBERS, chosen_sizes, write
+from experiments.retraining.removal import Changes, measure_removals
+from experiments.retraining.report import removal_table
 from experiments.retraining.settings import Sizes
-from experiments.retraining.study import scores_of_all
+from experiments.retraining.study import Study, scores_of_all
 from msif.cli.parsing import Parser, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
     quiet(options.threads)
-    sizes, facts = chosen_sizes(options, replace(Sizes(orders=1), seed=options.seed)), FactSizes()
+    sizes, facts = chosen_sizes(options, replace(Sizes(orders=1, removed=(5, 20)), seed=options.seed)), FactSizes()
     data = load_lama(options.data, facts.relations)
     templates = load_questions(Path(options.data) / "lama_questions.jsonl")
     setting = fact_setting(data, templates, facts, RECIPE, sizes.seed, options.device)
@@ -42,12 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
     )
     configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(RECIPE)}
-    write(Path(options.results or output / "report"), "nearby", table, configuration)
+    results = Path(options.results or output / "report")
+    write(results, "nearby", table, configuration)
+    draw(results)
+    write(results, "removal", removal_table(_removals(asked, sizes)), configuration)
+
+
+def _removals(study: Study, sizes: Sizes) -> Mapping[tuple[str, int], Changes]:
+    """By the models themselves, by halves that are foretold, and by words."""
+    chosen = {name: study.scores[name] for name in REMOVED}
+    chosen["BM25+"] = search_by_words(study.asked.texts, study.world.texts)[None]
+    shape = sizes.seeds, len(study.asked), len(study.world.texts)
+    orders = {
+        title: np.broadcast_to(np.argsort(-scores, axis=2, kind="stable"), shape) for title, scores in chosen.items()
+    }
+    return measure_removals(study.retrainings, orders, sizes)
 
 
 def _parser() -> Parser:
     parser = experiment_parser("nearby", __doc__)
     add_data_flag(parser)
+    parser.add_argument("--removed", type=int, nargs="+", metavar="K", help="numbers of documents that are removed")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each (default: %(default)s)")
     for name in ("seeds", "halves"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=NUMBERS[name])

@@ -7,13 +7,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.common.methods import Method
-from experiments.retraining.methods import staged
+from experiments.retraining.methods import UNIT, staged
+from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
 SWEEP = (Halves(2), Halves(4), Halves(8), Halves(16), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
 """Of the defaults; the first numbers at the usual step, then other steps."""
 USUAL = Halves()
+
+
+def with_halves(name: str, halves: Halves = USUAL) -> str:
+    return f"{name}, halves {halves.count}:{halves.step:g}"
+
+
+REMOVED = (REFERENCE, with_halves(REFERENCE), with_halves(UNIT))
+"""Methods whose top documents are left out."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ def two_stages() -> list[Near]:
     """Of both."""
     usual, pulled = Damping(alpha="auto"), Damping(damping_scale=1.0, alpha="auto:10")
     return [
-        *_family("multi-stage EK-FAC, λ = 0.1 mean, α = 1/τ", usual, SWEEP),
-        *_family("multi-stage EK-FAC, unit norm", usual, normalize="unit"),
+        *_family(REFERENCE, usual, SWEEP),
+        *_family(UNIT, usual, normalize="unit"),
         *_family("multi-stage EK-FAC, λ = 1 mean, α = 10/τ", pulled),
         *_family("multi-stage EK-FAC, prior bm25:0.5", usual, prior=0.5),
         *_family("multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, normalize="unit"),
@@ -57,7 +66,7 @@ def _family(
     for halves in (None, *sweep):
         near = {} if halves is None else {"halves": halves}
         scorer = staged(method, damping, **near, **options)
-        shown = name if halves is None else f"{name}, halves {halves.count}:{halves.step:g}"
+        shown = name if halves is None else with_halves(name, halves)
         settings = {} if halves is None else asdict(halves)
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=settings))
 

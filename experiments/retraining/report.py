@@ -12,7 +12,7 @@ from experiments.common.judging import SIZES
 from experiments.common.methods import Method
 from experiments.retraining.additive import taught_additive
 from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, UNIT
-from experiments.retraining.removal import RANDOM, Changes
+from experiments.retraining.removal import Changes
 from experiments.retraining.study import MEAN_OF_HALVES, REFERENCE, Study
 from msif.evaluation.intervals import Interval, bootstrap
 from msif.reporting.tables import Table
@@ -43,7 +43,7 @@ def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
             ]
         )
     rows.sort(key=lambda row: (row[1], -changes[row[0], row[1]].losses.mean()))
-    pairs, queries = changes[RANDOM, rows[0][1]].losses.shape
+    pairs, queries = changes[REFERENCE, rows[0][1]].losses.shape
     return Table(
         [
             "removed: the top of",

@@ -17,6 +17,7 @@ from msif.attribution.halves import Halves, HalvesScorer, as_halves
 from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature.residency import weight_bytes
 from msif.data.documents import collate
+from msif.models.blocks import moved_parameters
 from msif.models.objectives import CausalLM
 from msif.models.select import track_modules
 
@@ -132,6 +133,17 @@ def test_weights_that_are_stored_transposed_or_tied_are_moved_everywhere():
             torch.testing.assert_close(getattr(new, key), getattr(own, key) + weight)
             if module.bias:
                 torch.testing.assert_close(new.bias, own.bias + change[:, -1])
+
+
+def test_sums_of_16_bit_weights_are_taken_in_float32():
+    model = tiny_lm(dtype=torch.bfloat16)
+    module = next(m for m in track_modules(model, "layers") if m.bias)
+    change = torch.randn(module.shape) * 0.01
+    (weight, moved), (bias, moved_bias) = moved_parameters(model, module, change)
+    assert moved.dtype == moved_bias.dtype == torch.bfloat16
+    assert torch.equal(moved, (weight.float() + change[:, : module.d_in]).bfloat16())
+    assert torch.equal(moved_bias, (bias.float() + change[:, -1]).bfloat16())
+    assert not torch.equal(moved, weight + change[:, : module.d_in].bfloat16())
 
 
 def test_parts_sum_to_scores_and_self_influence_is_the_mean(stages):

@@ -8,6 +8,7 @@ from test_methods import SGD, TAU, copied
 from worlds import ALL, FACTS, QUERY, assert_sums, by_candidate, influence, shown, write_rows
 
 import msif
+from msif.cli import dry_run
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,18 @@ def json_rows(world):
     return [json.loads(line) for line in (world.folder / "corpus.jsonl").read_text().splitlines()]
 
 
-def test_an_estimate_counts_models_and_data(world, trained, capfd):
-    given = [*flags(world, trained), "--dry-run"]
+def test_an_estimate_counts_models_and_data(world, trained, capfd, monkeypatch):
+    plans, describe = [], dry_run.describe_scoring
+    monkeypatch.setattr(dry_run, "describe_scoring", lambda *args: plans.append(args[1]) or describe(*args))
+    given = [*flags(world, trained), "--dry-run", "--memory", "1GB"]
     assert influence(*given) == 0
     plain = capfd.readouterr().out
     assert influence(*given, "--halves", 4) == 0
     near = capfd.readouterr().out
     assert weights_of(near) > 2.5 * weights_of(plain)
+    assert [len(plan.once) for plan in plans] == [0, 1] and not any(plan.stages for plan in plans)
+    assert plans[1].once[0].documents == len(FACTS)
+    assert plans[1].room < plans[0].room
 
 
 def weights_of(described):

@@ -12,6 +12,7 @@ PAGES = {
     "counterfactual": "counterfactual",
     "digits": "digits",
     "fact-tracing": "fact_tracing",
+    "nearby": "nearby",
     "peers": "peers",
     "proximity": "proximity",
     "replaced-head": "replaced_head",
