@@ -12,7 +12,7 @@ from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
-SWEEP = (Halves(2), Halves(4), Halves(8), Halves(16), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
+SWEEP = (Halves(1), Halves(2), Halves(4), Halves(8), Halves(16), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
 """Of the defaults; the first numbers at the usual step, then other steps."""
 USUAL = Halves()
 

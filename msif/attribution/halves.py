@@ -46,12 +46,13 @@ class Halves:
     """Which halves, and how far towards them.
 
     Attributes:
-        count: of halves; every two share out all sequences.
+        count: of halves, every two of which share out all sequences; 1 is one model in the middle of all halves, moved
+            by the mean of what moves these, half of the step of all sequences.
         step: of the way that the damped curvature foretells.
         seed: of the halves.
 
     Raises:
-        MsifError: no even count, or a step that is not above 0.
+        MsifError: no even count nor 1, or a step that is not above 0.
     """
 
     count: int = 4
@@ -59,13 +60,15 @@ class Halves:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 2 or self.count % 2:
-            raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4, 6 ...")
+        if self.count != 1 and (self.count < 2 or self.count % 2):
+            raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4 ... (or 1, their middle).")
         if not 0 < self.step < math.inf:
             raise MsifError(f"the step towards halves is {self.step}: give a number above 0, such as 0.3.")
 
     def left_out(self, indices: Tensor) -> Tensor:
-        """Whether each of B sequences is outside each half, bool (K, B), by its row number alone."""
+        """Whether each of B sequences is outside each half, bool (K, B), by its row number alone; all are of one."""
+        if self.count == 1:
+            return torch.ones(1, len(indices), dtype=torch.bool)
         draws = [generator(self.seed, HALVES_STREAM, number=row).random(self.count // 2) for row in indices.tolist()]
         first = torch.from_numpy(np.stack(draws, axis=1) < 0.5)
         return torch.stack([first, ~first], dim=1).flatten(0, 1)
@@ -117,7 +120,8 @@ class HalvesScorer(CompositeScorer):
         side = self.scorer.candidate_side
         args = side.model, side.tracked, side.objective, self.batches
         gradients = mean_gradients(*args, self.halves.left_out, self.halves.count)
-        return {name: self.halves.step * V for name, V in consume(self.inverse, gradients).items()}
+        step = self.halves.step / (2 if self.halves.count == 1 else 1)
+        return {name: step * V for name, V in consume(self.inverse, gradients).items()}
 
     def move(self, displacements: Vectors) -> None:
         """Each part's models by its own, once."""
@@ -149,7 +153,7 @@ class HalvesScorer(CompositeScorer):
         side = self.scorer.candidate_side
         weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
         share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
-        log.info("%d halves: weights are moved by %.2g of their norm", self.halves.count, share)
+        log.info("--halves %d: weights are moved by %.2g of their norm", self.halves.count, share)
         dtype = next(side.model.parameters()).dtype
         if share < torch.finfo(dtype).eps:
             log.warning("weights of %s hold little of so small a move: use --dtype float32", dtype)

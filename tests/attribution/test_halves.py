@@ -170,6 +170,19 @@ def test_every_two_halves_share_out_all_and_a_row_decides_for_itself():
     assert not torch.equal(Halves(6, seed=6).left_out(torch.arange(400)), outside)
 
 
+def test_one_is_the_middle_of_all_halves(stages):
+    first, _ = stages
+    build = lambda halves: build_scorer("single-stage", first, None, Damping(0.02), halves=halves)  # noqa: E731
+    one, two = build(Halves(1, STEP)).displacements(), build(Halves(2, STEP, seed=3)).displacements()
+    for name, own in one.items():
+        assert own.shape[0] == 1
+        torch.testing.assert_close(own[0], two[name].mean(0))
+    scorer = build(Halves(1, STEP))
+    assert len(scorer.cost().models) == 0
+    found = scorer.score(alone(QUERIES), alone(TEXTS)).values
+    assert np.abs(found / build(Halves(2, STEP)).score(alone(QUERIES), alone(TEXTS)).values - 1).max() > 1e-3
+
+
 def test_a_batch_without_a_member_adds_nothing_and_an_order_changes_nothing(stages):
     first, _ = stages
     whole = build_scorer("single-stage", first, None, Damping(0.02), halves=HALVES).displacements()
