@@ -11,6 +11,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.common.steps import Steps, console_for_commands
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     train_and_fit(steps, output, factors, options.overwrite)
     asked, results = output / "questions.jsonl", output / "influence"
     ask(output / "world", asked, options.questions)
-    explain(steps, output, factors, asked, results, options.candidates)
+    explain(steps, METHODS, output, factors, asked, results, options.candidates)
     report(console, output / "world", asked, results, {name: title for name, (title, _) in METHODS.items()})
     parts = " + ".join(f"{seconds:.0f}" for seconds in steps.seconds)
     console.print(f"\nThe {len(steps.seconds)} commands took {parts} = {sum(steps.seconds):.0f} s.")
@@ -79,15 +80,27 @@ def ask(world: Path, path: Path, each: int) -> None:
     write_json_lines(path, [query for chosen in taken.values() for query in chosen])
 
 
-def explain(steps: Steps, output: Path, factors: dict[str, Path], asked: Path, results: Path, candidates: int) -> None:
-    """The scores of every method, each in a folder of its own, made anew."""
+def explain(
+    steps: Steps,
+    methods: Mapping[str, tuple[str, list[str]]],
+    output: Path,
+    factors: dict[str, Path],
+    asked: Path,
+    results: Path,
+    candidates: int,
+) -> None:
+    """The scores of every method, each in a folder of its own, made anew.
+
+    Args:
+        methods: folder -> title and flags.
+    """
     command = ["-m", "msif.influence"]
     for stage in ("pretrained", "finetuned"):
         command += [f"--{stage}", str(output / stage), f"--{stage}-factors", str(factors[stage])]
     command += ["--corpus", str(output / "world" / "corpus.jsonl"), "--queries", str(asked)]
     command += ["--candidates", f"knn:{candidates}", "--top-k", str(SHOWN)]
     results.mkdir(exist_ok=True)
-    for name, (title, flags) in METHODS.items():
+    for name, (title, flags) in methods.items():
         if (results / name / "config.yaml").is_file():
             shutil.rmtree(results / name)
         here = ["--output", str(results / name)]
