@@ -46,6 +46,7 @@ def pairs(tmp_path_factory, world):
                 modules="everything",
                 device=device,
                 memory=10**9,
+                learning_rate_sum=0.1,
             )
             for name in ("pt", "ft")
         ]
@@ -82,6 +83,7 @@ def test_two_stages_by_every_inverse(pairs, ihvp):
         {"method": "logra"},
         {"normalize": "unit", **DAMPED},
         {"query_rank": 3, **DAMPED},
+        {"halves": 2, **DAMPED},
         {"ihvp": IHVP("arnoldi", iterations=6), **DAMPED},
     ],
     ids=lambda options: "-".join(options),
