@@ -75,3 +75,5 @@ def _own_methods() -> list[Own]:
 
 METHODS = _own_methods()
 """The first is at the defaults of the command line, and what others are compared with."""
+NEARBY = f"{MAPS}, damping 0.1 mean, {Halves().count} halves foretold"
+"""The setting of one more that others are compared with."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.judging import Judge
+from experiments.peers.methods import NEARBY
 from experiments.peers.rows import OWN, Row
 from experiments.peers.toolkits import TOOLKITS, Toolkit
 from msif.reporting.tables import Table
@@ -18,6 +19,7 @@ COLUMNS = (
     "setting",
     "each model by its own",
     "msif at defaults, less this",
+    "msif with `--halves 4`, less this",
     "proponents alone",
     "mean scores, mean losses",
     "seconds a model",
@@ -32,7 +34,8 @@ def score_table(judge: Judge, rows: Sequence[Row], absent: Sequence[Toolkit]) ->
         absent: toolkits that were given no environment.
     """
     judged = [row for row in rows if row.scores is not None]
-    lines = sorted((_line(judge, row, rows[0]) for row in judged), key=lambda line: -line[0])
+    references = [rows[0], *(row for row in judged if row.toolkit == OWN and row.setting == NEARBY)]
+    lines = sorted((_line(judge, row, references) for row in judged), key=lambda line: -line[0])
     failed = [_without(row.toolkit, row.method, row.setting, f"failed: {row.error}") for row in rows if row.error]
     left = [_without(one.name, "–", "–", f"not run: {one.flag} was not given") for one in absent]
     halves, seeds = len(judge.masks), judge.losses.shape[1]
@@ -42,17 +45,21 @@ def score_table(judge: Judge, rows: Sequence[Row], absent: Sequence[Toolkit]) ->
         f"Linear datamodelling score of statements, single stage: {halves} halves, {seeds} models, "
         f"{judge.measured.shape[1]} queries, {judge.masks.shape[1]} documents; 95 % intervals draw halves and queries "
         f"again; noise ceiling of mean scores {judge.ceiling:.2f}",
-        {**dict.fromkeys(COLUMNS[5:7], ".3f"), COLUMNS[7]: ".1f"},
+        {**dict.fromkeys(COLUMNS[6:8], ".3f"), COLUMNS[8]: ".1f"},
     )
 
 
-def _line(judge: Judge, row: Row, reference: Row) -> tuple[float, list[Any]]:
-    assert row.scores is not None and reference.scores is not None
+def _line(judge: Judge, row: Row, references: Sequence[Row]) -> tuple[float, list[Any]]:
+    """With what each of the references has more; there may be one or both."""
+    assert row.scores is not None
     own = judge.own(row.scores)
-    ahead = None if row is reference else f"{judge.own_difference(reference.scores, row.scores):+.3f}"
+    ahead: list[str | None] = [None, None]
+    for place, other in enumerate(references):
+        if other is not row and other.scores is not None:
+            ahead[place] = f"{judge.own_difference(other.scores, row.scores):+.3f}"
     proponents = judge.own(np.maximum(row.scores, 0)).mean
     together = judge.score(row.scores.mean(0))
-    return own.mean, [row.toolkit, row.method, row.setting, f"{own:.3f}", ahead, proponents, together, row.seconds]
+    return own.mean, [row.toolkit, row.method, row.setting, f"{own:.3f}", *ahead, proponents, together, row.seconds]
 
 
 def _without(*cells: str) -> list[Any]:

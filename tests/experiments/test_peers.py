@@ -19,7 +19,7 @@ from experiments.peers import __main__ as command
 from experiments.peers import environments, exchange
 from experiments.peers import rows as peers_rows
 from experiments.peers.environments import Environment
-from experiments.peers.methods import METHODS
+from experiments.peers.methods import METHODS, NEARBY
 from experiments.peers.report import absent_toolkits, score_table
 from experiments.peers.rows import Row, bagged_rows, exchanged, peer_rows
 from experiments.peers.toolkits import TOOLKITS, Setting, Toolkit
@@ -169,6 +169,13 @@ def test_the_table(monkeypatch) -> None:
     assert ours["proponents alone"] == judge.own(np.maximum(rows[0].scores, 0)).mean
     assert failed["each model by its own"] == "failed: ValueError: no" and failed["seconds a model"] is None
     assert absent["each model by its own"] == "not run: --kronfluence-python was not given"
+    near = "msif with `--halves 4`, less this"
+    assert best[near] is None and NEARBY in [own.method.damping for own in METHODS]
+    rows.append(Row("msif", "EK-FAC", NEARBY, true, 2.0))
+    with_halves = {row["setting"]: row for row in score_table(judge, rows, []).records()}
+    assert with_halves["x"][near].startswith("+0.000") and with_halves[NEARBY][near] is None
+    assert with_halves["defaults"][near].startswith("+0.")
+    assert with_halves["x"]["msif at defaults, less this"] == best["msif at defaults, less this"]
 
 
 def test_toolkits_without_a_row_are_absent() -> None:
