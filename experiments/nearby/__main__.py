@@ -18,7 +18,7 @@ from experiments.common.search import search_by_words
 from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
 from experiments.facts.lama import load_lama
 from experiments.facts.questions import load_questions
-from experiments.nearby.methods import REMOVED, methods_of_one, methods_of_two, one_stage, two_stages
+from experiments.nearby.methods import REMOVED, methods_of_one, methods_of_two, one_stage, two_stages, with_halves
 from experiments.nearby.plots import draw
 from experiments.nearby.report import near_table
 from experiments.peers.study import PeerStudy, parts
@@ -26,7 +26,7 @@ from experiments.retraining.command import NUMBERS, chosen_sizes, write
 from experiments.retraining.removal import Changes, measure_removals
 from experiments.retraining.report import removal_table
 from experiments.retraining.settings import Sizes
-from experiments.retraining.study import Study, scores_of_all
+from experiments.retraining.study import ASKED_AGAIN, REFERENCE, Study, asked_again, scores_of_all
 from msif.cli.parsing import Parser, run
 
 
@@ -62,6 +62,8 @@ def _removals(study: Study, sizes: Sizes) -> Mapping[tuple[str, int], Changes]:
     orders = {
         title: np.broadcast_to(np.argsort(-scores, axis=2, kind="stable"), shape) for title, scores in chosen.items()
     }
+    again = with_halves(REFERENCE)
+    orders[again + ASKED_AGAIN] = asked_again(study, again)
     return measure_removals(study.retrainings, orders, sizes)
 
 

@@ -159,17 +159,8 @@ class Study:
         if self.sizes.bags:
             chosen[REFERENCE + MEAN_OF_HALVES] = self.bags[REFERENCE].mean(0)
         chosen[TAUGHT] = self.taught
-        orders = removal_orders(chosen, REFERENCE, self.sizes) | {REFERENCE + ASKED_AGAIN: self.asked_again}
+        orders = removal_orders(chosen, REFERENCE, self.sizes) | {REFERENCE + ASKED_AGAIN: asked_again(self, REFERENCE)}
         return measure_removals(self.retrainings, orders, self.sizes)
-
-    @property
-    def asked_again(self) -> np.ndarray:
-        """The order of documents by the reference as it is asked again by pairs without the first ones, (S, Q, N)."""
-        method = next(method for method in self.methods if method.name == REFERENCE)
-        score = partial(_of_query, self.listed, self.world, self.asked)
-        name = f"rounds-{hashed([SETTINGS, method.key])}"
-        own = self.scores[REFERENCE]
-        return orders_in_rounds(self.world, score, own, self.parts, name, self.sizes, self.processes)
 
 
 REFERENCE = f"{MULTI_STAGE}, λ = {DEFAULT_DAMPING}"
@@ -197,6 +188,15 @@ def scores_of_all(study: Study, asked: Asked, cache: Cache) -> dict[str, np.ndar
     return {m.name: np.stack([scores[m.name] for scores in by_member if m.name in scores]) for m in study.methods}
 
 
+def asked_again(study: Study, name: str) -> np.ndarray:
+    """The order of documents by a method as it is asked again by pairs without the first ones, (S, Q, N)."""
+    method = next(method for method in study.methods if method.name == name)
+    score = partial(_of_query, study.listed, study.world, study.asked, name)
+    folder = f"rounds-{hashed([SETTINGS, method.key])}"
+    own = study.scores[name]
+    return orders_in_rounds(study.world, score, own, study.parts, folder, study.sizes, study.processes)
+
+
 def _member_folder(folder: Path, number: int) -> Path:
     return folder / "members" / f"{number:02d}"
 
@@ -210,9 +210,11 @@ def _bagged(listed: Listed, world: TwoStage, asked: Asked, member: Member) -> di
     return {method.name: member_scores(method, world, member, asked) for method in methods}
 
 
-def _of_query(listed: Listed, world: TwoStage, asked: Asked, query: int, member: Member) -> dict[str, np.ndarray]:
-    """One query's scores of all documents by the reference, (N,)."""
-    method = next(method for method in listed(world.head.one_objective) if method.name == REFERENCE)
+def _of_query(
+    listed: Listed, world: TwoStage, asked: Asked, name: str, query: int, member: Member
+) -> dict[str, np.ndarray]:
+    """One query's scores of all documents by a method, (N,)."""
+    method = next(method for method in listed(world.head.one_objective) if method.name == name)
     return {"scores": member_scores(method, world, member, asked.chosen([query]))[0]}
 
 

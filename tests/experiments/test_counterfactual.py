@@ -34,7 +34,16 @@ from experiments.retraining.report import (
     removal_table,
 )
 from experiments.retraining.settings import Recipe, Sizes
-from experiments.retraining.study import ASKED_AGAIN, MEAN, MEAN_OF_HALVES, REFERENCE, Study, _bagged, _of_query
+from experiments.retraining.study import (
+    ASKED_AGAIN,
+    MEAN,
+    MEAN_OF_HALVES,
+    REFERENCE,
+    Study,
+    _bagged,
+    _of_query,
+    asked_again,
+)
 from experiments.retraining.trainings import Retrainings, Training
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage, _batches, measured_losses
 from msif.attribution.damping import Damping
@@ -332,7 +341,7 @@ def test_a_half_that_is_averaged_has_neither_seen_the_rest_nor_its_curvature(wor
     scores = bagged_scores(world, score, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
     assert scores.shape == (len(world.questions), len(world.texts)) and np.array_equal(scores, found["scores"])
     assert not any(path.is_dir() and path.name != "bags" for path in cache.folder.iterdir())  # no model stays
-    for part in (partial(_bagged, all_methods, world, None), partial(_of_query, all_methods, world, None)):
+    for part in (partial(_bagged, all_methods, world, None), partial(_of_query, all_methods, world, None, REFERENCE)):
         pickle.dumps(part)  # as it goes to other processes
     again = bagged_scores(world, None, cache, "bags", Bag(0, 1, 1, left_out))["scores"]
     assert np.array_equal(again, scores)
@@ -387,7 +396,7 @@ def test_a_study_of_facts_from_end_to_end(tmp_path, monkeypatch) -> None:
         *(RANDOM, OPPONENTS + REFERENCE, REFERENCE, REFERENCE + MEAN, REFERENCE + MEAN_OF_HALVES, "BM25+", TAUGHT),
         REFERENCE + ASKED_AGAIN,
     }
-    own, again = one.scores[REFERENCE][1, 1], one.asked_again[1, 1]
+    own, again = one.scores[REFERENCE][1, 1], asked_again(one, REFERENCE)[1, 1]
     assert again[:2].tolist() == np.argsort(-own, kind="stable")[:2].tolist() and sorted(again) == list(range(18))
     member = make_member(setting.world, tmp_path / "without", 1, 1, tuple(again[:2].tolist()))
     by_hand = member_scores(kept(True)[0], setting.world, member, one.asked)[1]
