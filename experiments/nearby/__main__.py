@@ -29,6 +29,8 @@ from experiments.retraining.settings import Sizes
 from experiments.retraining.study import ASKED_AGAIN, REFERENCE, Study, asked_again, scores_of_all
 from msif.cli.parsing import Parser, run
 
+WORDS = "BM25+"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
@@ -51,13 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Path(options.results or output / "report")
     write(results, "nearby", table, configuration)
     draw(results)
-    write(results, "removal", removal_table(_removals(asked, sizes)), configuration)
+    changes = _removals(asked, sizes)
+    write(results, "removal", removal_table(changes), configuration)
+    write(results, "removal-words", removal_table(changes, WORDS), configuration)
 
 
 def _removals(study: Study, sizes: Sizes) -> Mapping[tuple[str, int], Changes]:
     """By the models themselves, by halves that are foretold, and by words."""
     chosen = {name: study.scores[name] for name in REMOVED}
-    chosen["BM25+"] = search_by_words(study.asked.texts, study.world.texts)[None]
+    chosen[WORDS] = search_by_words(study.asked.texts, study.world.texts)[None]
     shape = sizes.seeds, len(study.asked), len(study.world.texts)
     orders = {
         title: np.broadcast_to(np.argsort(-scores, axis=2, kind="stable"), shape) for title, scores in chosen.items()

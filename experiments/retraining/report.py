@@ -26,12 +26,12 @@ ENSEMBLES = (
 """Methods of which pairs are averaged."""
 
 
-def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
-    """A row for each method and k: means over queries."""
+def removal_table(changes: Mapping[tuple[str, int], Changes], against: str = REFERENCE) -> Table:
+    """A row for each method and k: means over queries, and paired differences from one method."""
     rows: list[list[Any]] = []
     for (title, k), change in changes.items():
-        losses, reference = change.losses, changes[REFERENCE, k].losses
-        ahead = None if title == REFERENCE else _signed(bootstrap((reference - losses).mean(0)))
+        losses, reference = change.losses, changes[against, k].losses
+        ahead = None if title == against else _signed(bootstrap((reference - losses).mean(0)))
         rows.append(
             [
                 title,
@@ -43,7 +43,7 @@ def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
             ]
         )
     rows.sort(key=lambda row: (row[1], -changes[row[0], row[1]].losses.mean()))
-    pairs, queries = changes[REFERENCE, rows[0][1]].losses.shape
+    pairs, queries = changes[against, rows[0][1]].losses.shape
     return Table(
         [
             "removed: the top of",
@@ -51,7 +51,7 @@ def removal_table(changes: Mapping[tuple[str, int], Changes]) -> Table:
             "Δ loss",
             "queries whose loss rises",
             "Δ probability",
-            f"Δ loss by {REFERENCE}, less this",
+            f"Δ loss by {against}, less this",
         ],
         rows,
         f"Change of a query's loss, in nats, when its documents are left out of pre-training; {queries} queries, "
