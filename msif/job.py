@@ -158,7 +158,7 @@ class Job:
         rows = sorted({int(row) for selected in candidates for row in selected})
         lexical = distributed.same(lambda: self._by_words(words, candidates))
         mixed = queries if self._corrects([batches for _, batches in chunks]) else []
-        if isinstance(self.scorer, HalvesScorer):
+        if isinstance(self.scorer, HalvesScorer) and not self.scorer.moved:
             self.scorer.move(distributed.computed(self.scorer.displacements))
         rankings: list[Ranking] = []
         parts: list[Parts] = []

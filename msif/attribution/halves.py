@@ -6,8 +6,8 @@ parameters are about
 
     θ_S = θ + δ_S,    δ_S = step · (H + 1/τ)⁻¹ (1/N) Σ_{z ∉ S} ∇L(z; θ)
 
-with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; a third of it foretold
-retraining best (docs/peers.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
+with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
+usual step (docs/nearby.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Halves:
         seed: of the halves.
 
     Raises:
-        MsifError: no even count nor 1, or a step that is not above 0.
+        MsifError: no even count nor 1, a step that is not above 0, or a seed below 0.
     """
 
     count: int = 4
@@ -60,6 +61,9 @@ class Halves:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (self.count, self.seed))
+        if not whole or self.seed < 0:
+            raise MsifError(f"halves are {self.count!r} of seed {self.seed!r}: give integers, and a seed of 0 or more.")
         if self.count != 1 and (self.count < 2 or self.count % 2):
             raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4 ... (or 1, their middle).")
         if not 0 < self.step < math.inf:
@@ -124,9 +128,8 @@ class HalvesScorer(CompositeScorer):
         return {name: step * V for name, V in consume(self.inverse, gradients).items()}
 
     def move(self, displacements: Vectors) -> None:
-        """Each part's models by its own, once."""
-        if self.moved:
-            return
+        """Each part's models by its own."""
+        assert not self.moved, "models are moved once"
         self.moved = True
         self._tell(displacements)
         for number, part in enumerate(self.parts):
@@ -135,12 +138,12 @@ class HalvesScorer(CompositeScorer):
                 _move(side, {name: V[number] for name, V in displacements.items()})
 
     def query_vectors(self, queries: Iterable[Any]) -> PartVectors:
-        if not self.moved:
-            self.move(self.displacements())
+        self._moved()
         return super().query_vectors(queries)
 
     def self_influence(self, documents: Iterable[Any]) -> Tensor:
         """The mean over halves, see ``SelfScorer``."""
+        self._moved()
         batches = list(documents)
         return torch.stack([part.self_influence(batches) for part in self.parts]).mean(0)
 
@@ -148,6 +151,10 @@ class HalvesScorer(CompositeScorer):
         sides = {id(side.model): side for side in (self.scorer.query_side, self.scorer.candidate_side)}.values()
         moved = [p for side in sides for module in side.tracked for p in stored(side.model, module) if p is not None]
         return replace(super().cost(), copied=self.halves.count * sum(map(held_bytes, moved)))
+
+    def _moved(self) -> None:
+        if not self.moved:
+            self.move(self.displacements())
 
     def _tell(self, displacements: Vectors) -> None:
         side = self.scorer.candidate_side

@@ -155,6 +155,8 @@ def test_parts_sum_to_scores_and_self_influence_is_the_mean(stages):
         torch.testing.assert_close(parts.tokens.sum(-1), torch.from_numpy(scores[:, number]))
         torch.testing.assert_close(parts.blocks.sum(-1), torch.from_numpy(scores[:, number]))
     each = [part.self_influence([collate(TEXTS)]) for part in scorer.parts]
+    anew = build_scorer("multi-stage", first, last, Damping(0.02, alpha=0.03), halves=HALVES)
+    torch.testing.assert_close(anew.self_influence([collate(TEXTS)]), torch.stack(each).mean(0))
     torch.testing.assert_close(scorer.self_influence([collate(TEXTS)]), torch.stack(each).mean(0))
     assert not torch.allclose(each[0], each[1])
 
@@ -204,6 +206,12 @@ def test_memory_is_told_before_models_are_copied(stages):
         assert len(cost.models) == HALVES.count - 1
         scorer.query_vectors([collate(QUERIES)])
         assert weight_bytes([*originals, *held]) == weight_bytes(originals) + cost.copied
+
+
+@pytest.mark.parametrize("given", [{"count": 4.0}, {"count": True}, {"seed": -1}, {"seed": 0.5}, {"count": "4"}])
+def test_halves_are_of_integers(given):
+    with pytest.raises(MsifError, match="give integers"):
+        Halves(**given)
 
 
 @pytest.mark.parametrize("text", ["3", "0", "-2", "many", "4:", "4:0", "4:-1", "4:nan", "4:inf", "4:x", "2.5", ""])

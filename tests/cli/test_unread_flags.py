@@ -51,7 +51,11 @@ def test_other_flags_belong_to_what_reads_them(accepted, explain, fit, world, re
     cases = [
         (["--r", "train"], "give --index", None),
         (["--embedding-model", "e"], "give --candidates knn:N", ["--candidates", "bm25:2+knn:3"]),
-        (["--pretrained-data", data], "give --method trak or logra, or --ihvp cg, .* or arnoldi", ["--ihvp", "cg"]),
+        (
+            ["--pretrained-data", data],
+            "give --method trak or logra, --halves, or --ihvp cg, .* or arnoldi",
+            ["--ihvp", "cg"],
+        ),
         (["--finetuned-data", data], "or --adapter-hop, of the fine-tuned", ["--adapter-hop"]),
         (["--processes", 2], "give --dry-run", ["--dry-run"]),
         (["--damping-scale", 1, "--damping", 1], "nothing reads --damping-scale here: leave .* --damping out", None),
@@ -65,6 +69,7 @@ def test_other_flags_belong_to_what_reads_them(accepted, explain, fit, world, re
     for method in ("source", "gdp", "cka"):
         explain("nothing reads --pretrained-data", "--method", method, "--pretrained-data", data)
     assert accepted("--adapter-hop", "--ihvp-examples", 2)
+    assert accepted("--halves", 2, "--ihvp-examples", 2, "--pretrained-data", data)
     single = {"pretrained": None, "pretrained_factors": None, "method": "single-stage"}
     explain(
         "nothing reads --pretrained-data .*, with --pretrained", "--pretrained-data", data, "--ihvp", "cg", **single
