@@ -163,7 +163,8 @@ class HalvesScorer(CompositeScorer):
         log.info("--halves %d: weights are moved by %.2g of their norm", self.halves.count, share)
         dtype = next(side.model.parameters()).dtype
         if share < torch.finfo(dtype).eps:
-            log.warning("weights of %s hold little of so small a move: use --dtype float32", dtype)
+            wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
+            log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
 
 
 def _apart(scorer: InfluenceScorer) -> InfluenceScorer:

@@ -1,6 +1,7 @@
 """Means over models moved towards random halves, against weights moved by hand and dense inverses, in float64."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,9 +235,12 @@ def test_halves_need_a_training_and_its_data(stages):
         build_scorer("gdp", first, last, halves=HALVES)
 
 
-def test_a_move_that_16_bits_do_not_hold_is_told(stages, caplog):
+@pytest.mark.parametrize(("dtype", "advice"), [(torch.bfloat16, "use --dtype float32"), (torch.float64, "is τ of the")])
+def test_a_move_that_weights_do_not_hold_is_told(stages, caplog, dtype, advice):
     first, _ = stages
-    scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, 1e-18))
+    model = copy.deepcopy(first.side.model).to(dtype)
+    narrow = replace(first, side=replace(first.side, model=model))
+    scorer = build_scorer("single-stage", narrow, None, Damping(0.02), halves=Halves(2, 1e-18))
     assert isinstance(scorer, HalvesScorer)
     scorer.query_vectors([collate(QUERIES)])
-    assert "use --dtype float32" in caplog.text
+    assert f"weights of {dtype} hold little of so small a move: {advice}" in caplog.text
