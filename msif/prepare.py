@@ -180,8 +180,14 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
         own = _pulled(stage) if isinstance(damping.alpha, str) else None
         return FittedStage(stage.side, store, own, stage.training(options.examples), stage.adapter)
     nears = options.nears and not later
-    tau = _unrolled(stage) if options.method == "source" else stage.tau if damping.needs_tau(later) else None
-    tau = _step_of(stage) if nears else tau
+    tau: Mapping[str, Tensor] | None
+    if options.method == "source":
+        reader = "--method source reads how each model was trained"
+        tau = _read_tau(stage, reader, "use --method multi-stage, which can do without")
+    elif nears:
+        tau = _read_tau(stage, "--halves reads how the first model was trained", "leave --halves out")
+    else:
+        tau = stage.tau if damping.needs_tau(later) else None
     batches = stage.training(options.examples) if _solves(options) or nears else None
     return FittedStage(stage.side, store, tau, batches)
 
@@ -191,29 +197,16 @@ def _solves(options: Options) -> bool:
     return options.ihvp.kind in SOLVERS and options.method in DAMPED
 
 
-def _unrolled(stage: Stage) -> Mapping[str, Tensor]:
-    """τ of a stage's training for SOURCE.
+def _read_tau(stage: Stage, reader: str, without: str) -> Mapping[str, Tensor]:
+    """τ of a stage's training for what no number can stand for.
 
     Raises:
-        MsifError: its training does not tell.
+        MsifError: its training does not tell; see ``TrainingUnknown.of``.
     """
     try:
         return stage.tau
     except TrainingUnknown as error:
-        reader = "--method source reads how each model was trained"
-        raise error.of(reader, "use --method multi-stage, which can do without") from error
-
-
-def _step_of(stage: Stage) -> Mapping[str, Tensor]:
-    """τ of the first stage's training for halves.
-
-    Raises:
-        MsifError: its training does not tell.
-    """
-    try:
-        return stage.tau
-    except TrainingUnknown as error:
-        raise error.of("--halves reads how the first model was trained", "leave --halves out") from error
+        raise error.of(reader, without) from error
 
 
 def _pulled(stage: Stage) -> Mapping[str, Tensor]:

@@ -34,10 +34,8 @@ SHOWN = 5  # proponents printed a question
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     output = Path(options.output)
-    factors = {stage: Path(options.factors) / f"{output.name}-{stage}" for stage in ("pretrained", "finetuned")}
+    factors, environment = factor_folders(output, options.factors), environment_of(options.threads)
     console = console_for_commands()
-    # so small a model gains nothing from threads; everything is here, so nothing need be looked for on a network
-    environment = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)
     console.print("All commands run with " + " ".join(f"{name}={value}" for name, value in environment.items()))
     steps = Steps(console, environment)
@@ -50,6 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"\nThe {len(steps.seconds)} commands took {parts} = {sum(steps.seconds):.0f} s.")
     console.print(f"Scores, texts and the tables of each command are in {results}.")
     return 0
+
+
+def factor_folders(output: Path, factors: str) -> dict[str, Path]:
+    """Of both stages."""
+    return {stage: Path(factors) / f"{output.name}-{stage}" for stage in ("pretrained", "finetuned")}
+
+
+def environment_of(threads: int) -> dict[str, str]:
+    """So small a model gains nothing from threads; everything is here, so nothing need be looked for on a network."""
+    return {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def train_and_fit(steps: Steps, output: Path, factors: dict[str, Path], overwrite: bool) -> None:

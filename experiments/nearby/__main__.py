@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.common.search import search_by_words
 from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
@@ -23,7 +21,7 @@ from experiments.nearby.plots import draw
 from experiments.nearby.report import near_table
 from experiments.peers.study import PeerStudy, parts
 from experiments.retraining.command import NUMBERS, chosen_sizes, write
-from experiments.retraining.removal import Changes, measure_removals
+from experiments.retraining.removal import Changes, measure_removals, proponents_first
 from experiments.retraining.report import removal_table
 from experiments.retraining.settings import Sizes
 from experiments.retraining.study import ASKED_AGAIN, REFERENCE, Study, asked_again, scores_of_all
@@ -62,12 +60,8 @@ def _removals(study: Study, sizes: Sizes) -> Mapping[tuple[str, int], Changes]:
     """By the models themselves, by halves that are foretold, and by words."""
     chosen = {name: study.scores[name] for name in REMOVED}
     chosen[WORDS] = search_by_words(study.asked.texts, study.world.texts)[None]
-    shape = sizes.seeds, len(study.asked), len(study.world.texts)
-    orders = {
-        title: np.broadcast_to(np.argsort(-scores, axis=2, kind="stable"), shape) for title, scores in chosen.items()
-    }
     again = with_halves(REFERENCE)
-    orders[again + ASKED_AGAIN] = asked_again(study, again)
+    orders = proponents_first(chosen, sizes) | {again + ASKED_AGAIN: asked_again(study, again)}
     return measure_removals(study.retrainings, orders, sizes)
 
 

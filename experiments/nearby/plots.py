@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.common.tables import only, read_tables, spread
-from msif.attribution.halves import Halves
+from experiments.nearby.methods import USUAL
 from msif.reporting.plots import figure
 from msif.reporting.style import GREY, bar
 
 SCORE = "each model by its own"
-USUAL = Halves()
 
 
 def draw(folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.common.running import experiment_parser
 from experiments.common.steps import Steps, console_for_commands
-from experiments.demo.demo import ask, explain
+from experiments.demo.demo import ask, environment_of, explain, factor_folders
 from experiments.demo.ranks import first_source, read_rankings, read_rows
 from experiments.demo.report import answered
 from msif.cli.parsing import Parser, run
@@ -21,11 +21,10 @@ from msif.errors import MsifError
 from msif.evaluation.intervals import bootstrap
 from msif.reporting.tables import Table, write_results
 
-UNIT, ALPHA = ["--normalize", "unit"], ["--alpha", "0"]
 FAMILIES = {
     "multi-stage": ["--method", "multi-stage"],
-    "multi-stage, `--normalize unit`": UNIT,
-    "multi-stage, `--alpha 0`": ALPHA,
+    "multi-stage, `--normalize unit`": ["--normalize", "unit"],
+    "multi-stage, `--alpha 0`": ["--alpha", "0"],
 }
 HALVES = {"multi-stage": ("1", "2", "4", "4:0.1")}
 """Of each family; 4 of the others."""
@@ -42,14 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     demo, output = Path(options.demo), Path(options.output)
     if not (demo / "finetuned").is_dir():
         raise MsifError(f"there is no demo in {demo}: run make demo first, or give its folder as --demo.")
-    factors = {stage: Path(options.factors) / f"{demo.name}-{stage}" for stage in ("pretrained", "finetuned")}
-    environment = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     output.mkdir(parents=True, exist_ok=True)
     asked = output / "questions.jsonl"
     ask(demo / "world", asked, options.questions)
     # ranks alone are read: to explain many documents would take longer than to score them
     commands = {name: (title, [*flags, "--top-k", "1"]) for name, (title, flags, _) in METHODS.items()}
-    steps = Steps(console_for_commands(), environment)
+    steps, factors = (
+        Steps(console_for_commands(), environment_of(options.threads)),
+        factor_folders(demo, options.factors),
+    )
     explain(steps, commands, demo, factors, asked, output / "influence", options.candidates)
     table = source_table(demo / "world", asked, output / "influence", steps.seconds)
     write_results(Path(options.results or output / "report"), "sources", table, {"questions": options.questions})

@@ -40,8 +40,12 @@ def removal_orders(scores: Mapping[str, np.ndarray], opponents_of: str, sizes: S
     _, queries, documents = next(iter(scores.values())).shape
     draw = generator(sizes.seed, REMOVAL_STREAM)
     orders = {RANDOM: np.array([[draw.permutation(documents) for _ in range(queries)] for _ in range(sizes.seeds)])}
-    orders |= {title: np.argsort(-values, axis=2, kind="stable") for title, values in scores.items()}
-    orders[OPPONENTS + opponents_of] = np.argsort(scores[opponents_of], axis=2, kind="stable")
+    return orders | proponents_first({**scores, OPPONENTS + opponents_of: -scores[opponents_of]}, sizes)
+
+
+def proponents_first(scores: Mapping[str, np.ndarray], sizes: Sizes) -> dict[str, np.ndarray]:
+    """By each method's scores alone, see ``removal_orders``."""
+    orders = {title: np.argsort(-values, axis=2, kind="stable") for title, values in scores.items()}
     return {title: np.broadcast_to(order, (sizes.seeds, *order.shape[1:])) for title, order in orders.items()}
 
 
