@@ -15,9 +15,7 @@ from experiments.adapters.head import AdapterHead
 from experiments.adapters.methods import adapter_methods
 from experiments.common.running import quiet
 from experiments.common.training import Schedule
-from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
-from experiments.facts.lama import load_lama
-from experiments.facts.questions import load_questions
+from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.retraining.command import chosen_sizes, study_parser, write
 from experiments.retraining.plots import plot_datamodelling
 from experiments.retraining.report import lds_table
@@ -33,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = study_parser("adapters", __doc__).parse(arguments)
     quiet(options.threads)
     sizes, facts, head = chosen_sizes(options, replace(SIZES, seed=options.seed)), FactSizes(), AdapterHead()
-    data = load_lama(options.data, facts.relations)
-    templates = load_questions(Path(options.data) / "lama_questions.jsonl")
-    setting = fact_setting(data, templates, facts, ADAPTER_RECIPE, sizes.seed, options.device)
+    setting = lama_setting(options.data, facts, ADAPTER_RECIPE, sizes.seed, options.device)
     world, output = replace(setting.world, head=head), Path(options.output)
     study = Study(world, setting.choose, sizes, output, options.jobs, options.overwrite, adapter_methods)
     configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(ADAPTER_RECIPE)}

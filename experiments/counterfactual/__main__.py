@@ -13,9 +13,7 @@ from pathlib import Path
 
 from experiments.common.running import quiet
 from experiments.common.training import ModelSize, Schedule
-from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
-from experiments.facts.lama import load_lama
-from experiments.facts.questions import load_questions
+from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.retraining.command import chosen_sizes, report, study_parser, write_data_report
 from experiments.retraining.settings import Recipe, Sizes
 from experiments.retraining.study import Study
@@ -40,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = chosen_sizes(options, replace(FULL if options.full else Sizes(), seed=options.seed))
     facts, recipe = (FULL_FACTS, FULL_RECIPE) if options.full else (FactSizes(), RECIPE)
     recipe = _of_width(recipe, options.hidden)
-    data = load_lama(options.data, facts.relations)
-    templates = load_questions(Path(options.data) / "lama_questions.jsonl")
-    setting = fact_setting(data, templates, facts, recipe, sizes.seed, options.device)
+    setting = lama_setting(options.data, facts, recipe, sizes.seed, options.device)
     output = Path(options.output)
     study = Study(setting.world, setting.choose, sizes, output, options.jobs, options.overwrite)
     configuration = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +17,7 @@ from experiments.common.training import ModelSize, Schedule, build_tokenizer, co
 from experiments.facts import questions
 from experiments.facts.facts import Fact, FactData
 from experiments.facts.halves import FINETUNE, QUERY, of_half, split
+from experiments.facts.lama import load_lama
 from experiments.facts.selection import Plain, divisible, plainly_stated, with_question
 from experiments.retraining.settings import Recipe
 from experiments.retraining.two_stage import Asked, LanguageHead, TwoStage
@@ -122,6 +124,17 @@ def fact_setting(
     held_out = random.Random(f"{seed}:held out").sample(unseen, min(len(unseen), len(texts)))
     world = TwoStage(tokenizer, texts, finetuning, recipe, LanguageHead(), asked, statements, held_out, device)
     return FactSetting(world, small, sizes.asked)
+
+
+def lama_setting(folder: str, sizes: FactSizes, recipe: Recipe, seed: int, device: str = "cpu") -> FactSetting:
+    """``fact_setting`` of LAMA's facts and questions in a folder.
+
+    Raises:
+        MsifError: a file of them is missing or not right; see ``fact_setting``.
+    """
+    data = load_lama(folder, sizes.relations)
+    templates = questions.load_questions(Path(folder) / "lama_questions.jsonl")
+    return fact_setting(data, templates, sizes, recipe, seed, device)
 
 
 def _asked(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[Fact, str, str]]) -> Asked:

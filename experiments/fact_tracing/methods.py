@@ -16,6 +16,7 @@ from experiments.fact_tracing.options import Options
 from experiments.facts.reading import Pair
 from msif.attribution import logra, trak
 from msif.attribution.damping import Damping
+from msif.attribution.halves import Halves
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer, Scorer
 from msif.attribution.stages import build_scorer
@@ -30,6 +31,7 @@ SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-precondition
 WHICH: tuple[Which, Which] = ("pretrained", "finetuned")
 WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
+NEAR = (Halves(1), Halves(4))
 
 
 def methods_named(names: Sequence[str], options: Options) -> list[Method]:
@@ -205,6 +207,21 @@ def _unembedding(options: Options) -> Iterator[Method]:
     yield _unfitted("gdp", f"{GDP}, with unembedding", tracking="unembedding")
 
 
+def _halves(options: Options) -> Iterator[Method]:
+    """The last, with α, at models moved towards trainings on random halves (``msif.attribution.halves``)."""
+    for damping, halves, normalize in product(options.other_dampings, NEAR, ("none", "unit")):
+
+        def scorer(
+            models: Models, damping: str = damping, halves: Halves = halves, normalize: str = normalize
+        ) -> Scorer:
+            stages = [models.fitted(which, "unembedding", tau=True) for which in WHICH]
+            both = replace(damping_of(damping), alpha="auto")
+            return build_scorer("multi-stage", *stages, both, halves=halves, normalize=normalize)
+
+        family = f"{WITH_UNEMBEDDING}, halves {halves.count}" + (", unit norm" if normalize == "unit" else "")
+        yield _damped(options, family, damping, scorer, True, asdict(halves))
+
+
 def _unfitted(method: str, family: str, damping: str = "", tracking: Tracking = "heads", **options: Any) -> Method:
     """By a method of the library that needs no factors."""
 
@@ -250,6 +267,7 @@ REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "measurements": _measurements,
     "whole-heads": _whole_heads,
     "unembedding": _unembedding,
+    "halves": _halves,
     "representation": _representations,
     "bm25": lambda options: iter([Method("BM25+", search=search_by_words)]),
     "embedding": _embedding,

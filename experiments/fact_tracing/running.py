@@ -18,6 +18,7 @@ from experiments.fact_tracing.models import Models
 from experiments.fact_tracing.projected import logra_scores
 from experiments.fact_tracing.stacked import Part, packed, score_parts
 from msif.attribution.chunks import capacities
+from msif.attribution.composite import CompositeScorer
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.scorers import InfluenceScorer, Scorer
 from msif.attribution.scoring import stack
@@ -65,19 +66,24 @@ def compute(methods: Sequence[Method], models: Models, ranking: Ranking, cache: 
         if isinstance(scorer, InfluenceScorer):
             passes.add(method, scorer)
         else:
-            _save(cache, method, ranking, _alone(scorer, models, ranking), time.perf_counter() - start)
+            _save(cache, method, ranking, _alone(scorer, models, ranking, gigabytes), time.perf_counter() - start)
     passes.run()
     return {method.key: cache.load(part_name(method, ranking)) for method in methods}
 
 
-def _alone(scorer: Scorer | Search, models: Models, ranking: Ranking) -> Arrays:
-    """Scores of a method that shares no pass."""
+def _alone(scorer: Scorer | Search, models: Models, ranking: Ranking, gigabytes: float) -> Arrays:
+    """Scores of a method that shares no pass with others."""
     if callable(scorer):
         found = {"score/all": scorer([fact.text for fact in ranking.asked], models.pair.texts)[:, ranking.rows]}
     else:
         queries, candidates = models.queries(ranking.asked), models.sentences(ranking.rows)
         if isinstance(scorer, LoGraScorer):
             found = logra_scores(scorer, queries, candidates)
+        elif isinstance(scorer, CompositeScorer):
+            capacity = capacities(scorer.cost(), int(gigabytes * 1e9))[1]
+            chunks = [ranking.asked[i : i + capacity] for i in range(0, len(ranking.asked), capacity)]
+            scored = [scorer.score(models.queries(chunk), candidates).values for chunk in chunks]
+            found = {"score/all": np.concatenate(scored)}
         else:
             found = {"score/all": scorer.score(queries, candidates).values}
     everyone = range(len(ranking.asked))

@@ -13,9 +13,7 @@ from pathlib import Path
 
 from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.common.search import search_by_words
-from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
-from experiments.facts.lama import load_lama
-from experiments.facts.questions import load_questions
+from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.nearby.methods import REMOVED, methods_of_one, methods_of_two, one_stage, two_stages, with_halves
 from experiments.nearby.plots import draw
 from experiments.nearby.report import near_table
@@ -34,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
     quiet(options.threads)
     sizes, facts = chosen_sizes(options, replace(Sizes(orders=1, removed=(5, 20)), seed=options.seed)), FactSizes()
-    data = load_lama(options.data, facts.relations)
-    templates = load_questions(Path(options.data) / "lama_questions.jsonl")
-    setting = fact_setting(data, templates, facts, RECIPE, sizes.seed, options.device)
+    setting = lama_setting(options.data, facts, RECIPE, sizes.seed, options.device)
     output = Path(options.output)
     told = PeerStudy(setting, sizes, output, processes=options.jobs, overwrite=options.overwrite)
     asked = replace(told.study, listed=methods_of_two)
@@ -51,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Path(options.results or output / "report")
     write(results, "nearby", table, configuration)
     draw(results)
+    if options.no_removals:
+        return
     changes = _removals(asked, sizes)
     write(results, "removal", removal_table(changes), configuration)
     write(results, "removal-words", removal_table(changes, WORDS), configuration)
@@ -69,6 +67,7 @@ def _parser() -> Parser:
     parser = experiment_parser("nearby", __doc__)
     add_data_flag(parser)
     parser.add_argument("--removed", type=int, nargs="+", metavar="K", help="numbers of documents that are removed")
+    parser.add_argument("--no-removals", action="store_true", help="datamodelling scores alone")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each (default: %(default)s)")
     for name in ("seeds", "halves"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=NUMBERS[name])

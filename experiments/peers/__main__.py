@@ -13,9 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from experiments.common.running import add_data_flag, experiment_parser, quiet
-from experiments.counterfactual.setting import RECIPE, FactSizes, fact_setting
-from experiments.facts.lama import load_lama
-from experiments.facts.questions import load_questions
+from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.peers.environments import Environment
 from experiments.peers.plots import draw
 from experiments.peers.report import absent_toolkits, score_table
@@ -33,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.models is not None and options.models < 2:
         raise MsifError(f"--models is {options.models}: give 2 or more.")
     sizes, facts = chosen_sizes(options, replace(Sizes(orders=1), seed=options.seed)), FactSizes()
-    data = load_lama(options.data, facts.relations)
-    templates = load_questions(Path(options.data) / "lama_questions.jsonl")
-    setting = fact_setting(data, templates, facts, RECIPE, sizes.seed, options.device)
+    setting = lama_setting(options.data, facts, RECIPE, sizes.seed, options.device)
     environments = _environments(options)
     output = Path(options.output)
     study = PeerStudy(setting, sizes, output, environments, options.models, options.jobs, options.overwrite)

@@ -18,6 +18,8 @@ from experiments.fact_tracing.options import CGOptions, Options, Sizes
 from experiments.fact_tracing.running import compute, facts_of, part_name, score_cache
 from experiments.fact_tracing.stacked import kind_of, packed
 from experiments.facts.reading import read_pair
+from msif.attribution.damping import Damping
+from msif.attribution.halves import Halves
 from msif.attribution.stages import build_scorer
 from msif.errors import MsifError
 
@@ -110,6 +112,7 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
         "measurements",
         "whole-heads",
         "unembedding",
+        "halves",
     ]
     names += ["representation", "trak", "logra", "random"]
     methods = methods_named(names, options)
@@ -123,7 +126,7 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
         assert all(len(flat) == expected and np.isfinite(flat).all() and np.ptp(flat) > 0 for *_, flat in found)
         # CG's modules mix, so MLP alone is not a part of its sum
         several = 4 if "unembedding" in method.name else 6
-        single = method.family.startswith(("representation", "TRAK", "random"))
+        single = method.family.startswith(("representation", "TRAK", "random")) or "halves" in method.family
         assert len(found) == (2 if few or method.family == "LoGra" else 1 if single else several)
     assert len({flat.tobytes() for m in methods for *_, flat in readings(done[m.key])}) == sum(
         len(list(readings(done[m.key]))) for m in methods
@@ -140,6 +143,23 @@ def test_cg_equals_its_own_scorer_on_few_facts(models, ranking, tmp_path):
     (_, _, plain), _ = readings(done[method.key])
     assert done[method.key]["residual"] > 0
     assert plain == pytest.approx(expected, rel=1e-3, abs=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("normalize", ["none", "unit"])
+def test_halves_equal_their_own_scorer_however_few_queries_fit(normalize, models, ranking, tmp_path):
+    methods = methods_named(["halves"], Options())
+    (method,) = [
+        m for m in methods if "halves 4" in m.family and m.family.endswith("unit norm") == (normalize == "unit")
+    ]
+    cost = method.build(models).cost()
+    done = compute([method], models, ranking, score_cache(tmp_path, models, ranking), 4 * 4.5 * cost.making / 1e9)
+    stages = [models.fitted(which, "unembedding", tau=True) for which in ("pretrained", "finetuned")]
+    own = build_scorer("multi-stage", *stages, Damping(alpha="auto"), halves=Halves(4), normalize=normalize)
+    values = own.score(models.queries(ranking.asked), models.sentences(ranking.rows)).values
+    expected = ranking.own(values, range(len(ranking.asked)))
+    ((modules, unit, found),) = readings(done[method.key])
+    scale = np.abs(expected).max()
+    assert (modules, unit) == ("all", False) and found / scale == pytest.approx(expected / scale, abs=2e-5)
 
 
 def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monkeypatch):
