@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
+from msif.attribution.halves import as_halves
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import DAMPED, INDEXED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
@@ -184,8 +185,9 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
     if options.method == "source":
         reader = "--method source reads how each model was trained"
         tau = _read_tau(stage, reader, "use --method multi-stage, which can do without")
-    elif nears:
-        tau = _read_tau(stage, "--halves reads how the first model was trained", "leave --halves out")
+    elif nears and not as_halves(options.scorer["halves"]).of_loss:
+        reader = "--halves reads how the first model was trained"
+        tau = _read_tau(stage, reader, "take a step by the loss (--halves K:30%)", "leave --halves out")
     else:
         tau = stage.tau if damping.needs_tau(later) else None
     batches = stage.training(options.examples) if _solves(options) or nears else None
@@ -197,7 +199,7 @@ def _solves(options: Options) -> bool:
     return options.ihvp.kind in SOLVERS and options.method in DAMPED
 
 
-def _read_tau(stage: Stage, reader: str, without: str) -> Mapping[str, Tensor]:
+def _read_tau(stage: Stage, reader: str, *without: str) -> Mapping[str, Tensor]:
     """τ of a stage's training for what no number can stand for.
 
     Raises:
@@ -206,7 +208,7 @@ def _read_tau(stage: Stage, reader: str, without: str) -> Mapping[str, Tensor]:
     try:
         return stage.tau
     except TrainingUnknown as error:
-        raise error.of(reader, without) from error
+        raise error.of(reader, *without) from error
 
 
 def _pulled(stage: Stage) -> Mapping[str, Tensor]:

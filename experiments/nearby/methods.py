@@ -12,13 +12,14 @@ from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
-SWEEP = (Halves(1), Halves(2), Halves(4), Halves(8), Halves(16), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
-"""Of the defaults; the first numbers at the usual step, then other steps."""
 USUAL = Halves()
+BY_LOSS = (Halves(1, of_loss=True), Halves(4, of_loss=True))
+SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0), *BY_LOSS)
+"""Of the defaults: numbers at the usual step, then other steps, then steps that need no τ."""
 
 
 def with_halves(name: str, halves: Halves = USUAL) -> str:
-    return f"{name}, halves {halves.count}:{halves.step:g}"
+    return f"{name}, halves {halves}"
 
 
 REMOVED = (REFERENCE, with_halves(REFERENCE), with_halves(UNIT))

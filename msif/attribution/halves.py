@@ -8,6 +8,9 @@ parameters are about
 
 with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
 usual step (docs/nearby.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
+
+Where τ is not known, the loss itself gives the scale. A model that has learnt its data by heart is at the minimum of
+about a quadratic, of value zero, so that a Newton step back foretells a rise Γᵀ H⁻¹ Γ = 2 L̄, whatever H is scaled by.
 """
 
 from __future__ import annotations
@@ -49,8 +52,10 @@ class Halves:
     Attributes:
         count: of halves, every two of which share out all sequences; 1 is one model in the middle of all halves, moved
             by the mean of what moves these, half of the step of all sequences.
-        step: of the way that the damped curvature foretells.
+        step: of the way that the damped curvature foretells; or with ``of_loss`` by how much of itself the mean loss
+            rises, as the curvature foretells, in the middle of all halves.
         seed: of the halves.
+        of_loss: see ``step``; needs no τ.
 
     Raises:
         MsifError: no even count nor 1, a step that is not above 0, or a seed below 0.
@@ -59,6 +64,7 @@ class Halves:
     count: int = 4
     step: float = 0.3
     seed: int = 0
+    of_loss: bool = False
 
     def __post_init__(self) -> None:
         whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (self.count, self.seed))
@@ -68,6 +74,10 @@ class Halves:
             raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4 ... (or 1, their middle).")
         if not 0 < self.step < math.inf:
             raise MsifError(f"the step towards halves is {self.step}: give a number above 0, such as 0.3.")
+
+    def __str__(self) -> str:
+        """As ``as_halves`` reads it."""
+        return f"{self.count}:{100 * self.step:g}%" if self.of_loss else f"{self.count}:{self.step:g}"
 
     def left_out(self, indices: Tensor) -> Tensor:
         """Whether each of B sequences is outside each half, bool (K, B), by its row number alone; all are of one."""
@@ -81,7 +91,7 @@ class Halves:
 def as_halves(given: Halves | int | str) -> Halves:
     """
     Args:
-        given: halves, their count K, or "K" or "K:STEP".
+        given: halves, their count K, or "K", "K:STEP" or, of the loss, "K:P%".
 
     Raises:
         MsifError: it is something else; see ``Halves``.
@@ -89,11 +99,13 @@ def as_halves(given: Halves | int | str) -> Halves:
     if isinstance(given, Halves):
         return given
     count, colon, step = str(given).partition(":")
+    percent = step.endswith("%")
     try:
-        return Halves(int(count), float(step)) if colon else Halves(int(count))
+        size = float(step.removesuffix("%")) / (100 if percent else 1) if colon else Halves.step
+        return Halves(int(count), size, of_loss=percent)
     except ValueError:
         raise MsifError(
-            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them."
+            f"halves are '{given}': write how many, such as 4, or with a step 4:0.5, or by the loss 4:30%."
         ) from None
 
 
@@ -105,11 +117,11 @@ class HalvesScorer(CompositeScorer):
 
     Args:
         scorer: at the models themselves.
-        inverse: (H + 1/τ)⁻¹ of the first stage.
+        inverse: (H + 1/τ)⁻¹ of the first stage; of halves ``of_loss`` (H + λI)⁻¹.
         batches: of the first stage's data.
 
     Raises:
-        MsifError: see ``mean_gradients``, when the models are moved.
+        MsifError: see ``mean_gradients``, or data without a gradient for ``of_loss``, when the models are moved.
     """
 
     def __init__(
@@ -123,9 +135,24 @@ class HalvesScorer(CompositeScorer):
         """δ_S of each half: module name -> (K, d_out, d)."""
         side = self.scorer.candidate_side
         args = side.model, side.tracked, side.objective, self.batches
-        gradients = mean_gradients(*args, self.halves.left_out, self.halves.count)
-        step = self.halves.step / (2 if self.halves.count == 1 else 1)
-        return {name: step * V for name, V in consume(self.inverse, gradients).items()}
+        gradients, loss = mean_gradients(*args, self.halves.left_out, self.halves.count)
+        # two halves that share out all sequences, or the one set of all
+        whole = {name: G[:2].sum(0, keepdim=True) for name, G in gradients.items()} if self.halves.of_loss else {}
+        moves = consume(self.inverse, gradients)
+        step = self.halves.step
+        if self.halves.of_loss:
+            step *= 2 * loss / self._rise(whole, moves)
+        return {name: (step / 2 if self.halves.count == 1 else step) * V for name, V in moves.items()}
+
+    @staticmethod
+    def _rise(whole: Vectors, moves: Vectors) -> float:
+        """Γᵀ (H + λI)⁻¹ Γ, what a whole step without any sequence is foretold to raise the mean loss by."""
+        rise = float(dot(whole, {name: V[:2].sum(0, keepdim=True) for name, V in moves.items()})[0])
+        if not rise > 0:
+            raise MsifError(
+                "the loss of the training data has no gradient: halves move nothing, so leave --halves out."
+            )
+        return rise
 
     def move(self, displacements: Vectors) -> None:
         """Each part's models by its own."""

@@ -127,15 +127,17 @@ def build_scorer(
         options = {**options, "normalize": "both"}
     halves, options = options.get("halves"), {name: value for name, value in options.items() if name != "halves"}
     scorer = InfluenceScorer(last.side, first.side, stages, **options)
-    return scorer if halves is None else _near(scorer, first, as_halves(halves))
+    return scorer if halves is None else _near(scorer, first, as_halves(halves), damping)
 
 
-def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves) -> HalvesScorer:
-    if first.tau is None or first.batches is None:
+def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves, damping: Damping) -> HalvesScorer:
+    if first.batches is None or (first.tau is None and not halves.of_loss):
         raise MsifError(
-            "halves are foretold from τ of the first stage's training and its data: give it tau= and batches=."
+            "halves are foretold from τ of the first stage's training and its data: give it tau= (or halves of_loss) "
+            "and batches=."
         )
-    inverse = EKFAC(factors_of(first, "pretrained"), Damping("auto").first(first.tau))
+    scale = damping if halves.of_loss else Damping("auto")
+    inverse = EKFAC(factors_of(first, "pretrained"), scale.first(first.tau))
     return HalvesScorer(scorer, inverse, first.batches, halves)
 
 

@@ -12,6 +12,7 @@ from test_influence import dense_inverse
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from msif import MsifError
+from msif.attribution import halves as halves_module
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, HalvesScorer, as_halves
@@ -215,7 +216,10 @@ def test_halves_are_of_integers(given):
         Halves(**given)
 
 
-@pytest.mark.parametrize("text", ["3", "0", "-2", "many", "4:", "4:0", "4:-1", "4:nan", "4:inf", "4:x", "2.5", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["3", "0", "-2", "many", "4:", "4:0", "4:-1", "4:nan", "4:inf", "4:x", "2.5", "", "4:%", "4:0%", "4:x%", "%"],
+)
 def test_what_is_no_number_of_halves_is_refused(text):
     with pytest.raises(MsifError, match=r"halves"):
         as_halves(text)
@@ -224,6 +228,44 @@ def test_what_is_no_number_of_halves_is_refused(text):
 def test_what_is_written():
     assert as_halves("4") == as_halves(4) == Halves(4, 0.3)
     assert as_halves("8:0.5") == as_halves(Halves(8, 0.5)) == Halves(8, 0.5)
+    assert as_halves("2:30%") == Halves(2, 0.3, of_loss=True) != Halves(2, 0.3)
+    for text in ("4:0.3", "1:7%", "2:250%", "8:1.5"):
+        assert str(as_halves(text)) == text
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("damping", [0.02, 0.5])
+def test_a_step_of_the_loss_is_as_long_as_the_curvature_foretells_the_rise(stages, count, damping):
+    first, _ = stages
+    bare = replace(first, tau=None)
+    halves = Halves(count, 0.3, seed=1, of_loss=True)
+    scorer = build_scorer("single-stage", bare, None, Damping(damping), halves=halves)
+    own = gradients(first.side, first.side.model, TRAINED_ON)
+    tokens = sum(len(text) - 1 for text in TRAINED_ON)
+    objective, model = first.side.objective, first.side.model
+    with torch.no_grad():
+        losses = [float(objective.losses(objective.outputs(model, text), text).sum()) for text in alone(TRAINED_ON)]
+    outside = halves.left_out(torch.arange(len(TRAINED_ON)))
+    moves, rise = {}, 0.0
+    for module in first.side.tracked:
+        inverse = dense_inverse(first.factors[module.name], damping)
+        each = torch.stack([g[module.name].flatten() for g in own]) / tokens
+        moves[module.name] = outside.double() @ each @ inverse.T
+        rise += float(each.sum(0) @ inverse @ each.sum(0))
+    # the middle of all halves, half of the way without any sequence, is foretold to raise the loss by three tenths
+    length = 0.3 * sum(losses) / tokens / (rise / 2)
+    for name, found in scorer.displacements().items():
+        expected = length * moves[name] / (2 if count == 1 else 1)
+        torch.testing.assert_close(found.flatten(1), expected, rtol=1e-7, atol=1e-12)
+
+
+def test_data_without_a_gradient_move_nothing(stages, monkeypatch):
+    first, _ = stages
+    scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, 0.3, of_loss=True))
+    nothing = {module.name: torch.zeros(2, *module.shape).double() for module in first.side.tracked}
+    monkeypatch.setattr(halves_module, "mean_gradients", lambda *args: (nothing, 1.0))
+    with pytest.raises(MsifError, match="the loss of the training data has no gradient"):
+        scorer.displacements()
 
 
 def test_halves_need_a_training_and_its_data(stages):

@@ -82,14 +82,29 @@ def weights_of(described):
 
 
 def test_what_they_need_is_told(world, trained, explain):
-    explain("--halves reads how the first model was trained, and there is no trainer_state.json.*give "
-            "--learning-rate-sum, or leave --halves out", "--halves", 2)  # fmt: skip
+    ways = "give --learning-rate-sum, take a step by the loss .--halves K:30%., or leave --halves out"
+    explain(
+        f"--halves reads how the first model was trained, and there is no trainer_state.json.*{ways}", "--halves", 2
+    )
     explain("there are 3 halves: they come in twos", "--halves", 3)
     explain("halves are 'few': write how many", "--halves", "few")
     explain("--method gdp does not read --halves", "--method", "gdp", "--halves", 2)
     explain("nothing reads --halves here: .*leave --index out", "--halves", 2, index="nowhere")
     explain("is not what the factors in .* were fitted on", "--halves", 2, "--pretrained-data",
             world.folder / "pairs.jsonl", pretrained=trained["base"])  # fmt: skip
+
+
+def test_a_step_by_the_loss_needs_no_training(world, trained, tmp_path):
+    bare = [*world.pair, *world.factors, *QUERY, *ALL, "--alpha", 0]
+    for name, halves in (("short", "1:1%"), ("long", "1:30%")):
+        assert influence(*bare, "--halves", halves, "--output", tmp_path / name) == 0
+    first, last = (msif.Stage(world.pair[place], factors=world.factors[place]) for place in (1, 3))
+    query = {"prompt": QUERY[1], "completion": QUERY[3]}
+    options = {"damping": msif.Damping(alpha=0.0), "halves": msif.Halves(1, 0.3, of_loss=True)}
+    result = msif.attribute([first, last], [query], "all", corpus=world.folder / "corpus.jsonl", **options)
+    own = {f"doc-{row}": score for row, score in result.scores().items()}
+    assert own == pytest.approx(by_candidate(tmp_path / "long"), rel=1e-4, abs=1e-9)
+    assert own != pytest.approx(by_candidate(tmp_path / "short"), rel=1e-3)
 
 
 def test_learning_rates_stand_for_a_training(world, trained, tmp_path):

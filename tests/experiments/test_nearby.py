@@ -58,7 +58,7 @@ def test_the_table_sets_each_against_its_family_without_halves() -> None:
         if near.halves is None:
             assert row[2:4] == [None, None] and row[5] is None and float(row[4].split()[0]) < 0.95
         else:
-            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}"]
+            assert row[2:4] == [near.halves.count, "30%" if near.halves.of_loss else f"{near.halves.step:g}"]
             assert row[4].startswith("1.000") and row[5].startswith("+0.") and row[7] == pytest.approx(1)
         assert row[6] < 1  # without opponents
 
@@ -70,7 +70,7 @@ def test_sources_are_counted_of_right_answers_and_set_against_the_same_without_h
     ask(tmp_path / "world", tmp_path / "questions.jsonl", 1)
     asked = [query["id"] for query in json_lines(tmp_path / "questions.jsonl")]
     facts = {f"q{fact.id[1:]}": fact for fact in world.facts}
-    place = {"": 3, "1": 2, "4": 1, "2": 1, "4:0.1": 2}  # of the only source that is ranked
+    place = {"": 3, "1": 2, "4": 1, "2": 1, "4:0.1": 2, "4:30%": 1}  # of the only source that is ranked
     for name, (_, _, halves) in sources.METHODS.items():
         rows = []
         for query in asked:

@@ -39,9 +39,9 @@ class TrainingUnknown(MsifError):
         super().__init__(_told(reason, *remedies, NUMBERS))
         self.reason, self.remedies = reason, remedies
 
-    def of(self, reader: str, without: str) -> MsifError:
-        """The same where τ itself is read, and no number can stand for it: by what, and how to do without."""
-        return MsifError(_told(f"{reader}, and {self.reason}", *self.remedies, without))
+    def of(self, reader: str, *without: str) -> MsifError:
+        """The same where τ itself is read, and no number can stand for it: by what, and ways to do without."""
+        return MsifError(_told(f"{reader}, and {self.reason}", *self.remedies, *without))
 
 
 def _told(reason: str, *remedies: str) -> str:
