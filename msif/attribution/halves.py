@@ -121,7 +121,7 @@ class HalvesScorer(CompositeScorer):
         batches: of the first stage's data.
 
     Raises:
-        MsifError: see ``mean_gradients``, or data without a gradient for ``of_loss``, when the models are moved.
+        MsifError: see ``mean_gradients``, or data without a gradient, when the models are moved.
     """
 
     def __init__(
@@ -137,22 +137,26 @@ class HalvesScorer(CompositeScorer):
         args = side.model, side.tracked, side.objective, self.batches
         gradients, loss = mean_gradients(*args, self.halves.left_out, self.halves.count)
         # two halves that share out all sequences, or the one set of all
-        whole = {name: G[:2].sum(0, keepdim=True) for name, G in gradients.items()} if self.halves.of_loss else {}
+        everything = lambda vectors: {name: V[:2].sum(0, keepdim=True) for name, V in vectors.items()}  # noqa: E731
+        whole = everything(gradients)
         moves = consume(self.inverse, gradients)
-        step = self.halves.step
-        if self.halves.of_loss:
-            step *= 2 * loss / self._rise(whole, moves)
-        return {name: (step / 2 if self.halves.count == 1 else step) * V for name, V in moves.items()}
+        length = self._length(float(dot(whole, everything(moves))[0]), loss)
+        return {name: (length / 2 if self.halves.count == 1 else length) * V for name, V in moves.items()}
 
-    @staticmethod
-    def _rise(whole: Vectors, moves: Vectors) -> float:
-        """Γᵀ (H + λI)⁻¹ Γ, what a whole step without any sequence is foretold to raise the mean loss by."""
-        rise = float(dot(whole, {name: V[:2].sum(0, keepdim=True) for name, V in moves.items()})[0])
+    def _length(self, rise: float, loss: float) -> float:
+        """Of the steps.
+
+        Args:
+            rise: Γᵀ (H + λI)⁻¹ Γ, of the mean loss, that a whole step away from all sequences is foretold.
+        """
         if not rise > 0:
-            raise MsifError(
-                "the loss of the training data has no gradient: halves move nothing, so leave --halves out."
-            )
-        return rise
+            raise MsifError("the training data's loss has no gradient: there are no halves to move to, leave them out.")
+        share = rise / 2 / loss  # of a step that is half as long, in the middle of all halves
+        length = self.halves.step / share if self.halves.of_loss else self.halves.step
+        log.info(
+            "--halves %s: the loss is foretold to rise by %.2g%% in their middle", self.halves, 100 * length * share
+        )
+        return length
 
     def move(self, displacements: Vectors) -> None:
         """Each part's models by its own."""
@@ -187,7 +191,7 @@ class HalvesScorer(CompositeScorer):
         side = self.scorer.candidate_side
         weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
         share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
-        log.info("--halves %d: weights are moved by %.2g of their norm", self.halves.count, share)
+        log.info("--halves %s: weights are moved by %.2g of their norm", self.halves, share)
         dtype = next(side.model.parameters()).dtype
         if share < torch.finfo(dtype).eps:
             wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"

@@ -1,6 +1,8 @@
 """Means over models moved towards random halves, against weights moved by hand and dense inverses, in float64."""
 
 import copy
+import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -235,8 +237,9 @@ def test_what_is_written():
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("damping", [0.02, 0.5])
-def test_a_step_of_the_loss_is_as_long_as_the_curvature_foretells_the_rise(stages, count, damping):
+def test_a_step_of_the_loss_is_as_long_as_the_curvature_foretells_the_rise(stages, count, damping, caplog):
     first, _ = stages
+    caplog.set_level(logging.INFO, "msif")
     bare = replace(first, tau=None)
     halves = Halves(count, 0.3, seed=1, of_loss=True)
     scorer = build_scorer("single-stage", bare, None, Damping(damping), halves=halves)
@@ -257,6 +260,20 @@ def test_a_step_of_the_loss_is_as_long_as_the_curvature_foretells_the_rise(stage
     for name, found in scorer.displacements().items():
         expected = length * moves[name] / (2 if count == 1 else 1)
         torch.testing.assert_close(found.flatten(1), expected, rtol=1e-7, atol=1e-12)
+    assert f"--halves {halves}: the loss is foretold to rise by 30% in their middle" in caplog.text
+
+
+def test_what_a_step_by_training_is_foretold_to_do_is_told(stages, caplog):
+    first, _ = stages
+    caplog.set_level(logging.INFO, "msif")
+    build_scorer("single-stage", first, None, Damping(0.02), halves=HALVES).displacements()
+    (told,) = re.findall(r"--halves 4:0.5: the loss is foretold to rise by (\S+)% in their middle", caplog.text)
+    caplog.clear()
+    # in percents the same step is as long
+    same = build_scorer("single-stage", first, None, Damping("auto"), halves=as_halves(f"4:{told}%"))
+    own = build_scorer("single-stage", first, None, Damping("auto"), halves=Halves(4, STEP)).displacements()
+    for name, found in same.displacements().items():
+        torch.testing.assert_close(found, own[name], rtol=0.06, atol=1e-12)  # told by two digits
 
 
 def test_data_without_a_gradient_move_nothing(stages, monkeypatch):
@@ -264,7 +281,7 @@ def test_data_without_a_gradient_move_nothing(stages, monkeypatch):
     scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, 0.3, of_loss=True))
     nothing = {module.name: torch.zeros(2, *module.shape).double() for module in first.side.tracked}
     monkeypatch.setattr(halves_module, "mean_gradients", lambda *args: (nothing, 1.0))
-    with pytest.raises(MsifError, match="the loss of the training data has no gradient"):
+    with pytest.raises(MsifError, match="the training data's loss has no gradient"):
         scorer.displacements()
 
 
