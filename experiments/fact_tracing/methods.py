@@ -209,16 +209,14 @@ def _unembedding(options: Options) -> Iterator[Method]:
 
 def _halves(options: Options) -> Iterator[Method]:
     """The last, with α, at models moved towards trainings on random halves (``msif.attribution.halves``)."""
-    for damping, halves, normalize in product(options.other_dampings, NEAR, ("none", "unit")):
+    for damping, halves in product(options.other_dampings, NEAR):
 
-        def scorer(
-            models: Models, damping: str = damping, halves: Halves = halves, normalize: str = normalize
-        ) -> Scorer:
+        def scorer(models: Models, damping: str = damping, halves: Halves = halves) -> Scorer:
             stages = [models.fitted(which, "unembedding", tau=True) for which in WHICH]
             both = replace(damping_of(damping), alpha="auto")
-            return build_scorer("multi-stage", *stages, both, halves=halves, normalize=normalize)
+            return build_scorer("multi-stage", *stages, both, halves=halves)
 
-        family = f"{WITH_UNEMBEDDING}, halves {halves.count}" + (", unit norm" if normalize == "unit" else "")
+        family = f"{WITH_UNEMBEDDING}, halves {halves.count}"
         yield _damped(options, family, damping, scorer, True, asdict(halves))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from msif.attribution.cka import CKAScorer
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import Halves, HalvesScorer, as_halves
+from msif.attribution.halves import BY_LOSS, Halves, HalvesScorer, as_halves
 from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
@@ -127,17 +127,17 @@ def build_scorer(
         options = {**options, "normalize": "both"}
     halves, options = options.get("halves"), {name: value for name, value in options.items() if name != "halves"}
     scorer = InfluenceScorer(last.side, first.side, stages, **options)
-    return scorer if halves is None else _near(scorer, first, as_halves(halves), damping)
+    return scorer if halves is None else _near(scorer, first, as_halves(halves))
 
 
-def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves, damping: Damping) -> HalvesScorer:
+def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves) -> HalvesScorer:
     if first.batches is None or (first.tau is None and not halves.of_loss):
         raise MsifError(
             "halves are foretold from τ of the first stage's training and its data: give it tau= (or halves of_loss) "
             "and batches=."
         )
-    scale = damping if halves.of_loss else Damping("auto")
-    inverse = EKFAC(factors_of(first, "pretrained"), scale.first(first.tau))
+    damping = BY_LOSS if halves.of_loss else Damping("auto")
+    inverse = EKFAC(factors_of(first, "pretrained"), damping.first(first.tau))
     return HalvesScorer(scorer, inverse, first.batches, halves)
 
 
