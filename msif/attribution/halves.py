@@ -9,8 +9,9 @@ parameters are about
 with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
 usual step (docs/nearby.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
 
-Where τ is not known, the loss itself gives the scale. A model that has learnt its data by heart is at the minimum of
-about a quadratic, of value zero, so that a Newton step back foretells a rise Γᵀ H⁻¹ Γ = 2 L̄, whatever H is scaled by.
+Where τ is not known, the loss itself can tell it. About a minimum of value zero a quadratic has Γᵀ H⁻¹ Γ = 2 L̄, with Γ
+the mean gradient and L̄ the mean loss. A model that has learnt its data by heart is near one, but for directions that
+training has not followed to their end; λ in the place of 1/τ is what leaves these out, where Γᵀ (H + λI)⁻¹ Γ = 2 L̄.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -34,7 +35,7 @@ from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.mean_gradient import mean_gradients
-from msif.curvature.preconditioners import Preconditioner, consume
+from msif.curvature.preconditioners import EKFAC, Factors, consume
 from msif.curvature.vectors import Vectors, dot
 from msif.draws import generator
 from msif.errors import MsifError
@@ -44,8 +45,8 @@ from msif.models.sharding import held_bytes
 log = logging.getLogger(__name__)
 
 HALVES_STREAM = 9
-BY_LOSS = Damping(damping_scale=1.0)
-"""Of steps whose length the loss tells; a tenth of it goes far along directions that are flat, for half of the gain."""
+DECADES = 12
+"""How far below the largest λ the loss can tell one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class Halves:
     Attributes:
         count: of halves, every two of which share out all sequences; 1 is one model in the middle of all halves, moved
             by the mean of what moves these, half of the step of all sequences.
-        step: of the way that the damped curvature foretells; or with ``of_loss`` by how much of itself the mean loss
-            rises, as the curvature foretells, in the middle of all halves.
+        step: of the way that the damped curvature foretells.
         seed: of the halves.
-        of_loss: see ``step``; needs no τ.
+        of_loss: whether the loss of the data tells the damping, in the place of τ.
 
     Raises:
         MsifError: no even count nor 1, a step that is not above 0, or a seed below 0.
@@ -80,7 +80,7 @@ class Halves:
 
     def __str__(self) -> str:
         """As ``as_halves`` reads it."""
-        return f"{self.count}:{100 * self.step:g}%" if self.of_loss else f"{self.count}:{self.step:g}"
+        return f"{self.count}:{self.step:g}" + (":loss" if self.of_loss else "")
 
     def left_out(self, indices: Tensor) -> Tensor:
         """Whether each of B sequences is outside each half, bool (K, B), by its row number alone; all are of one."""
@@ -94,21 +94,20 @@ class Halves:
 def as_halves(given: Halves | int | str) -> Halves:
     """
     Args:
-        given: halves, their count K, or "K", "K:STEP" or, of the loss, "K:P%".
+        given: halves, their count K, or "K" or "K:STEP", with ":loss" at its end where the loss tells the damping.
 
     Raises:
         MsifError: it is something else; see ``Halves``.
     """
     if isinstance(given, Halves):
         return given
-    count, colon, step = str(given).partition(":")
-    percent = step.endswith("%")
+    text = str(given)
+    count, colon, step = text.removesuffix(":loss").partition(":")
     try:
-        size = float(step.removesuffix("%")) / (100 if percent else 1) if colon else Halves.step
-        return Halves(int(count), size, of_loss=percent)
+        return Halves(int(count), float(step) if colon else Halves.step, of_loss=text.endswith(":loss"))
     except ValueError:
         raise MsifError(
-            f"halves are '{given}': write how many, such as 4, or with a step 4:0.5, or by the loss 4:30%."
+            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them, and :loss after it."
         ) from None
 
 
@@ -120,17 +119,22 @@ class HalvesScorer(CompositeScorer):
 
     Args:
         scorer: at the models themselves.
-        inverse: (H + 1/τ)⁻¹ of the first stage; of halves ``of_loss`` that of ``BY_LOSS``.
+        factors, tau: of the first stage; without τ the loss tells λ.
         batches: of the first stage's data.
 
     Raises:
-        MsifError: see ``mean_gradients``, or data without a gradient, when the models are moved.
+        MsifError: see ``mean_gradients``, or a loss that tells no damping, when the models are moved.
     """
 
     def __init__(
-        self, scorer: InfluenceScorer, inverse: Preconditioner, batches: Iterable[Any], halves: Halves
+        self,
+        scorer: InfluenceScorer,
+        factors: Factors,
+        tau: Mapping[str, Tensor] | None,
+        batches: Iterable[Any],
+        halves: Halves,
     ) -> None:
-        self.scorer, self.inverse, self.batches, self.halves = scorer, inverse, batches, halves
+        self.scorer, self.factors, self.tau, self.batches, self.halves = scorer, factors, tau, batches, halves
         self.moved = False
         super().__init__([_apart(scorer) for _ in range(halves.count)], 1 / halves.count)
 
@@ -139,27 +143,14 @@ class HalvesScorer(CompositeScorer):
         side = self.scorer.candidate_side
         args = side.model, side.tracked, side.objective, self.batches
         gradients, loss = mean_gradients(*args, self.halves.left_out, self.halves.count)
-        # two halves that share out all sequences, or the one set of all
-        everything = lambda vectors: {name: V[:2].sum(0, keepdim=True) for name, V in vectors.items()}  # noqa: E731
-        whole = everything(gradients)
-        moves = consume(self.inverse, gradients)
-        length = self._length(float(dot(whole, everything(moves))[0]), loss)
-        return {name: (length / 2 if self.halves.count == 1 else length) * V for name, V in moves.items()}
-
-    def _length(self, rise: float, loss: float) -> float:
-        """Of the steps.
-
-        Args:
-            rise: Γᵀ (H + λI)⁻¹ Γ, of the mean loss, that a whole step away from all sequences is foretold.
-        """
-        if not rise > 0:
-            raise MsifError("the training data's loss has no gradient: there are no halves to move to, leave them out.")
-        share = rise / 2 / loss  # of a step that is half as long, in the middle of all halves
-        length = self.halves.step / share if self.halves.of_loss else self.halves.step
-        log.info(
-            "--halves %s: the loss is foretold to rise by %.2g%% in their middle", self.halves, 100 * length * share
-        )
-        return length
+        if self.tau is not None:
+            inverse = EKFAC(self.factors, Damping("auto").first(self.tau))
+        else:  # two halves share out all sequences, or one set has all
+            inverse = _told_by_loss(
+                self.factors, {name: G[:2].sum(0, keepdim=True) for name, G in gradients.items()}, loss
+            )
+        step = self.halves.step / (2 if self.halves.count == 1 else 1)
+        return {name: step * V for name, V in consume(inverse, gradients).items()}
 
     def move(self, displacements: Vectors) -> None:
         """Each part's models by its own."""
@@ -199,6 +190,35 @@ class HalvesScorer(CompositeScorer):
         if share < torch.finfo(dtype).eps:
             wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
             log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
+
+
+def _told_by_loss(factors: Factors, gradient: Vectors, loss: float) -> EKFAC:
+    """(H + λI)⁻¹ with the λ at which Γᵀ (H + λI)⁻¹ Γ = 2 L̄, to a hundredth.
+
+    Args:
+        gradient: Γ, module name -> (1, d_out, d).
+        loss: L̄.
+
+    Raises:
+        MsifError: there is no gradient, or no such λ that is larger than 10^-DECADES of the largest there could be.
+    """
+    largest = float(dot(gradient, gradient)[0]) / (2 * loss) if loss > 0 else 0.0  # that of H = 0
+    inverse = lambda λ: EKFAC(factors, Damping(λ).first(None))  # noqa: E731
+    below = lambda λ: float(dot(gradient, inverse(λ).apply(gradient))[0]) > 2 * loss  # noqa: E731
+    for low in (largest / 10.0**decade for decade in range(1, DECADES + 1) if largest > 0):
+        if below(low):
+            break
+    else:
+        raise MsifError(
+            "the loss of the training data is more than a Newton step accounts for, so it does not tell a damping: "
+            "this model has not learnt them by heart, leave --halves out."
+        )
+    high = 10 * low
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if below(middle) else (low, middle)
+    log.info("--halves: the loss of the training data tells a damping of %.2g in the place of 1/τ", low)
+    return inverse(low)
 
 
 def _apart(scorer: InfluenceScorer) -> InfluenceScorer:

@@ -12,7 +12,7 @@ from torch import Tensor
 from msif.attribution.cka import CKAScorer
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import BY_LOSS, Halves, HalvesScorer, as_halves
+from msif.attribution.halves import Halves, HalvesScorer, as_halves
 from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
@@ -136,9 +136,8 @@ def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves) -> Halves
             "halves are foretold from τ of the first stage's training and its data: give it tau= (or halves of_loss) "
             "and batches=."
         )
-    damping = BY_LOSS if halves.of_loss else Damping("auto")
-    inverse = EKFAC(factors_of(first, "pretrained"), damping.first(first.tau))
-    return HalvesScorer(scorer, inverse, first.batches, halves)
+    tau = None if halves.of_loss else first.tau
+    return HalvesScorer(scorer, factors_of(first, "pretrained"), tau, first.batches, halves)
 
 
 def later_stage(stage: FittedStage, names: Iterable[str], damping: Damping, ihvp: IHVP) -> Preconditioner:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import alone, dense_gradients, documents, tiny_lm
+from scipy import optimize
 from test_factors_dense import fitted
 from test_influence import dense_inverse
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -19,7 +20,6 @@ from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, HalvesScorer, as_halves
 from msif.attribution.stages import FittedStage, build_scorer
-from msif.curvature.mean_gradient import mean_gradients
 from msif.curvature.residency import weight_bytes
 from msif.data.documents import collate
 from msif.models.blocks import moved_parameters
@@ -231,61 +231,45 @@ def test_what_is_no_number_of_halves_is_refused(text):
 def test_what_is_written():
     assert as_halves("4") == as_halves(4) == Halves(4, 0.3)
     assert as_halves("8:0.5") == as_halves(Halves(8, 0.5)) == Halves(8, 0.5)
-    assert as_halves("2:30%") == Halves(2, 0.3, of_loss=True) != Halves(2, 0.3)
-    for text in ("4:0.3", "1:7%", "2:250%", "8:1.5"):
+    assert as_halves("2:loss") == as_halves("2:0.3:loss") == Halves(2, 0.3, of_loss=True) != Halves(2, 0.3)
+    for text in ("4:0.3", "1:0.7:loss", "8:1.5"):
         assert str(as_halves(text)) == text
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_a_step_of_the_loss_is_as_long_as_the_curvature_foretells_the_rise(stages, count, caplog):
+def test_the_loss_tells_the_damping_at_which_a_newton_step_accounts_for_it(stages, count, caplog):
     first, _ = stages
     caplog.set_level(logging.INFO, "msif")
-    bare = replace(first, tau=None)
-    halves = Halves(count, 0.3, seed=1, of_loss=True)
-    scorer = build_scorer("single-stage", bare, None, Damping(0.02), halves=halves)
+    halves = Halves(count, STEP, seed=1, of_loss=True)
+    found = build_scorer("single-stage", replace(first, tau=None), None, Damping(0.02), halves=halves).displacements()
+    (told,) = re.findall(r"tells a damping of (\S+) in the place of", caplog.text)
     own = gradients(first.side, first.side.model, TRAINED_ON)
     tokens = sum(len(text) - 1 for text in TRAINED_ON)
     objective, model = first.side.objective, first.side.model
     with torch.no_grad():
-        losses = [float(objective.losses(objective.outputs(model, text), text).sum()) for text in alone(TRAINED_ON)]
-    outside = halves.left_out(torch.arange(len(TRAINED_ON)))
-    moves, rise = {}, 0.0
-    for module in first.side.tracked:
-        Λ = first.factors[module.name].Lambda
-        mean = Λ.mean((1, 2)).repeat_interleave(Λ[0].numel())[:, None]  # of each block, on the diagonal
-        inverse = dense_inverse(first.factors[module.name], mean)
-        each = torch.stack([g[module.name].flatten() for g in own]) / tokens
-        moves[module.name] = outside.double() @ each @ inverse.T
-        rise += float(each.sum(0) @ inverse @ each.sum(0))
-    # the middle of all halves, half of the way without any sequence, is foretold to raise the loss by three tenths
-    length = 0.3 * sum(losses) / tokens / (rise / 2)
-    for name, found in scorer.displacements().items():
-        expected = length * moves[name] / (2 if count == 1 else 1)
-        torch.testing.assert_close(found.flatten(1), expected, rtol=1e-7, atol=1e-12)
-    assert f"--halves {halves}: the loss is foretold to rise by 30% in their middle" in caplog.text
+        loss = sum(float(objective.losses(objective.outputs(model, text), text).sum()) for text in alone(TRAINED_ON))
+    each = {name: torch.stack([g[name].flatten() for g in own]) / tokens for name in found}
+
+    def rise(λ):
+        whole = {name: rows.sum(0) for name, rows in each.items()}
+        return sum(float(V @ dense_inverse(first.factors[name], λ) @ V) for name, V in whole.items())
+
+    λ = optimize.brentq(lambda log: rise(np.exp(log)) - 2 * loss / tokens, -30, 10)
+    assert float(told) == pytest.approx(np.exp(λ), rel=0.06)  # by two digits
+    outside = halves.left_out(torch.arange(len(TRAINED_ON))).double()
+    for name, V in found.items():
+        expected = STEP * (outside @ each[name] @ dense_inverse(first.factors[name], np.exp(λ)).T)
+        error = V.flatten(1) - expected / (2 if count == 1 else 1)
+        assert error.norm() < 0.01 * V.norm()  # λ is of a hundredth
 
 
-def test_what_a_step_by_training_is_foretold_to_do_is_told(stages, caplog):
+@pytest.mark.parametrize(("gradient", "loss"), [(0.0, 1.0), (0.0, 0.0), (1.0, 1e30)])
+def test_a_loss_that_tells_no_damping_is_told(stages, monkeypatch, gradient, loss):
     first, _ = stages
-    caplog.set_level(logging.INFO, "msif")
-    build_scorer("single-stage", first, None, Damping(0.02), halves=HALVES).displacements()
-    (told,) = re.findall(r"--halves 4:0.5: the loss is foretold to rise by (\S+)% in their middle", caplog.text)
-    caplog.clear()
-    share = float(told) / 100
-    gradients, loss = mean_gradients(*(getattr(first.side, name) for name in ("model", "tracked", "objective")),
-                                     first.batches, lambda indices: torch.ones(1, len(indices)).bool(), 1)  # fmt: skip
-    rise = sum(
-        float(G.flatten() @ dense_inverse(first.factors[name], 1 / TAU) @ G.flatten()) for name, G in gradients.items()
-    )
-    assert share == pytest.approx(STEP * rise / 2 / loss, rel=0.05)  # it is told by two digits
-
-
-def test_data_without_a_gradient_move_nothing(stages, monkeypatch):
-    first, _ = stages
-    scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, 0.3, of_loss=True))
-    nothing = {module.name: torch.zeros(2, *module.shape).double() for module in first.side.tracked}
-    monkeypatch.setattr(halves_module, "mean_gradients", lambda *args: (nothing, 1.0))
-    with pytest.raises(MsifError, match="the training data's loss has no gradient"):
+    scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, of_loss=True))
+    same = {module.name: torch.full((2, *module.shape), gradient).double() for module in first.side.tracked}
+    monkeypatch.setattr(halves_module, "mean_gradients", lambda *args: (same, loss))
+    with pytest.raises(MsifError, match="more than a Newton step accounts for"):
         scorer.displacements()
 
 

@@ -82,7 +82,7 @@ def weights_of(described):
 
 
 def test_what_they_need_is_told(world, trained, explain):
-    ways = "give --learning-rate-sum, take a step by the loss .--halves K:30%., or leave --halves out"
+    ways = "give --learning-rate-sum, let the loss tell it .--halves K:STEP:loss., or leave --halves out"
     explain(
         f"--halves reads how the first model was trained, and there is no trainer_state.json.*{ways}", "--halves", 2
     )
@@ -94,9 +94,9 @@ def test_what_they_need_is_told(world, trained, explain):
             world.folder / "pairs.jsonl", pretrained=trained["base"])  # fmt: skip
 
 
-def test_a_step_by_the_loss_needs_no_training(world, trained, tmp_path):
+def test_a_loss_that_tells_the_damping_needs_no_training(world, trained, tmp_path):
     bare = [*world.pair, *world.factors, *QUERY, *ALL, "--alpha", 0]
-    for name, halves in (("short", "1:1%"), ("long", "1:30%")):
+    for name, halves in (("short", "1:0.01:loss"), ("long", "1:loss")):
         assert influence(*bare, "--halves", halves, "--output", tmp_path / name) == 0
     first, last = (msif.Stage(world.pair[place], factors=world.factors[place]) for place in (1, 3))
     query = {"prompt": QUERY[1], "completion": QUERY[3]}

@@ -58,7 +58,7 @@ def test_the_table_sets_each_against_its_family_without_halves() -> None:
         if near.halves is None:
             assert row[2:4] == [None, None] and row[5] is None and float(row[4].split()[0]) < 0.95
         else:
-            assert row[2:4] == [near.halves.count, "30%" if near.halves.of_loss else f"{near.halves.step:g}"]
+            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}" + ", by loss" * near.halves.of_loss]
             assert row[4].startswith("1.000") and row[5].startswith("+0.") and row[7] == pytest.approx(1)
         assert row[6] < 1  # without opponents
 
