@@ -31,7 +31,7 @@ SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-precondition
 WHICH: tuple[Which, Which] = ("pretrained", "finetuned")
 WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
-NEAR = (Halves(1), Halves(4))
+MIDDLE = Halves(1)
 
 
 def methods_named(names: Sequence[str], options: Options) -> list[Method]:
@@ -208,16 +208,16 @@ def _unembedding(options: Options) -> Iterator[Method]:
 
 
 def _halves(options: Options) -> Iterator[Method]:
-    """The last, with α, at models moved towards trainings on random halves (``msif.attribution.halves``)."""
-    for damping, halves in product(options.other_dampings, NEAR):
+    """The last, with α, at a model moved to the middle of trainings on halves (``msif.attribution.halves``)."""
+    for damping in options.other_dampings:
 
-        def scorer(models: Models, damping: str = damping, halves: Halves = halves) -> Scorer:
+        def scorer(models: Models, damping: str = damping) -> Scorer:
             stages = [models.fitted(which, "unembedding", tau=True) for which in WHICH]
             both = replace(damping_of(damping), alpha="auto")
-            return build_scorer("multi-stage", *stages, both, halves=halves)
+            return build_scorer("multi-stage", *stages, both, halves=MIDDLE)
 
-        family = f"{WITH_UNEMBEDDING}, halves {halves.count}"
-        yield _damped(options, family, damping, scorer, True, asdict(halves))
+        family = f"{WITH_UNEMBEDDING}, halves {MIDDLE.count}"
+        yield _damped(options, family, damping, scorer, True, asdict(MIDDLE))
 
 
 def _unfitted(method: str, family: str, damping: str = "", tracking: Tracking = "heads", **options: Any) -> Method:

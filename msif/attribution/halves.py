@@ -45,8 +45,8 @@ from msif.models.sharding import held_bytes
 log = logging.getLogger(__name__)
 
 HALVES_STREAM = 9
-DECADES = 12
-"""How far below the largest λ the loss can tell one is looked for."""
+LEAST = 0.1
+"""Of the mean of Λ: a λ below it would go by directions of which the data tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -200,20 +200,18 @@ def _told_by_loss(factors: Factors, gradient: Vectors, loss: float) -> EKFAC:
         loss: L̄.
 
     Raises:
-        MsifError: there is no gradient, or no such λ that is larger than 10^-DECADES of the largest there could be.
+        MsifError: there is no such λ above ``LEAST``.
     """
-    largest = float(dot(gradient, gradient)[0]) / (2 * loss) if loss > 0 else 0.0  # that of H = 0
+    entries = [Λ for name in gradient if (Λ := factors[name].Lambda) is not None]
+    low = LEAST * sum(float(Λ.sum()) for Λ in entries) / sum(Λ.numel() for Λ in entries)
+    high = float(dot(gradient, gradient)[0]) / (2 * loss) if loss > 0 else 0.0  # that of H = 0
     inverse = lambda λ: EKFAC(factors, Damping(λ).first(None))  # noqa: E731
     below = lambda λ: float(dot(gradient, inverse(λ).apply(gradient))[0]) > 2 * loss  # noqa: E731
-    for low in (largest / 10.0**decade for decade in range(1, DECADES + 1) if largest > 0):
-        if below(low):
-            break
-    else:
+    if high <= low or not below(low):
         raise MsifError(
             "the loss of the training data is more than a Newton step accounts for, so it does not tell a damping: "
             "this model has not learnt them by heart, leave --halves out."
         )
-    high = 10 * low
     while high > 1.01 * low:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if below(middle) else (low, middle)
