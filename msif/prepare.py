@@ -187,7 +187,7 @@ def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatche
         tau = _read_tau(stage, reader, "use --method multi-stage, which can do without")
     elif nears and not as_halves(options.scorer["halves"]).of_loss:
         reader = "--halves reads how the first model was trained"
-        tau = _read_tau(stage, reader, "let the loss tell it (--halves K:STEP:loss)", "leave --halves out")
+        tau = _read_tau(stage, reader, "let the loss tell it (--halves K:loss)", "leave --halves out")
     else:
         tau = stage.tau if damping.needs_tau(later) else None
     batches = stage.training(options.examples) if _solves(options) or nears else None

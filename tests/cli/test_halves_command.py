@@ -82,7 +82,7 @@ def weights_of(described):
 
 
 def test_what_they_need_is_told(world, trained, explain):
-    ways = "give --learning-rate-sum, let the loss tell it .--halves K:STEP:loss., or leave --halves out"
+    ways = "give --learning-rate-sum, let the loss tell it .--halves K:loss., or leave --halves out"
     explain(
         f"--halves reads how the first model was trained, and there is no trainer_state.json.*{ways}", "--halves", 2
     )
