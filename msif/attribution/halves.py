@@ -202,8 +202,10 @@ def _told_by_loss(factors: Factors, gradient: Vectors, loss: float) -> EKFAC:
     Raises:
         MsifError: there is no such λ above ``LEAST``.
     """
-    entries = [Λ for name in gradient if (Λ := factors[name].Lambda) is not None]
-    low = LEAST * sum(float(Λ.sum()) for Λ in entries) / sum(Λ.numel() for Λ in entries)
+    # one module's factors at a time are in memory
+    spectra = ((float(Λ.sum()), Λ.numel()) for name in gradient if (Λ := factors[name].Lambda) is not None)
+    total, entries = map(sum, zip(*spectra, strict=True))
+    low = LEAST * total / entries
     high = float(dot(gradient, gradient)[0]) / (2 * loss) if loss > 0 else 0.0  # that of H = 0
     inverse = lambda λ: EKFAC(factors, Damping(λ).first(None))  # noqa: E731
     below = lambda λ: float(dot(gradient, inverse(λ).apply(gradient))[0]) > 2 * loss  # noqa: E731
