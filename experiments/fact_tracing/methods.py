@@ -102,15 +102,17 @@ def _multi_stage(
     tracking: Tracking = "heads",
     measurement: str = "loss",
     alpha: Literal["auto"] | None = None,
+    **near: Any,
 ) -> Method:
     tau = "auto" in (damping, alpha)
 
     def scorer(models: Models) -> Scorer:
         stages = [models.fitted(which, tracking, tau=tau) for which in WHICH]
         both = replace(damping_of(damping), alpha=alpha)
-        return build_scorer("multi-stage", *stages, both, measurement=measurement)
+        return build_scorer("multi-stage", *stages, both, measurement=measurement, **near)
 
     settings = {"tracking": tracking, "measurement": measurement, "alpha": alpha}
+    settings |= {name: str(value) for name, value in near.items()}
     return _damped(options, family, damping, scorer, tau, settings)
 
 
@@ -210,14 +212,8 @@ def _unembedding(options: Options) -> Iterator[Method]:
 def _halves(options: Options) -> Iterator[Method]:
     """The last, with α, at a model moved to the middle of trainings on halves (``msif.attribution.halves``)."""
     for damping in options.other_dampings:
-
-        def scorer(models: Models, damping: str = damping) -> Scorer:
-            stages = [models.fitted(which, "unembedding", tau=True) for which in WHICH]
-            both = replace(damping_of(damping), alpha="auto")
-            return build_scorer("multi-stage", *stages, both, halves=MIDDLE)
-
         family = f"{WITH_UNEMBEDDING}, halves {MIDDLE.count}"
-        yield _damped(options, family, damping, scorer, True, asdict(MIDDLE))
+        yield _multi_stage(options, damping, family, tracking="unembedding", alpha="auto", halves=MIDDLE)
 
 
 def _unfitted(method: str, family: str, damping: str = "", tracking: Tracking = "heads", **options: Any) -> Method:

@@ -44,10 +44,8 @@ def _line(asked: str, judge: Judge, nears: Sequence[Near], scores: Mapping[str, 
     own = scores[near.method.name]
     itself = next(one for one in nears if one.family == near.family)
     gain = None if near is itself else f"{judge.own_difference(own, scores[itself.method.name]):+.3f}"
-    count, step = (
-        (None, None)
-        if near.halves is None
-        else (near.halves.count, str(near.halves).partition(":")[2].replace(":loss", ", by loss"))
-    )
+    halves = near.halves
+    count = halves and halves.count
+    step = halves and f"{halves.step:g}" + ", by loss" * halves.of_loss
     proponents, together = judge.own(np.maximum(own, 0)).mean, judge.score(own.mean(0))
     return [asked, near.family, count, step, f"{judge.own(own):.3f}", gain, proponents, together]

@@ -34,6 +34,7 @@ from msif.attribution.cost import Cost
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.loss_damping import damping_of_loss
 from msif.curvature.mean_gradient import mean_gradients
 from msif.curvature.preconditioners import EKFAC, Factors, consume
 from msif.curvature.vectors import Vectors, dot
@@ -45,8 +46,6 @@ from msif.models.sharding import held_bytes
 log = logging.getLogger(__name__)
 
 HALVES_STREAM = 9
-LEAST = 0.1
-"""Of the mean of Λ: a λ below it would go by directions of which the data tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,11 @@ class HalvesScorer(CompositeScorer):
         side = self.scorer.candidate_side
         args = side.model, side.tracked, side.objective, self.batches
         gradients, loss = mean_gradients(*args, self.halves.left_out, self.halves.count)
-        if self.tau is not None:
-            inverse = EKFAC(self.factors, Damping("auto").first(self.tau))
-        else:  # two halves share out all sequences, or one set has all
-            inverse = _told_by_loss(
-                self.factors, {name: G[:2].sum(0, keepdim=True) for name, G in gradients.items()}, loss
-            )
+        damping = Damping("auto")
+        if self.tau is None:  # two halves share out all sequences, or one set has all
+            whole = {name: G[:2].sum(0, keepdim=True) for name, G in gradients.items()}
+            damping = Damping(damping_of_loss(self.factors, whole, loss))
+        inverse = EKFAC(self.factors, damping.first(self.tau))
         step = self.halves.step / (2 if self.halves.count == 1 else 1)
         return {name: step * V for name, V in consume(inverse, gradients).items()}
 
@@ -190,35 +188,6 @@ class HalvesScorer(CompositeScorer):
         if share < torch.finfo(dtype).eps:
             wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
             log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
-
-
-def _told_by_loss(factors: Factors, gradient: Vectors, loss: float) -> EKFAC:
-    """(H + λI)⁻¹ with the λ at which Γᵀ (H + λI)⁻¹ Γ = 2 L̄, to a hundredth.
-
-    Args:
-        gradient: Γ, module name -> (1, d_out, d).
-        loss: L̄.
-
-    Raises:
-        MsifError: there is no such λ above ``LEAST``.
-    """
-    # one module's factors at a time are in memory
-    spectra = ((float(Λ.sum()), Λ.numel()) for name in gradient if (Λ := factors[name].Lambda) is not None)
-    total, entries = map(sum, zip(*spectra, strict=True))
-    low = LEAST * total / entries
-    high = float(dot(gradient, gradient)[0]) / (2 * loss) if loss > 0 else 0.0  # that of H = 0
-    inverse = lambda λ: EKFAC(factors, Damping(λ).first(None))  # noqa: E731
-    below = lambda λ: float(dot(gradient, inverse(λ).apply(gradient))[0]) > 2 * loss  # noqa: E731
-    if high <= low or not below(low):
-        raise MsifError(
-            "the loss of the training data is more than a Newton step accounts for, so it does not tell a damping: "
-            "this model has not learnt them by heart, leave --halves out."
-        )
-    while high > 1.01 * low:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if below(middle) else (low, middle)
-    log.info("--halves: the loss of the training data tells a damping of %.2g in the place of 1/τ", low)
-    return inverse(low)
 
 
 def _apart(scorer: InfluenceScorer) -> InfluenceScorer:

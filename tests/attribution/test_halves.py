@@ -219,11 +219,15 @@ def test_halves_are_of_integers(given):
         Halves(**given)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["3", "0", "-2", "many", "4:", "4:0", "4:-1", "4:nan", "4:inf", "4:x", "2.5", "", "4:%", "4:0%", "4:x%", "%"],
-)
-def test_what_is_no_number_of_halves_is_refused(text):
+@pytest.mark.parametrize("text", ["3", "0", "-2", "many", "4:", "4:0", "4:-1", "4:nan", "4:inf", "4:x", "2.5", ""])
+@pytest.mark.parametrize("end", ["", ":loss", "%"])
+def test_what_is_no_number_of_halves_is_refused(text, end):
+    with pytest.raises(MsifError, match=r"halves"):
+        as_halves(text + end)
+
+
+@pytest.mark.parametrize("text", ["4%", "4:0.3%", "loss", "4:loss:0.3", "4:loss:loss", "4:Loss", ":loss"])
+def test_what_no_halves_are_written_as_is_refused(text):
     with pytest.raises(MsifError, match=r"halves"):
         as_halves(text)
 
@@ -269,6 +273,14 @@ def test_a_loss_that_tells_no_damping_is_told(stages, monkeypatch, gradient, los
     scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, of_loss=True))
     same = {module.name: torch.full((2, *module.shape), gradient).double() for module in first.side.tracked}
     monkeypatch.setattr(halves_module, "mean_gradients", lambda *args: (same, loss))
+    with pytest.raises(MsifError, match="more than a Newton step accounts for"):
+        scorer.displacements()
+
+
+def test_factors_without_curvature_tell_no_damping(stages):
+    first, _ = stages
+    flat = {name: replace(own, Lambda=torch.zeros_like(own.Lambda)) for name, own in first.factors.items()}
+    scorer = build_scorer("single-stage", replace(first, factors=flat), None, halves=Halves(2, of_loss=True))
     with pytest.raises(MsifError, match="more than a Newton step accounts for"):
         scorer.displacements()
 
