@@ -24,6 +24,7 @@ _HOME = {
     "MultiLabelClassification": "msif.models.objectives",
     "Regression": "msif.models.objectives",
     "natural_tau": "msif.models.training",
+    "evidence_tau": "msif.attribution.evidence",
     "FitSettings": "msif.curvature.fit",
     "FactorStore": "msif.curvature.store",
     "fit": "msif.curvature.fit",
@@ -66,6 +67,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from msif.attribution.cka import CKAScorer
     from msif.attribution.damping import Damping
+    from msif.attribution.evidence import evidence_tau
     from msif.attribution.gradients import Side, query_gradients
     from msif.attribution.halves import Halves
     from msif.attribution.inverses import IHVP

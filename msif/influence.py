@@ -116,7 +116,8 @@ def _add_method_flags(group: Any) -> None:
         "--damping",
         type=not_negative_or_auto,
         metavar="X",
-        help="λ in units of Λ, or auto: 1/τ of each stage's own training; auto:3 is 3/τ",
+        help="λ in units of Λ, or 1/τ of each stage's own training: auto, by its files or else by the evidence; "
+        "evidence; auto:3 is 3/τ",
     )
     group.add_argument(
         "--damping-scale",
@@ -129,8 +130,8 @@ def _add_method_flags(group: Any) -> None:
         "--alpha",
         type=not_negative_or_auto,
         metavar="X",
-        help="pull of fine-tuning to pre-trained weights, in units of Λ, or auto: 1/τ; auto:3 is 3/τ (default: auto "
-        "where known, else 0)",
+        help="pull of fine-tuning to pre-trained weights, in units of Λ, or auto or evidence: 1/τ; auto:3 is 3/τ "
+        "(default: auto)",
     )
     group.add_argument(
         "--adapter-hop",
@@ -206,9 +207,9 @@ def _add_method_flags(group: Any) -> None:
     group.add_argument("--random-seed", type=seed, metavar="S", help="random: of the order (default 0)")
     group.add_argument(
         "--halves",
-        metavar="K[:STEP][:loss]",
+        metavar="K[:STEP]",
         help="mean over K models moved towards trainings on random halves of M0's data, such as 4, or 1 in their "
-        "middle; needs τ of its training, or :loss after STEP, which takes it from the loss (default none)",
+        "middle (default none)",
     )
     group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now; index data")
     group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now; index data")

@@ -76,6 +76,7 @@ class Job:
         index: what the method's own curvature is taken from, if it has one.
         solved: the stages' own data, where their inverses are solved for on it.
         gone_over: a stage's own data, where halves, or the hop of its adapter, take a pass over it.
+        tau_by: what told τ of each training that is read: "auto", its files, or "evidence".
         settings: all that tells this run from another, as JSON.
         output: folder where scores are kept as they come; None keeps them in memory.
     """
@@ -93,6 +94,7 @@ class Job:
     index: TokenBatches | None = None
     solved: Sequence[TokenBatches] = ()
     gone_over: Sequence[TokenBatches] = ()
+    tau_by: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
 
@@ -357,6 +359,7 @@ class Job:
             "index": self.index and {**self.index.identity(), "batch_tokens": None},
             "queries": [vars(query) for query in queries],
             "mixed": [vars(query) for query in mixed],
+            "tau by": list(self.tau_by),
             "rows": [int(row) for row in rows],
         }
 

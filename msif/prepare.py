@@ -8,11 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import as_halves
 from msif.attribution.inverses import IHVP
 from msif.attribution.methods import DAMPED, INDEXED, PROJECTED, SOLVERS, STAGED
 from msif.attribution.scorers import PairScorer
@@ -31,9 +27,9 @@ from msif.indexing import opened_plan
 from msif.job import Job
 from msif.models.objectives import Objective, Regression
 from msif.models.roles import label_arguments, longest
-from msif.models.training import TrainingUnknown
 from msif.options import Options
 from msif.stage import Stage
+from msif.trainings import Reader, Trainings
 
 log = logging.getLogger(__name__)
 
@@ -107,16 +103,16 @@ def prepare(asked: Asked) -> Job:
     format = choose_format(corpus, task=first.task, **labels, **asked.fields)
     if asked.reads_rows:
         check_rows(corpus, format)
-    damping, warning = _with_alpha(options, asked.pretrained, asked.finetuned)
+    trainings = Reader(options, first, last, asked.estimate).read()
     index = None
     if options.method in PROJECTED:
         of_corpus = TokenBatches(corpus, format, first.loaded.tokenizer, length, options.batch_tokens)
         index = _index(first, of_corpus, options.examples)
     fitted = {}
     if options.method not in INDEXED:
-        fitted = {stage: _fitted(stage, options, damping, index, later=stage is not first) for stage in (first, last)}
+        fitted = {stage: _fitted(stage, options, trainings, index, later=stage is not first) for stage in (first, last)}
     queries = with_numbers(asked.queries, label_arguments(last.loaded, last.task))
-    options = replace(options, damping=damping, measurement=_measurement(options, queries, last.objective))
+    options = replace(options, damping=trainings.damping, measurement=_measurement(options, queries, last.objective))
     by_index = scorer_by_index(asked, options, fitted.get(last)) if options.index is not None else None
     scorer = by_index if options.scores_by_index and by_index else _scorer(options, asked, fitted)
     if isinstance(scorer, IndexScorer) and scorer.max_length != length:
@@ -128,7 +124,7 @@ def prepare(asked: Asked) -> Job:
     once = [stage for stage, goes in ((first, options.nears), (last, options.adapter_hop)) if goes]
     if asked.reads_rows and any(_holds(one, corpus, format.columns) for one in solved[:1]):
         log.info("%s", OF_THE_CANDIDATES)
-    settings = {**asked.settings, "alpha": damping.alpha, "max_length": length, "measurement": options.measurement}
+    found = {"alpha": options.damping.alpha, "max_length": length, "measurement": options.measurement}
     job = Job(
         options=options,
         corpus=corpus,
@@ -143,11 +139,12 @@ def prepare(asked: Asked) -> Job:
         index=index,
         solved=solved,
         gone_over=[batches[stage] for stage in once],
-        settings=settings,
+        tau_by=list(trainings.kinds.values()),
+        settings={**asked.settings, **found},
         output=asked.output,
     ).checked()
-    if warning:
-        log.warning("%s", warning)
+    if trainings.warning:
+        log.warning("%s", trainings.warning)
     return job
 
 
@@ -169,61 +166,25 @@ def _check_sharded(options: Options) -> None:
         raise MsifError(f"--ihvp {options.ihvp.kind} takes products of whole weights: leave --fsdp out, or use ekfac.")
 
 
-def _fitted(stage: Stage, options: Options, damping: Damping, index: TokenBatches | None, later: bool) -> FittedStage:
+def _fitted(
+    stage: Stage, options: Options, trainings: Trainings, index: TokenBatches | None, later: bool
+) -> FittedStage:
     """A stage with what the method reads of it."""
     if options.method not in STAGED or (later and options.method == "single-stage"):
         return FittedStage(stage.side, None, batches=index if not later else None)
     if options.method == "source" and stage.checkpoints is not None:
-        parts = [_fitted(part, options, damping, index, later) for part in reversed(stage.segments)]
+        parts = [_fitted(part, options, trainings, index, later) for part in reversed(stage.segments)]
         return FittedStage(stage.side, segments=parts[::-1])
-    store = stage.store
+    store, tau = stage.store, trainings.taus.get(stage)
     if later and options.adapter_hop:
-        own = _pulled(stage) if isinstance(damping.alpha, str) else None
-        return FittedStage(stage.side, store, own, stage.training(options.examples), stage.adapter)
-    nears = options.nears and not later
-    tau: Mapping[str, Tensor] | None
-    if options.method == "source":
-        reader = "--method source reads how each model was trained"
-        tau = _read_tau(stage, reader, "use --method multi-stage, which can do without")
-    elif nears and not as_halves(options.scorer["halves"]).of_loss:
-        reader = "--halves reads how the first model was trained"
-        tau = _read_tau(stage, reader, "let the loss tell it (--halves K:loss)", "leave --halves out")
-    else:
-        tau = stage.tau if damping.needs_tau(later) else None
-    batches = stage.training(options.examples) if _solves(options) or nears else None
+        return FittedStage(stage.side, store, tau, stage.training(options.examples), stage.adapter)
+    batches = stage.training(options.examples) if _solves(options) or (options.nears and not later) else None
     return FittedStage(stage.side, store, tau, batches)
 
 
 def _solves(options: Options) -> bool:
     """Whether inverses are solved for on the stages' own data."""
     return options.ihvp.kind in SOLVERS and options.method in DAMPED
-
-
-def _read_tau(stage: Stage, reader: str, *without: str) -> Mapping[str, Tensor]:
-    """τ of a stage's training for what no number can stand for.
-
-    Raises:
-        MsifError: its training does not tell; see ``TrainingUnknown.of``.
-    """
-    try:
-        return stage.tau
-    except TrainingUnknown as error:
-        raise error.of(reader, *without) from error
-
-
-def _pulled(stage: Stage) -> Mapping[str, Tensor]:
-    """τ of an adapter's parameters, whose 1/τ is its α.
-
-    Raises:
-        MsifError: its training does not tell.
-    """
-    try:
-        return stage.adapter_tau
-    except TrainingUnknown as error:
-        raise MsifError(
-            f"--adapter-hop needs the adapter's pull to where it started, and 1/τ of its training is not known "
-            f"({error.reason}): give --alpha X, above 0."
-        ) from error
 
 
 def _index(first: Stage, of_corpus: TokenBatches, examples: int | None) -> TokenBatches:
@@ -311,35 +272,3 @@ def _measurement(options: Options, queries: Sequence[Query], objective: Objectiv
         )
     log.info("no query has a label: the model's output is explained (--measurement logit)")
     return "logit"
-
-
-def _with_alpha(options: Options, pretrained: Stage | None, finetuned: Stage | None) -> tuple[Damping, str | None]:
-    """The damping with the α that the run takes in the place of none, so that its configuration repeats it.
-
-    That of λ where it is "auto" or "auto:X"; "auto", 1/τ, for the hop of an adapter and where the fine-tuning tells τ;
-    else 0, with a warning. Nobody asked for it, so nothing that lies beside the model is an error, but for the hop,
-    which needs an α. Only multi-stage influence has one.
-    """
-    if options.method == "multi-stage" and pretrained and finetuned and not options.adapter_hop:
-        adapted = finetuned.loaded.adapter
-        if adapted is not None and adapted.other is None:
-            log.info(
-                "%s is taken as a fine-tuning of all weights; --adapter-hop takes it as LoRA, which foretold "
-                "retraining better (docs/adapters.md)",
-                adapted.name,
-            )
-    damping = options.damping
-    if damping.alpha is not None or options.method != "multi-stage" or pretrained is None or finetuned is None:
-        return damping, None
-    if damping.is_natural or options.adapter_hop:
-        return replace(damping, alpha=damping.damping if damping.is_natural else "auto"), None
-    try:
-        assert finetuned.tau
-    except TrainingUnknown as error:
-        warning = (
-            f"--alpha is 0, since no trainer_state.json and optimizer.pt beside {finetuned.loaded.name} tell the scale "
-            f"of its fine-tuning ({error.reason}): give --alpha X (1/τ of fine-tuning), or if only its learning rates "
-            "are missing --learning-rate-sum."
-        )
-        return replace(damping, alpha=0.0), warning
-    return replace(damping, alpha="auto"), None

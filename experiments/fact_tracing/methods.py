@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 from typing import Any, Literal
 
+from experiments.common.evidence import by_evidence
 from experiments.common.methods import Method
 from experiments.common.search import embedding_scores, search_by_words
 from experiments.fact_tracing.models import Models, Tracking, Which
@@ -101,13 +102,15 @@ def _multi_stage(
     *,
     tracking: Tracking = "heads",
     measurement: str = "loss",
-    alpha: Literal["auto"] | None = None,
+    alpha: Literal["auto", "evidence"] | None = None,
     **near: Any,
 ) -> Method:
     tau = "auto" in (damping, alpha)
 
     def scorer(models: Models) -> Scorer:
         stages = [models.fitted(which, tracking, tau=tau) for which in WHICH]
+        if alpha == "evidence":
+            stages[1] = by_evidence(stages[1], stages[0])
         both = replace(damping_of(damping), alpha=alpha)
         return build_scorer("multi-stage", *stages, both, measurement=measurement, **near)
 
@@ -209,6 +212,13 @@ def _unembedding(options: Options) -> Iterator[Method]:
     yield _unfitted("gdp", f"{GDP}, with unembedding", tracking="unembedding")
 
 
+def _evidence(options: Options) -> Iterator[Method]:
+    """α of which no file has to tell."""
+    for damping in options.other_dampings:
+        family = f"{MULTI_STAGE}, with unembedding, α of the evidence"
+        yield _multi_stage(options, damping, family, tracking="unembedding", alpha="evidence")
+
+
 def _halves(options: Options) -> Iterator[Method]:
     """The last, with α, at a model moved to the middle of trainings on halves (``msif.attribution.halves``)."""
     for damping in options.other_dampings:
@@ -262,6 +272,7 @@ REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "whole-heads": _whole_heads,
     "unembedding": _unembedding,
     "halves": _halves,
+    "evidence": _evidence,
     "representation": _representations,
     "bm25": lambda options: iter([Method("BM25+", search=search_by_words)]),
     "embedding": _embedding,

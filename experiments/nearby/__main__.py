@@ -8,21 +8,17 @@ on random halves. The trainings on other halves judge both, and what an earlier 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
 
-from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.common.search import search_by_words
-from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.nearby.methods import REMOVED, methods_of_one, methods_of_two, one_stage, two_stages, with_halves
 from experiments.nearby.plots import draw
-from experiments.nearby.report import near_table
-from experiments.peers.study import PeerStudy, parts
-from experiments.retraining.command import NUMBERS, chosen_sizes, write
+from experiments.peers.both import Both, parser_of_both
+from experiments.retraining.command import write
+from experiments.retraining.families import family_table
 from experiments.retraining.removal import Changes, measure_removals, proponents_first
 from experiments.retraining.report import removal_table
 from experiments.retraining.settings import Sizes
-from experiments.retraining.study import ASKED_AGAIN, REFERENCE, Study, asked_again, scores_of_all
+from experiments.retraining.study import ASKED_AGAIN, REFERENCE, Study, asked_again
 from msif.cli.parsing import Parser, run
 
 WORDS = "BM25+"
@@ -30,28 +26,15 @@ WORDS = "BM25+"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
-    quiet(options.threads)
-    sizes, facts = chosen_sizes(options, replace(Sizes(orders=1, removed=(5, 20)), seed=options.seed)), FactSizes()
-    setting = lama_setting(options.data, facts, RECIPE, sizes.seed, options.device)
-    output = Path(options.output)
-    told = PeerStudy(setting, sizes, output, processes=options.jobs, overwrite=options.overwrite)
-    asked = replace(told.study, listed=methods_of_two)
-    of_told = scores_of_all(replace(asked, listed=methods_of_one), told.asked, parts(asked, told.asked))
-    table = near_table(
-        [
-            ("statements, one stage", told.judge, one_stage(), of_told),
-            ("questions, two stages", asked.judge, two_stages(), asked.scores),
-        ]
-    )
-    configuration = {"sizes": asdict(sizes), "facts": asdict(facts), "recipe": asdict(RECIPE)}
-    results = Path(options.results or output / "report")
-    write(results, "nearby", table, configuration)
-    draw(results)
+    both = Both(options, one_stage, two_stages, methods_of_one, methods_of_two)
+    gain, title = "more than the models themselves", "with halves that are foretold"
+    write(both.results, "nearby", family_table(both.parts, ("halves", "step"), gain, title), both.configuration)
+    draw(both.results)
     if options.no_removals:
         return
-    changes = _removals(asked, sizes)
-    write(results, "removal", removal_table(changes), configuration)
-    write(results, "removal-words", removal_table(changes, WORDS), configuration)
+    changes = _removals(both.asked, both.sizes)
+    write(both.results, "removal", removal_table(changes), both.configuration)
+    write(both.results, "removal-words", removal_table(changes, WORDS), both.configuration)
 
 
 def _removals(study: Study, sizes: Sizes) -> Mapping[tuple[str, int], Changes]:
@@ -64,13 +47,9 @@ def _removals(study: Study, sizes: Sizes) -> Mapping[tuple[str, int], Changes]:
 
 
 def _parser() -> Parser:
-    parser = experiment_parser("nearby", __doc__)
-    add_data_flag(parser)
+    parser = parser_of_both("nearby", __doc__)
     parser.add_argument("--removed", type=int, nargs="+", metavar="K", help="numbers of documents that are removed")
     parser.add_argument("--no-removals", action="store_true", help="datamodelling scores alone")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, a thread each (default: %(default)s)")
-    for name in ("seeds", "halves"):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help=NUMBERS[name])
     return parser
 
 

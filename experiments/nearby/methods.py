@@ -13,9 +13,8 @@ from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
 USUAL = Halves()
-BY_LOSS = (Halves(1, of_loss=True), Halves(4, of_loss=True))
-SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0), *BY_LOSS)
-"""Of the defaults: numbers at the usual step, then other steps, then steps that need no τ."""
+SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
+"""Of the defaults: numbers at the usual step, then other steps."""
 
 
 def with_halves(name: str, halves: Halves = USUAL) -> str:
@@ -37,6 +36,11 @@ class Near:
     family: str
     halves: Halves | None
     method: Method
+
+    @property
+    def cells(self) -> list[Any]:
+        """Number and step."""
+        return [self.halves and self.halves.count, self.halves and f"{self.halves.step:g}"]
 
 
 def one_stage() -> list[Near]:

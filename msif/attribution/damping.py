@@ -22,8 +22,12 @@ _TOO_LARGE = (
 )
 
 
-def times_natural(text: str) -> float:
-    """X of "auto:X", which stands for X/τ; 1 of "auto".
+AUTO, EVIDENCE = "auto", "evidence"
+"""Names of 1/τ: as files tell it or else the evidence; and as the evidence tells it."""
+
+
+def times_natural(text: str) -> tuple[str, float]:
+    """A name of 1/τ, and X of "NAME:X", which stands for X/τ; 1 of the name alone.
 
     Raises:
         MsifError: another text, or an X that is not above 0 or far too large.
@@ -33,13 +37,14 @@ def times_natural(text: str) -> float:
         times = float(number) if colon else 1.0
     except ValueError:
         times = math.nan
-    if kind == "auto" and times > LARGEST:
+    if kind in (AUTO, EVIDENCE) and times > LARGEST:
         raise MsifError(f"'{text}' is {_TOO_LARGE}.")
-    if kind != "auto" or not 0 < times < math.inf:
+    if kind not in (AUTO, EVIDENCE) or not 0 < times < math.inf:
         raise MsifError(
-            f"'{text}' is no damping: write a number of 0 or more, auto for 1/τ, or auto:X with X above 0 for X/τ."
+            f"'{text}' is no damping: write a number of 0 or more, auto or evidence for 1/τ, or auto:X with X above 0 "
+            "for X/τ."
         )
-    return times
+    return kind, times
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,11 @@ class Damping:
 
     Attributes:
         damping: λ, absolute, for every stage; "auto": 1/τ in the first stage, and none beside a positive α in the last;
-            "auto:X": X times that.
+            "auto:X": X times that. "evidence" and "evidence:X" are the same with a τ that no file has a say in.
         damping_scale: λ relative to the mean of a block's Λ, where no damping is given.
         alpha: pull of fine-tuning towards the pre-trained parameters; "auto" is 1/τ of the fine-tuning stage, "auto:X"
-            X times that. None is zero, but as damping where that is a text: here, unlike on the command line, no
-            training is looked for unasked.
+            X times that, and likewise "evidence". None is zero, but as damping where that is a text: here, unlike on
+            the command line, no training is looked for unasked.
 
     Raises:
         MsifError: a value that is none of these, or so large that scores underflow.
@@ -70,7 +75,7 @@ class Damping:
             elif value is None and optional:
                 continue
             elif isinstance(value, (str, bool)) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-                kinds = "a number of 0 or more" + (", 'auto', 'auto:X' or None" if optional else "")
+                kinds = "a number of 0 or more" + (", 'auto', 'evidence', 'auto:X' or None" if optional else "")
                 raise MsifError(f"{name} is {value!r}: give {kinds}.")
             elif float(value) > LARGEST:
                 raise MsifError(f"{name} is {value!r}, {_TOO_LARGE}.")
@@ -97,11 +102,10 @@ class Damping:
         """α of an adapter's parameters; of λ the hop of an adapter has none."""
         return None if self.alpha is None else _scale(self.alpha, tau)
 
-    def needs_tau(self, later: bool) -> bool:
-        """Whether a stage's training must be known."""
-        if not later:
-            return self.is_natural
-        return isinstance(self.alpha, str) or (self.is_natural and not self.alpha)
+    def scale_of(self, later: bool) -> str | None:
+        """By which name a stage's τ must be known, "auto" or "evidence"; None where no τ is read."""
+        read = self.alpha if later and (self.alpha or not self.is_natural) else self.damping
+        return times_natural(read)[0] if isinstance(read, str) else None
 
 
 def _scale(value: float | str, tau: Tau | None) -> Scale:
@@ -110,5 +114,5 @@ def _scale(value: float | str, tau: Tau | None) -> Scale:
         return value
     if tau is None:
         raise MsifError(f"damping '{value}' needs τ of the stage's training: give --learning-rate-sum, or a number.")
-    times = times_natural(value)
+    _, times = times_natural(value)
     return {name: times / each for name, each in tau.items()}

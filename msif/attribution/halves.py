@@ -8,10 +8,6 @@ parameters are about
 
 with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
 usual step (docs/nearby.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
-
-Where τ is not known, the loss itself can tell it. About a minimum of value zero a quadratic has Γᵀ H⁻¹ Γ = 2 L̄, with Γ
-the mean gradient and L̄ the mean loss. A model that has learnt its data by heart is near one, but for directions that
-training has not followed to their end; λ in the place of 1/τ is what leaves these out, where Γᵀ (H + λI)⁻¹ Γ = 2 L̄.
 """
 
 from __future__ import annotations
@@ -34,7 +30,6 @@ from msif.attribution.cost import Cost
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.scorers import InfluenceScorer
-from msif.curvature.loss_damping import damping_of_loss
 from msif.curvature.mean_gradient import mean_gradients
 from msif.curvature.preconditioners import EKFAC, Factors, consume
 from msif.curvature.vectors import Vectors, dot
@@ -57,7 +52,6 @@ class Halves:
             by the mean of what moves these, half of the step of all sequences.
         step: of the way that the damped curvature foretells.
         seed: of the halves.
-        of_loss: whether the loss of the data tells the damping, in the place of τ.
 
     Raises:
         MsifError: no even count nor 1, a step that is not above 0, or a seed below 0.
@@ -66,7 +60,6 @@ class Halves:
     count: int = 4
     step: float = 0.3
     seed: int = 0
-    of_loss: bool = False
 
     def __post_init__(self) -> None:
         whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (self.count, self.seed))
@@ -79,7 +72,7 @@ class Halves:
 
     def __str__(self) -> str:
         """As ``as_halves`` reads it."""
-        return f"{self.count}:{self.step:g}" + (":loss" if self.of_loss else "")
+        return f"{self.count}:{self.step:g}"
 
     def left_out(self, indices: Tensor) -> Tensor:
         """Whether each of B sequences is outside each half, bool (K, B), by its row number alone; all are of one."""
@@ -93,20 +86,19 @@ class Halves:
 def as_halves(given: Halves | int | str) -> Halves:
     """
     Args:
-        given: halves, their count K, or "K" or "K:STEP", with ":loss" at its end where the loss tells the damping.
+        given: halves, their count K, or "K" or "K:STEP".
 
     Raises:
         MsifError: it is something else; see ``Halves``.
     """
     if isinstance(given, Halves):
         return given
-    text = str(given)
-    count, colon, step = text.removesuffix(":loss").partition(":")
+    count, colon, step = str(given).partition(":")
     try:
-        return Halves(int(count), float(step) if colon else Halves.step, of_loss=text.endswith(":loss"))
+        return Halves(int(count), float(step) if colon else Halves.step)
     except ValueError:
         raise MsifError(
-            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them, and :loss after it."
+            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them."
         ) from None
 
 
@@ -118,18 +110,18 @@ class HalvesScorer(CompositeScorer):
 
     Args:
         scorer: at the models themselves.
-        factors, tau: of the first stage; without τ the loss tells λ.
+        factors, tau: of the first stage.
         batches: of the first stage's data.
 
     Raises:
-        MsifError: see ``mean_gradients``, or a loss that tells no damping, when the models are moved.
+        MsifError: see ``mean_gradients``, when the models are moved.
     """
 
     def __init__(
         self,
         scorer: InfluenceScorer,
         factors: Factors,
-        tau: Mapping[str, Tensor] | None,
+        tau: Mapping[str, Tensor],
         batches: Iterable[Any],
         halves: Halves,
     ) -> None:
@@ -141,12 +133,8 @@ class HalvesScorer(CompositeScorer):
         """δ_S of each half: module name -> (K, d_out, d)."""
         side = self.scorer.candidate_side
         args = side.model, side.tracked, side.objective, self.batches
-        gradients, loss = mean_gradients(*args, self.halves.left_out, self.halves.count)
-        damping = Damping("auto")
-        if self.tau is None:  # two halves share out all sequences, or one set has all
-            whole = {name: G[:2].sum(0, keepdim=True) for name, G in gradients.items()}
-            damping = Damping(damping_of_loss(self.factors, whole, loss))
-        inverse = EKFAC(self.factors, damping.first(self.tau))
+        gradients = mean_gradients(*args, self.halves.left_out, self.halves.count)
+        inverse = EKFAC(self.factors, Damping("auto").first(self.tau))
         step = self.halves.step / (2 if self.halves.count == 1 else 1)
         return {name: step * V for name, V in consume(inverse, gradients).items()}
 

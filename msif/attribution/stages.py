@@ -38,7 +38,8 @@ class FittedStage:
     """One stage of training: its model as a side of an influence, its factors, and the natural scale of its damping.
 
     Attributes:
-        tau: module name -> τ of each block, (nb,), for damping "auto"; see ``msif.natural_tau``. With ``adapter`` those
+        tau: module name -> τ of each block, (nb,), for damping by a name; see ``msif.natural_tau`` and
+            ``msif.evidence_tau``. With ``adapter`` those
             of its parameters, see ``adapter_tau``.
         batches: the stage's own training data, for an inverse that is solved for on it, or the hop of an adapter.
         adapter: what was trained, where the stage is to be taken as an adapter's and not as a training of all weights.
@@ -131,13 +132,11 @@ def build_scorer(
 
 
 def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves) -> HalvesScorer:
-    if first.batches is None or (first.tau is None and not halves.of_loss):
+    if first.tau is None or first.batches is None:
         raise MsifError(
-            "halves are foretold from τ of the first stage's training and its data: give it tau= (or halves of_loss) "
-            "and batches=."
+            "halves are foretold from τ of the first stage's training and its data: give it tau= and batches=."
         )
-    tau = None if halves.of_loss else first.tau
-    return HalvesScorer(scorer, factors_of(first, "pretrained"), tau, first.batches, halves)
+    return HalvesScorer(scorer, factors_of(first, "pretrained"), first.tau, first.batches, halves)
 
 
 def later_stage(stage: FittedStage, names: Iterable[str], damping: Damping, ihvp: IHVP) -> Preconditioner:

@@ -301,5 +301,5 @@ def not_negative(text: str) -> float:
 
 
 def not_negative_or_auto(text: str) -> float | str:
-    """An argument type: "auto" and what follows it, which ``Damping`` reads, or a finite number of 0 or more."""
-    return text if text.startswith("auto") else not_negative(text)
+    """An argument type: a name of 1/τ and what follows it, which ``Damping`` reads, or a number of 0 or more."""
+    return text if text.startswith(("auto", "evidence")) else not_negative(text)

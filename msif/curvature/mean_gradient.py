@@ -56,26 +56,21 @@ def mean_gradients(
     batches: Iterable[Any],
     members: Members,
     count: int,
-) -> tuple[Vectors, float]:
-    """(1/N) Σ_{z ∈ S_k} ∇L(z) of ``count`` sets S_k with the data's own labels, N supervised tokens of *all* sequences,
-    and (1/N) Σ_z L(z).
-
-    Returns:
-        Module name -> (K, d_out, d); the mean loss of a token.
+) -> Vectors:
+    """(1/N) Σ_{z ∈ S_k} ∇L(z) of ``count`` sets S_k with the data's own labels, N supervised tokens of *all* sequences:
+    module name -> (K, d_out, d).
 
     Raises:
         MsifError: nothing is supervised, or NaN or infinity in a gradient.
     """
     device, dtype = device_and_dtype(model)
     consumer = _Totals(tracked, members, count, device, dtype)
-    loss = 0.0
     with CheckedCapture(model, tracked, consumer) as capture:
         for batch in (one.to(device) for one in progress(batches, desc="gradients", unit="batch")):
-            outputs = capture.run(objective, batch, [objective.loss_gradient])
-            loss += float(objective.losses(outputs, batch).double().sum())
+            capture.run(objective, batch, [objective.loss_gradient])
     if not consumer.supervised:
         raise MsifError("no token of the training data is supervised: give the data that the model was trained on.")
-    return {name: sums / consumer.supervised for name, sums in consumer.sums.items()}, loss / consumer.supervised
+    return {name: sums / consumer.supervised for name, sums in consumer.sums.items()}
 
 
 def mean_gradient(
@@ -83,5 +78,5 @@ def mean_gradient(
 ) -> Vectors:
     """Γ = (1/N) Σ_z ∇L(z) of all sequences: module name -> (d_out, d); see ``mean_gradients``."""
     everything: Members = lambda indices: torch.ones(1, len(indices), dtype=torch.bool)  # noqa: E731
-    sums, _ = mean_gradients(model, tracked, objective, batches, everything, 1)
+    sums = mean_gradients(model, tracked, objective, batches, everything, 1)
     return {name: own[0] for name, own in sums.items()}

@@ -1,21 +1,17 @@
 """Means over models moved towards random halves, against weights moved by hand and dense inverses, in float64."""
 
 import copy
-import logging
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import alone, dense_gradients, documents, tiny_lm
-from scipy import optimize
 from test_factors_dense import fitted
 from test_influence import dense_inverse
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from msif import MsifError
-from msif.attribution import halves as halves_module
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, HalvesScorer, as_halves
@@ -235,54 +231,8 @@ def test_what_no_halves_are_written_as_is_refused(text):
 def test_what_is_written():
     assert as_halves("4") == as_halves(4) == Halves(4, 0.3)
     assert as_halves("8:0.5") == as_halves(Halves(8, 0.5)) == Halves(8, 0.5)
-    assert as_halves("2:loss") == as_halves("2:0.3:loss") == Halves(2, 0.3, of_loss=True) != Halves(2, 0.3)
-    for text in ("4:0.3", "1:0.7:loss", "8:1.5"):
+    for text in ("4:0.3", "1:0.7", "8:1.5"):
         assert str(as_halves(text)) == text
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_the_loss_tells_the_damping_at_which_a_newton_step_accounts_for_it(stages, count, caplog):
-    first, _ = stages
-    caplog.set_level(logging.INFO, "msif")
-    halves = Halves(count, STEP, seed=1, of_loss=True)
-    found = build_scorer("single-stage", replace(first, tau=None), None, Damping(0.02), halves=halves).displacements()
-    (told,) = re.findall(r"tells a damping of (\S+) in the place of", caplog.text)
-    own = gradients(first.side, first.side.model, TRAINED_ON)
-    tokens = sum(len(text) - 1 for text in TRAINED_ON)
-    objective, model = first.side.objective, first.side.model
-    with torch.no_grad():
-        loss = sum(float(objective.losses(objective.outputs(model, text), text).sum()) for text in alone(TRAINED_ON))
-    each = {name: torch.stack([g[name].flatten() for g in own]) / tokens for name in found}
-
-    def rise(λ):
-        whole = {name: rows.sum(0) for name, rows in each.items()}
-        return sum(float(V @ dense_inverse(first.factors[name], λ) @ V) for name, V in whole.items())
-
-    λ = optimize.brentq(lambda log: rise(np.exp(log)) - 2 * loss / tokens, -30, 10)
-    assert float(told) == pytest.approx(np.exp(λ), rel=0.06)  # by two digits
-    outside = halves.left_out(torch.arange(len(TRAINED_ON))).double()
-    for name, V in found.items():
-        expected = STEP * (outside @ each[name] @ dense_inverse(first.factors[name], np.exp(λ)).T)
-        error = V.flatten(1) - expected / (2 if count == 1 else 1)
-        assert error.norm() < 0.01 * V.norm()  # λ is of a hundredth
-
-
-@pytest.mark.parametrize(("gradient", "loss"), [(0.0, 1.0), (0.0, 0.0), (1.0, 1e30)])
-def test_a_loss_that_tells_no_damping_is_told(stages, monkeypatch, gradient, loss):
-    first, _ = stages
-    scorer = build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, of_loss=True))
-    same = {module.name: torch.full((2, *module.shape), gradient).double() for module in first.side.tracked}
-    monkeypatch.setattr(halves_module, "mean_gradients", lambda *args: (same, loss))
-    with pytest.raises(MsifError, match="more than a Newton step accounts for"):
-        scorer.displacements()
-
-
-def test_factors_without_curvature_tell_no_damping(stages):
-    first, _ = stages
-    flat = {name: replace(own, Lambda=torch.zeros_like(own.Lambda)) for name, own in first.factors.items()}
-    scorer = build_scorer("single-stage", replace(first, factors=flat), None, halves=Halves(2, of_loss=True))
-    with pytest.raises(MsifError, match="more than a Newton step accounts for"):
-        scorer.displacements()
 
 
 def test_halves_need_a_training_and_its_data(stages):

@@ -75,10 +75,18 @@ def test_relative_damping_is_per_block_and_a_dead_block_stays_zero():
 
 
 def test_training_is_asked_for_only_where_it_is_used():
-    assert not Damping(0.5).needs_tau(False) and not Damping(0.5).needs_tau(True)
-    assert Damping("auto").needs_tau(False) and Damping("auto").needs_tau(True)
-    assert not Damping("auto", alpha=0.3).needs_tau(True) and Damping("auto:2", alpha=0).needs_tau(True)
-    assert Damping(0.5, alpha="auto").needs_tau(True) and not Damping(0.5, alpha="auto").needs_tau(False)
+    cases = {
+        Damping(0.5): (None, None),
+        Damping("auto"): ("auto", "auto"),
+        Damping("evidence:2"): ("evidence", "evidence"),
+        Damping("auto", alpha=0.3): ("auto", None),
+        Damping("auto:2", alpha=0): ("auto", "auto"),
+        Damping("auto:2", alpha="evidence:3"): ("auto", "evidence"),
+        Damping(0.5, alpha="auto"): (None, "auto"),
+        Damping(0.5, alpha=0): (None, None),
+    }
+    for damping, kinds in cases.items():
+        assert (damping.scale_of(later=False), damping.scale_of(later=True)) == kinds
     with pytest.raises(MsifError, match="learning-rate-sum"):
         Damping("auto").first(None)
 

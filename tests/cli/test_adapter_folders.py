@@ -88,8 +88,20 @@ def test_the_models_own_answer(world, adapter, tmp_path):
 def test_a_natural_scale_of_weights_that_were_not_trained(explain, world, adapter):
     given = {"finetuned": adapter, "finetuned_factors": adapter.parent / "factors"}
     sums = ["--learning-rate-sum", 1, 1]
-    for flags in (["--alpha", "auto"], ["--alpha", "auto", *sums], ["--damping", "auto", *sums]):
-        explain("is an adapter, .* says nothing of the weights that it is merged into: give numbers", *flags, **given)
+    nothing = "is an adapter, .* says nothing of the weights that it is merged into"
+    for flags in (["--alpha", "auto", *sums], ["--damping", "auto", *sums]):
+        explain(f"{nothing}: give numbers", *flags, **given)
+    explain(f"{nothing}, and 'layers.0.attention.dense' has not moved", "--alpha", "auto", **given)
+    explain("the evidence has no α of an adapter's own", "--adapter-hop", "--alpha", "evidence:2", **given)
+
+
+def test_an_adapter_as_a_training_of_all_weights(world, adapter, tmp_path):
+    """Of the maps that it moved the evidence tells α."""
+    flags = [*pair(world, adapter), *QUERY, *ALL, "--modules", ADAPTED]
+    assert influence(*flags, "--output", tmp_path / "out") == 0
+    assert yaml.safe_load((tmp_path / "out/config.yaml").read_text())["alpha"] == "evidence"
+    assert influence(*flags, "--alpha", 0, "--output", tmp_path / "zero") == 0
+    assert by_candidate(tmp_path / "out") != by_candidate(tmp_path / "zero")
 
 
 def test_factors_of_another_adapter(explain, world, adapter, tmp_path):

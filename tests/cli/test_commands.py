@@ -67,7 +67,7 @@ def test_two_commands_as_a_user_types_them(world, tmp_path, zygote):
     result = command("influence", *world.pair, *factors, *QUERY, *ALL, "--top-k", 3, "--output", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert "examples/s" not in result.stderr and "it/s" not in result.stderr  # bars are for terminals
-    assert result.stderr.count("--alpha is 0, since ") == 1  # nothing tells how the pair was trained
+    assert result.stderr.count("the evidence has 1/τ of ") == 1  # no file tells how the pair was trained
     assert "query  Where was Ada born?" in result.stdout and "answer Linz" in result.stdout
     assert "proponents" in result.stdout and "opponents" in result.stdout
     top = [document for document in shown(tmp_path / "out") if document["kind"] == "proponent"]

@@ -1,6 +1,7 @@
 """--halves: what a run with it needs, writes and refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,6 +10,8 @@ from worlds import ALL, FACTS, QUERY, assert_sums, by_candidate, influence, show
 
 import msif
 from msif.cli import dry_run
+from msif.data.batching import batches_of
+from msif.data.queries import Query, encode_queries
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +85,9 @@ def weights_of(described):
 
 
 def test_what_they_need_is_told(world, trained, explain):
-    ways = "give --learning-rate-sum, let the loss tell it .--halves K:loss., or leave --halves out"
     explain(
-        f"--halves reads how the first model was trained, and there is no trainer_state.json.*{ways}", "--halves", 2
+        "--halves reads how the first model was trained, and .* sum to 0: give --learning-rate-sum above 0, or leave",
+        *("--halves", 2, "--learning-rate-sum", 0, 1),
     )
     explain("there are 3 halves: they come in twos", "--halves", 3)
     explain("halves are 'few': write how many", "--halves", "few")
@@ -94,16 +97,23 @@ def test_what_they_need_is_told(world, trained, explain):
             world.folder / "pairs.jsonl", pretrained=trained["base"])  # fmt: skip
 
 
-def test_a_loss_that_tells_the_damping_needs_no_training(world, trained, tmp_path):
+def test_the_evidence_tells_what_no_file_does(world, trained, tmp_path):
     bare = [*world.pair, *world.factors, *QUERY, *ALL, "--alpha", 0]
-    for name, halves in (("short", "1:0.01:loss"), ("long", "1:loss")):
+    for name, halves in (("short", "1:0.01"), ("long", "1")):
         assert influence(*bare, "--halves", halves, "--output", tmp_path / name) == 0
-    first, last = (msif.Stage(world.pair[place], factors=world.factors[place]) for place in (1, 3))
-    query = {"prompt": QUERY[1], "completion": QUERY[3]}
-    options = {"damping": msif.Damping(alpha=0.0), "halves": msif.Halves(1, 0.3, of_loss=True)}
-    result = msif.attribute([first, last], [query], "all", corpus=world.folder / "corpus.jsonl", **options)
-    own = {f"doc-{row}": score for row, score in result.scores().items()}
-    assert own == pytest.approx(by_candidate(tmp_path / "long"), rel=1e-4, abs=1e-9)
+    stages = [msif.Stage(world.pair[place], factors=world.factors[place]) for place in (1, 3)]
+    first, last = (msif.FittedStage(stage.side, stage.store) for stage in stages)
+    tokens = stages[0].store.manifest["counts"]["supervised"]
+    tau = msif.evidence_tau(first.side, first.factors, tokens)
+    known = replace(first, tau=tau, batches=stages[0].training())
+    scorer = msif.build_scorer("multi-stage", known, last, msif.Damping(alpha=0.0), halves=1)
+    encoded = encode_queries([Query("0", QUERY[1], QUERY[3])], stages[1].loaded.tokenizer)
+    documents = msif.Stage(world.base, world.folder / "corpus.jsonl").batches
+    scores = scorer.score(batches_of(encoded, 8192), documents).values[0]
+    own = {f"doc-{row}": score for row, score in enumerate(scores)}
+    assert own == pytest.approx(
+        by_candidate(tmp_path / "long"), rel=1e-4, abs=1e-6 * float(max(map(abs, own.values())))
+    )
     assert own != pytest.approx(by_candidate(tmp_path / "short"), rel=1e-3)
 
 

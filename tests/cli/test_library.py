@@ -205,7 +205,10 @@ def test_the_command_takes_passes_too_and_resumes_each(world, tmp_path, monkeypa
         ),
         (lambda base, s: msif.attribute(["a", "b"], ASKED), r"a stage is str: give msif\.Stage"),
         (lambda base, s: msif.attribute(s, ASKED, damping=-1), r"damping is -1: give msif\.Damping"),
-        (lambda base, s: msif.Damping(-1), "damping is -1: give a number of 0 or more, 'auto', 'auto:X' or None"),
+        (
+            lambda base, s: msif.Damping(-1),
+            "damping is -1: give a number of 0 or more, 'auto', 'evidence', ",
+        ),
         (lambda base, s: msif.Damping("auto:0"), "auto:X with X above 0"),
         (lambda base, s: msif.Damping(alpha="auto:two"), "auto:X with X above 0"),
         (lambda base, s: msif.Damping(alpha="10"), "'10' is no damping: write a number"),

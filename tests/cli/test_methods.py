@@ -1,7 +1,6 @@
 """Methods, damping and options of the influence command."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -145,26 +144,23 @@ def test_alpha_by_default_where_fine_tuning_is_known(world, tmp_path, multi_stag
     assert alpha_of(tmp_path / "zero") == 0 and alpha_of(tmp_path / "gdp") is None
     assert same_scores(tmp_path / "known", tmp_path / "number") and same_scores(tmp_path / "given", tmp_path / "number")
     assert same_scores(tmp_path / "damped", tmp_path / "damped number")
-    assert same_scores(tmp_path / "zero", multi_stage) and not same_scores(tmp_path / "known", multi_stage)
+    assert alpha_of(multi_stage) == "evidence"
+    assert not same_scores(tmp_path / "known", multi_stage) and not same_scores(tmp_path / "zero", multi_stage)
     # the file repeats it, and asks again for what the same command asks for
     assert influence("--config", tmp_path / "known" / "config.yaml", "--output", tmp_path / "again") == 0
     assert by_candidate(tmp_path / "again") == by_candidate(tmp_path / "known")
     assert influence(*flags, "--output", tmp_path / "known") == 0
 
 
-def test_alpha_by_default_where_fine_tuning_is_not_known(world, tmp_path, caplog):
+def test_alpha_by_default_where_files_do_not_tell_it(world, tmp_path, caplog):
     tuned = copied(world.tuned, tmp_path / "tuned", SGD)
     (tuned / "trainer_state.json").unlink()
     flags = [*world.pair, "--finetuned", tuned, *world.factors, *QUERY, *ALL]
     assert influence(*flags, "--output", tmp_path / "out") == 0
-    (warning,) = warnings_of_alpha(caplog)
-    assert re.fullmatch(r"--alpha is 0, since .* beside \S+tuned tell .* --alpha X .* --learning-rate-sum\.", warning)
-    assert alpha_of(tmp_path / "out") == 0.0
-    assert influence(*flags, "--alpha", 0, "--output", tmp_path / "zero") == 0
-    assert by_candidate(tmp_path / "out") == by_candidate(tmp_path / "zero")
+    assert alpha_of(tmp_path / "out") == "evidence"
     # once written down it is what was asked for, also where training has become known
     copied(world.tuned, tmp_path / "known", SGD)
     repeated = ["--config", tmp_path / "out" / "config.yaml", "--finetuned", tmp_path / "known"]
     assert influence(*repeated, "--output", tmp_path / "again") == 0
     assert by_candidate(tmp_path / "again") == by_candidate(tmp_path / "out")
-    assert warnings_of_alpha(caplog) == [warning]  # the first run's
+    assert not warnings_of_alpha(caplog)

@@ -15,8 +15,8 @@ from experiments.demo.world import WorldSize, build_world, write_world
 from experiments.nearby import __main__ as command
 from experiments.nearby import sources
 from experiments.nearby.methods import methods_of_one, methods_of_two, one_stage, two_stages
-from experiments.nearby.report import near_table
 from experiments.retraining import methods as retraining_methods
+from experiments.retraining.families import family_table
 from msif.atomic import write_json_lines
 from msif.errors import MsifError
 from msif.json_text import json_lines
@@ -51,14 +51,14 @@ def test_the_table_sets_each_against_its_family_without_halves() -> None:
     judge = Judge(masks, -np.einsum("mn,sqn->msq", masks, truth))
     nears = one_stage()
     scores = {near.method.name: truth if near.halves else truth + draw.normal(size=truth.shape) for near in nears}
-    table = near_table([("statements", judge, nears, scores)])
+    table = family_table([("statements", judge, nears, scores)], ("halves", "step"), "gain", "of these")
     assert len(table.rows) == len(nears)
     for near, row in zip(nears, table.rows, strict=True):
         assert row[:2] == ["statements", near.family]
         if near.halves is None:
             assert row[2:4] == [None, None] and row[5] is None and float(row[4].split()[0]) < 0.95
         else:
-            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}" + ", by loss" * near.halves.of_loss]
+            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}"]
             assert row[4].startswith("1.000") and row[5].startswith("+0.") and row[7] == pytest.approx(1)
         assert row[6] < 1  # without opponents
 

@@ -39,6 +39,10 @@ class TrainingUnknown(MsifError):
         super().__init__(_told(reason, *remedies, NUMBERS))
         self.reason, self.remedies = reason, remedies
 
+    def and_(self, reason: str, *remedies: str) -> TrainingUnknown:
+        """With what else does not tell."""
+        return TrainingUnknown(f"{self.reason}, and {reason}", *self.remedies, *remedies)
+
     def of(self, reader: str, *without: str) -> MsifError:
         """The same where τ itself is read, and no number can stand for it: by what, and ways to do without."""
         return MsifError(_told(f"{reader}, and {self.reason}", *self.remedies, *without))
