@@ -11,6 +11,7 @@ PAGES = {
     "case-study": "case-study",
     "counterfactual": "counterfactual",
     "digits": "digits",
+    "evidence": "evidence",
     "fact-tracing": "fact_tracing",
     "nearby": "nearby",
     "peers": "peers",
