@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.common.methods import Method
+from experiments.nearby.refitted import refitted
 from experiments.retraining.methods import UNIT, staged
 from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
 USUAL = Halves()
+REFITTED = Halves(4, 1.0)
+"""Where each half's model has factors of its own; a whole step is then the best of .3, 1, 2."""
 SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
 """Of the defaults: numbers at the usual step, then other steps."""
 
@@ -31,23 +34,27 @@ class Near:
     Attributes:
         family: of methods that differ by halves alone; the first of them has none.
         halves: None asks the models themselves.
+        own_factors: whether curvature is that of the moved models.
     """
 
     family: str
     halves: Halves | None
     method: Method
+    own_factors: bool = False
 
     @property
     def cells(self) -> list[Any]:
         """Number and step."""
-        return [self.halves and self.halves.count, self.halves and f"{self.halves.step:g}"]
+        if self.halves is None:
+            return [None, None]
+        return [self.halves.count, f"{self.halves.step:g}" + ", own factors" * self.own_factors]
 
 
 def one_stage() -> list[Near]:
     """Of the pre-trained model."""
     return [
-        *_family("EK-FAC, damping 0.1 mean", Damping(), SWEEP),
-        *_family("EK-FAC, unit documents", Damping(), normalize="unit"),
+        *_family("EK-FAC, damping 0.1 mean", Damping(), SWEEP, refits=True),
+        *_family("EK-FAC, unit documents", Damping(), refits=True, normalize="unit"),
         *_family("EK-FAC, damping 1/τ", Damping("auto")),
     ]
 
@@ -56,16 +63,21 @@ def two_stages() -> list[Near]:
     """Of both."""
     usual, pulled = Damping(alpha="auto"), Damping(damping_scale=1.0, alpha="auto:10")
     return [
-        *_family(REFERENCE, usual, SWEEP),
+        *_family(REFERENCE, usual, SWEEP, refits=True),
         *_family(UNIT, usual, normalize="unit"),
         *_family("multi-stage EK-FAC, λ = 1 mean, α = 10/τ", pulled),
         *_family("multi-stage EK-FAC, prior bm25:0.5", usual, prior=0.5),
-        *_family("multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, normalize="unit"),
+        *_family("multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, refits=True, normalize="unit"),
     ]
 
 
 def _family(
-    name: str, damping: Damping, sweep: tuple[Halves, ...] = (USUAL,), prior: float | None = None, **options: Any
+    name: str,
+    damping: Damping,
+    sweep: tuple[Halves, ...] = (USUAL,),
+    prior: float | None = None,
+    refits: bool = False,
+    **options: Any,
 ) -> Iterator[Near]:
     method = "multi-stage" if name.startswith("multi") else "single-stage"
     for halves in (None, *sweep):
@@ -74,6 +86,10 @@ def _family(
         shown = name if halves is None else with_halves(name, halves)
         settings = {} if halves is None else asdict(halves)
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=settings))
+    if refits:
+        scorer = refitted(method, damping, REFITTED, **options)
+        shown = f"{with_halves(name, REFITTED)}, own factors"
+        yield Near(name, REFITTED, Method(shown, scorer=scorer, prior=prior, settings=asdict(REFITTED)), True)
 
 
 def methods_of_one(one_objective: bool) -> list[Method]:

@@ -16,7 +16,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from msif.attribution.composite import CompositeScorer, PartVectors
 from msif.attribution.cost import Cost
-from msif.attribution.damping import Damping
+from msif.attribution.damping import Damping, Tau
 from msif.attribution.gradients import Side
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.mean_gradient import mean_gradients
@@ -102,6 +102,30 @@ def as_halves(given: Halves | int | str) -> Halves:
         ) from None
 
 
+def foretold(side: Side, factors: Factors, tau: Tau, batches: Iterable[Any], halves: Halves) -> Vectors:
+    """δ_S of each half: module name -> (K, d_out, d).
+
+    Args:
+        side: of the first stage, as are factors, τ and data.
+
+    Raises:
+        MsifError: see ``mean_gradients``.
+    """
+    gradients = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
+    inverse = EKFAC(factors, Damping("auto").first(tau))
+    step = halves.step / (2 if halves.count == 1 else 1)
+    found = {name: step * V for name, V in consume(inverse, gradients).items()}
+    _tell(side, halves, found)
+    return found
+
+
+def moved_model(side: Side, change: Vectors) -> nn.Module:
+    """A copy of the model with W̄ + change of each module in the place of W̄, which has all else in common with it."""
+    own = _sharing(side.model)
+    _move(replace(side, model=own), change)
+    return own
+
+
 class HalvesScorer(CompositeScorer):
     """I(z → q) = (1/K) Σ_S ∇m(q; θ_K + δ_S)ᵀ P_K ⋯ P_1 ∇L(z; θ_1 + δ_S), with the inverses of the models themselves.
 
@@ -121,7 +145,7 @@ class HalvesScorer(CompositeScorer):
         self,
         scorer: InfluenceScorer,
         factors: Factors,
-        tau: Mapping[str, Tensor],
+        tau: Tau,
         batches: Iterable[Any],
         halves: Halves,
     ) -> None:
@@ -131,18 +155,12 @@ class HalvesScorer(CompositeScorer):
 
     def displacements(self) -> Vectors:
         """δ_S of each half: module name -> (K, d_out, d)."""
-        side = self.scorer.candidate_side
-        args = side.model, side.tracked, side.objective, self.batches
-        gradients = mean_gradients(*args, self.halves.left_out, self.halves.count)
-        inverse = EKFAC(self.factors, Damping("auto").first(self.tau))
-        step = self.halves.step / (2 if self.halves.count == 1 else 1)
-        return {name: step * V for name, V in consume(inverse, gradients).items()}
+        return foretold(self.scorer.candidate_side, self.factors, self.tau, self.batches, self.halves)
 
     def move(self, displacements: Vectors) -> None:
         """Each part's models by its own."""
         assert not self.moved, "models are moved once"
         self.moved = True
-        self._tell(displacements)
         for number, part in enumerate(self.parts):
             sides = {id(side.model): side for side in (part.query_side, part.candidate_side)}
             for side in sides.values():
@@ -167,15 +185,15 @@ class HalvesScorer(CompositeScorer):
         if not self.moved:
             self.move(self.displacements())
 
-    def _tell(self, displacements: Vectors) -> None:
-        side = self.scorer.candidate_side
-        weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
-        share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
-        log.info("--halves %s: weights are moved by %.2g of their norm", self.halves, share)
-        dtype = next(side.model.parameters()).dtype
-        if share < torch.finfo(dtype).eps:
-            wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
-            log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
+
+def _tell(side: Side, halves: Halves, displacements: Vectors) -> None:
+    weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
+    share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
+    log.info("halves %s: weights are moved by %.2g of their norm", halves, share)
+    dtype = next(side.model.parameters()).dtype
+    if share < torch.finfo(dtype).eps:
+        wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
+        log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
 
 
 def _apart(scorer: InfluenceScorer) -> InfluenceScorer:

@@ -16,6 +16,7 @@ COMMANDS = {
     "msif-index": ("msif.build_index", "documents' gradients on disk, for many questions"),
 }
 OTHERS = {
+    "msif.foretell": "models as trainings on random halves of the data would have left them",
     "msif.average": "the mean of several runs, of model pairs trained from other seeds",
     "msif.page": "the page of an influence run, again, or of several side by side",
 }

@@ -13,7 +13,7 @@ from experiments.common.judging import Judge, random_halves
 from experiments.demo.demo import ask
 from experiments.demo.world import WorldSize, build_world, write_world
 from experiments.nearby import __main__ as command
-from experiments.nearby import sources
+from experiments.nearby import refitted, sources
 from experiments.nearby.methods import methods_of_one, methods_of_two, one_stage, two_stages
 from experiments.retraining import methods as retraining_methods
 from experiments.retraining.families import family_table
@@ -26,14 +26,22 @@ from msif.json_text import json_lines
 def test_each_family_is_asked_without_halves_first_and_all_else_is_alike(monkeypatch, listed, method) -> None:
     built = []
 
-    def record(name, first, last, damping, ihvp, **options):
+    def record(name, first, last, damping, ihvp=None, **options):
         built.append((name, damping, options))
 
     monkeypatch.setattr(retraining_methods, "build_scorer", record)
     stage = SimpleNamespace(stage=None)
     families: dict[str, tuple] = {}
+    monkeypatch.setattr(refitted, "build_scorer", record)
+    monkeypatch.setattr(refitted, "EnsembleScorer", len)
+    monkeypatch.setattr(refitted, "_moved", lambda first, last, halves: [(halves, last)] * halves.count)
     for near in listed():
         near.method.build(SimpleNamespace(pretrained=stage, finetuned=stage))
+        if near.own_factors:  # as of the family, once for each half
+            kinds = [(name, damping, options) for name, damping, options in built]
+            assert kinds == [(method, *families[near.family][:2])] * near.halves.count
+            built.clear()
+            continue
         name, damping, options = built.pop()
         assert name == method and options.pop("halves", None) == near.halves
         if near.family not in families:
@@ -58,7 +66,7 @@ def test_the_table_sets_each_against_its_family_without_halves() -> None:
         if near.halves is None:
             assert row[2:4] == [None, None] and row[5] is None and float(row[4].split()[0]) < 0.95
         else:
-            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}"]
+            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}" + ", own factors" * near.own_factors]
             assert row[4].startswith("1.000") and row[5].startswith("+0.") and row[7] == pytest.approx(1)
         assert row[6] < 1  # without opponents
 
