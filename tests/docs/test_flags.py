@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from msif import average, build_index, fit_factors, influence
+from msif import average, build_index, fit_factors, foretell, influence
 from msif import page as html_page
 from msif.attribution.methods import usual_candidates
 from msif.cli.checks import check_options
@@ -14,7 +14,7 @@ from msif.cli.checks import check_options
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "results" not in p.parts)]
 HOW_TO = [page for page in PAGES if page.parent.name == "how-to"]
-COMMANDS = (fit_factors, influence, build_index, average, html_page)
+COMMANDS = (fit_factors, influence, build_index, foretell, average, html_page)
 PARSERS = {f"msif.{command.__name__.rpartition('.')[2]}": command.parser() for command in COMMANDS}
 CODE = re.compile(r"^```(?:sh|bash)?\n(.*?)^```|^((?: {4}.*\n|\n)+)", re.M | re.S)
 
