@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.common.methods import Method
-from experiments.nearby.refitted import refitted
 from experiments.retraining.methods import UNIT, staged
+from experiments.retraining.refitted import refitted
 from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves

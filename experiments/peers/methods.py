@@ -11,6 +11,7 @@ from experiments.common.search import search_by_words
 from experiments.peers.toolkits import LAYERS, MAPS
 from experiments.retraining.members import Member
 from experiments.retraining.methods import TRAK_PROJECTION
+from experiments.retraining.refitted import refitted
 from experiments.retraining.trackstar import TrackStarScorer
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
@@ -30,6 +31,8 @@ class Own:
     stage: str = ""
 
 
+NEARBY = f"{MAPS}, damping 0.1 mean, {Halves().count} halves foretold, own factors"
+"""The setting of one more that others are compared with."""
 STAGES = {MAPS: "stage", LAYERS: "layers", f"{MAPS}, 4 segments": "in_segments"}
 DAMPINGS = {"damping 0.1 mean": Damping(), "damping 1/τ": Damping("auto")}
 
@@ -63,6 +66,7 @@ def _own_methods() -> list[Own]:
         *(ekfac(MAPS, damping, normalize="unit") for damping in DAMPINGS),
         ekfac(MAPS, "damping 0.1 mean", halves=Halves()),
         ekfac(MAPS, "damping 0.1 mean", normalize="unit", halves=Halves()),
+        Own(Method("EK-FAC", NEARBY, scorer=refitted("single-stage", Damping(), Halves(step=1.0)))),
         _staged("SOURCE", "source"),
         _staged("SOURCE", "source", f"{MAPS}, 4 segments"),
         *(_staged("gradient dot product", "gdp", maps) for maps in (MAPS, LAYERS)),
@@ -75,5 +79,3 @@ def _own_methods() -> list[Own]:
 
 METHODS = _own_methods()
 """The first is at the defaults of the command line, and what others are compared with."""
-NEARBY = f"{MAPS}, damping 0.1 mean, {Halves().count} halves foretold"
-"""The setting of one more that others are compared with."""

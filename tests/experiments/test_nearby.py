@@ -13,9 +13,10 @@ from experiments.common.judging import Judge, random_halves
 from experiments.demo.demo import ask
 from experiments.demo.world import WorldSize, build_world, write_world
 from experiments.nearby import __main__ as command
-from experiments.nearby import refitted, sources
+from experiments.nearby import sources
 from experiments.nearby.methods import methods_of_one, methods_of_two, one_stage, two_stages
 from experiments.retraining import methods as retraining_methods
+from experiments.retraining import refitted
 from experiments.retraining.families import family_table
 from msif.atomic import write_json_lines
 from msif.errors import MsifError
