@@ -31,7 +31,7 @@ class Own:
     stage: str = ""
 
 
-NEARBY = f"{MAPS}, damping 0.1 mean, {Halves().count} halves foretold, own factors"
+NEARBY = f"{MAPS}, damping 0.1 mean, {Halves().count} halves foretold"
 """The setting of one more that others are compared with."""
 STAGES = {MAPS: "stage", LAYERS: "layers", f"{MAPS}, 4 segments": "in_segments"}
 DAMPINGS = {"damping 0.1 mean": Damping(), "damping 1/τ": Damping("auto")}
@@ -66,7 +66,7 @@ def _own_methods() -> list[Own]:
         *(ekfac(MAPS, damping, normalize="unit") for damping in DAMPINGS),
         ekfac(MAPS, "damping 0.1 mean", halves=Halves()),
         ekfac(MAPS, "damping 0.1 mean", normalize="unit", halves=Halves()),
-        Own(Method("EK-FAC", NEARBY, scorer=refitted("single-stage", Damping(), Halves(step=1.0)))),
+        Own(Method("EK-FAC", f"{NEARBY}, own factors", scorer=refitted("single-stage", Damping(), Halves(step=1.0)))),
         _staged("SOURCE", "source"),
         _staged("SOURCE", "source", f"{MAPS}, 4 segments"),
         *(_staged("gradient dot product", "gdp", maps) for maps in (MAPS, LAYERS)),

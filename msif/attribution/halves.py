@@ -41,6 +41,8 @@ from msif.models.sharding import held_bytes
 log = logging.getLogger(__name__)
 
 HALVES_STREAM = 9
+FARTHEST = 0.6
+"""Of the weights' norm. The models of docs/nearby.md are moved by less than half of it, and the demo's by a third."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,9 @@ def _tell(side: Side, halves: Halves, displacements: Vectors) -> None:
     share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
     log.info("halves %s: weights are moved by %.2g of their norm", halves, share)
     dtype = next(side.model.parameters()).dtype
+    if share > FARTHEST:
+        smaller = f"{halves.count}:{halves.step / 10:.1g}"
+        log.warning("that is further than one step foretells: give a smaller one, such as %s", smaller)
     if share < torch.finfo(dtype).eps:
         wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
         log.warning("weights of %s hold little of so small a move: %s", dtype, wider)

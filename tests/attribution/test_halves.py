@@ -253,3 +253,10 @@ def test_a_move_that_weights_do_not_hold_is_told(stages, caplog, dtype, advice):
     assert isinstance(scorer, HalvesScorer)
     scorer.query_vectors([collate(QUERIES)])
     assert f"weights of {dtype} hold little of so small a move: {advice}" in caplog.text
+
+
+@pytest.mark.parametrize(("step", "told"), [(1e6, True), (0.1, False)])
+def test_a_move_that_is_too_long_is_told(stages, caplog, step, told):
+    first, _ = stages
+    build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, step)).displacements()
+    assert ("further than one step foretells: give a smaller one, such as 2:1e+05" in caplog.text) == told
