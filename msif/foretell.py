@@ -1,7 +1,7 @@
 """Models as trainings on random halves of the data would have left them, foretold by one step and written as folders.
 
-Each is a model like any other: fit factors of it, ask it by any method, and average the runs. --halves of msif.influence
-asks such models as well, with the curvature of those that are there.
+Each is a model like any other: fit factors of it, ask it by any method, and average the runs. --halves of
+msif.influence asks such models as well, with the curvature of those that are there.
 """
 
 from __future__ import annotations

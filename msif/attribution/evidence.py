@@ -18,8 +18,7 @@ from msif.models.training import TrainingUnknown
 def evidence_tau(side: Side, factors: Factors, tokens: int, before: Side | None = None) -> dict[str, Tensor]:
     """τ of every block of a stage: module name -> (nb,), in units of 1/curvature; 1/τ is the damping, λ or α.
 
-    It stands in for ``natural_tau``, of whose size it is, where nothing tells how long a training was. All blocks of a
-    module have one number.
+    It stands in for ``natural_tau`` where nothing tells how long a training was. Blocks of a module have one number.
 
     Args:
         tokens: N, supervised tokens of the data that its curvature is of.

@@ -7,7 +7,7 @@ mean loss. The evidence for it, which integrates the weights out in the Laplace 
 
 with Δ the way that the weights have gone and σ their eigenvalues; γ is how many of them the data have determined
 (MacKay 1992, "Bayesian interpolation": 2αE_W = γ; a precision for each group of weights is his automatic relevance
-determination). It is of the size of 1/τ, which the optimizer's state tells (docs/evidence.md).
+determination). It stands in for 1/τ, which the optimizer's state tells (docs/evidence.md).
 """
 
 from __future__ import annotations
