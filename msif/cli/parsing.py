@@ -302,4 +302,9 @@ def not_negative(text: str) -> float:
 
 def not_negative_or_auto(text: str) -> float | str:
     """An argument type: a name of 1/τ and what follows it, which ``Damping`` reads, or a number of 0 or more."""
-    return text if text.startswith(("auto", "evidence")) else not_negative(text)
+    if text.startswith(("auto", "evidence")):
+        return text
+    try:
+        return not_negative(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor auto or evidence") from None

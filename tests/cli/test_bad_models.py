@@ -159,7 +159,8 @@ def test_factors_that_lack_what_is_asked_for(explain, world, tmp_path):
 
 
 def test_damping_that_cannot_be(explain):
-    explain("--damping: '-1' is not a number of 0 or more", "--damping=-1")
+    explain("--damping: '-1' is not a number of 0 or more, nor auto or evidence", "--damping=-1")
+    explain("--alpha: 'evident' is not a number of 0 or more, nor auto or evidence", "--alpha", "evident")
     explain("--damping-scale: '-0.5' is not a number", "--damping-scale=-0.5")
     explain("--alpha: 'nan' is not a number", "--alpha", "nan")
     explain("--damping: 'small' is not a number", "--damping", "small")
