@@ -13,12 +13,11 @@ import numpy as np
 
 from msif import distributed
 from msif.attribution.chunks import capacities, chunks_of
-from msif.attribution.halves import HalvesScorer
 from msif.attribution.methods import NOT_RESULTS
 from msif.attribution.partial import PartialScores, partial_file
 from msif.attribution.prior import parse_prior, with_prior
 from msif.attribution.results import Ranking, rank
-from msif.attribution.scorers import Explainer, PairScorer
+from msif.attribution.scorers import Explainer, Mover, PairScorer
 from msif.candidates.build import build_selector
 from msif.candidates.selection import CandidateSpec, interleave, parse_candidates
 from msif.curvature.residency import room_beside
@@ -160,7 +159,7 @@ class Job:
         rows = sorted({int(row) for selected in candidates for row in selected})
         lexical = distributed.same(lambda: self._by_words(words, candidates))
         mixed = queries if self._corrects([batches for _, batches in chunks]) else []
-        if isinstance(self.scorer, HalvesScorer) and not self.scorer.moved:
+        if isinstance(self.scorer, Mover) and not self.scorer.moved:
             self.scorer.move(distributed.computed(self.scorer.displacements))
         rankings: list[Ranking] = []
         parts: list[Parts] = []

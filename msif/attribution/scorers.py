@@ -96,6 +96,17 @@ class Explainer(Protocol):
     ) -> list[Contributions]: ...
 
 
+@runtime_checkable
+class Mover(Protocol):
+    """A scorer that asks models which it moves first, once, in every process by the same displacements."""
+
+    moved: bool
+
+    def displacements(self) -> Vectors: ...
+
+    def move(self, displacements: Vectors) -> None: ...
+
+
 def score_batches(
     candidates: Iterable[Any], score: Callable[[Any], Tensor], partial: PartialScores | None = None
 ) -> Scores:
