@@ -14,7 +14,7 @@ from msif.attribution.scorers import Scorer
 from msif.attribution.stages import build_scorer
 
 STATE, EVIDENCE, NOTHING = "the optimizer's state", "the evidence", "nothing, α = 0"
-USUAL = Damping(alpha="auto")
+TWO, USUAL = "multi-stage", Damping(alpha="auto")
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,25 @@ class Told:
 def one_stage() -> list[Told]:
     """Of the pre-trained model."""
     return [
-        *_family("EK-FAC, λ = 1/τ", Damping("auto")),
-        *_family("EK-FAC, λ = 0.1 mean, 4 halves", Damping(), halves=4),
+        *_family("single-stage", "EK-FAC, λ = 1/τ", Damping("auto")),
+        *_family("single-stage", "EK-FAC, λ = 0.1 mean, 4 halves", Damping(), halves=4),
     ]
 
 
 def two_stages() -> list[Told]:
     """Of both."""
     usual = "multi-stage EK-FAC, λ = 0.1 mean, α = 1/τ"
-    none = Method(f"{usual}, {NOTHING}", scorer=_scorer("multi-stage", Damping(alpha=0.0), STATE))
+    none = Method(f"{usual}, {NOTHING}", scorer=_scorer(TWO, Damping(alpha=0.0), STATE))
     return [
-        *_family(usual, USUAL),
+        *_family(TWO, usual, USUAL),
         Told(usual, NOTHING, none),
-        *_family(f"{usual}, 4 halves", USUAL, halves=4),
-        *_family("multi-stage EK-FAC, λ = 1/τ, α = 1/τ", Damping("auto")),
-        *_family("multi-stage EK-FAC, SOURCE filters", None),
+        *_family(TWO, f"{usual}, 4 halves", USUAL, halves=4),
+        *_family(TWO, "multi-stage EK-FAC, λ = 1/τ, α = 1/τ", Damping("auto")),
+        *_family("source", "multi-stage EK-FAC, SOURCE filters", None),
     ]
 
 
-def _family(name: str, damping: Damping | None, **options: Any) -> Iterator[Told]:
-    method = "source" if damping is None else "multi-stage" if name.startswith("multi") else "single-stage"
+def _family(method: str, name: str, damping: Damping | None, **options: Any) -> Iterator[Told]:
     for by in (STATE, EVIDENCE):
         yield Told(name, by, Method(f"{name}, {by}", scorer=_scorer(method, damping, by, **options)))
 

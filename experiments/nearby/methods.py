@@ -13,6 +13,7 @@ from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
+ONE, TWO = "single-stage", "multi-stage"
 USUAL = Halves()
 REFITTED = Halves(4, 1.0)
 """Where each half's model has factors of its own; a whole step is then the best of .3, 1, 2."""
@@ -53,9 +54,9 @@ class Near:
 def one_stage() -> list[Near]:
     """Of the pre-trained model."""
     return [
-        *_family("EK-FAC, damping 0.1 mean", Damping(), SWEEP, refits=True),
-        *_family("EK-FAC, unit documents", Damping(), refits=True, normalize="unit"),
-        *_family("EK-FAC, damping 1/τ", Damping("auto")),
+        *_family(ONE, "EK-FAC, damping 0.1 mean", Damping(), SWEEP, refits=True),
+        *_family(ONE, "EK-FAC, unit documents", Damping(), refits=True, normalize="unit"),
+        *_family(ONE, "EK-FAC, damping 1/τ", Damping("auto")),
     ]
 
 
@@ -63,15 +64,16 @@ def two_stages() -> list[Near]:
     """Of both."""
     usual, pulled = Damping(alpha="auto"), Damping(damping_scale=1.0, alpha="auto:10")
     return [
-        *_family(REFERENCE, usual, SWEEP, refits=True),
-        *_family(UNIT, usual, normalize="unit"),
-        *_family("multi-stage EK-FAC, λ = 1 mean, α = 10/τ", pulled),
-        *_family("multi-stage EK-FAC, prior bm25:0.5", usual, prior=0.5),
-        *_family("multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, refits=True, normalize="unit"),
+        *_family(TWO, REFERENCE, usual, SWEEP, refits=True),
+        *_family(TWO, UNIT, usual, normalize="unit"),
+        *_family(TWO, "multi-stage EK-FAC, λ = 1 mean, α = 10/τ", pulled),
+        *_family(TWO, "multi-stage EK-FAC, prior bm25:0.5", usual, prior=0.5),
+        *_family(TWO, "multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, refits=True, normalize="unit"),
     ]
 
 
 def _family(
+    method: str,
     name: str,
     damping: Damping,
     sweep: tuple[Halves, ...] = (USUAL,),
@@ -79,7 +81,6 @@ def _family(
     refits: bool = False,
     **options: Any,
 ) -> Iterator[Near]:
-    method = "multi-stage" if name.startswith("multi") else "single-stage"
     for halves in (None, *sweep):
         near = {} if halves is None else {"halves": halves}
         scorer = staged(method, damping, **near, **options)
