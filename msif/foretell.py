@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msif.cli.flags import add_device_flags
 from msif.cli.parsing import Parser, not_negative, positive_int, run, set_up_logging
 
 EXAMPLE = """example:
@@ -37,9 +38,7 @@ def parser() -> Parser:
     p.add_argument(
         "--learning-rate-sum", type=not_negative, metavar="X", help="learning rates of M0's training, summed"
     )
-    dtypes = ["auto", "float32", "bfloat16", "float16"]
-    p.add_argument("--dtype", default="auto", choices=dtypes, help="dtype of the weights; auto: as stored")
-    p.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 ...")
+    add_device_flags(p)
     p.add_argument("--quiet", action="store_true", help="warnings only")
     p.need("--pretrained", "--pretrained-factors", "--output")
     return p

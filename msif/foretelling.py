@@ -7,15 +7,14 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from msif.atomic import write_json
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, foretold, moved_model
+from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.select import track_modules
 from msif.options import Options
@@ -59,8 +58,8 @@ def write_halves(
     _check(output, json.loads(json.dumps(identity)))
     missing = [number for number, folder in enumerate(folders) if not folder.is_dir()]
     if missing:
-        tau = Reader(Options(method="single-stage", scorer={"halves": halves}), first, first).read().taus[first]
-        changes = foretold(first.side, first.store, tau, first.training(examples), halves)
+        (known,) = Reader(Options(method="single-stage", scorer={"halves": halves}), first, first).read().known
+        changes = foretold(first.side, first.store, known.tau, first.training(examples), halves)
         sides = {"pretrained": first.side} | ({} if last is None else {"finetuned": _like(first, last)})
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / MANIFEST, identity)
@@ -90,8 +89,13 @@ def _like(first: Stage, last: Stage) -> Side:
     """The modules of the last model that are like those that the first one tracks."""
     model = last.loaded.model
     theirs = {module.name: module for module in track_modules(model, "everything", split_heads=False)}
-    own = [theirs[module.name] for module in first.tracked if _is_like(module, theirs.get(module.name))]
-    left = [module.name for module in first.tracked if not _is_like(module, theirs.get(module.name))]
+    own, left = [], []
+    for module in first.tracked:
+        other = theirs.get(module.name)
+        if other is not None and (other.shape, other.bias) == (module.shape, module.bias):
+            own.append(other)
+        else:
+            left.append(module.name)
     if not own:
         raise MsifError(f"{last.loaded.name} has no module of {first.loaded.name}: give a model fine-tuned from it.")
     if left:
@@ -99,20 +103,14 @@ def _like(first: Stage, last: Stage) -> Side:
     return Side(model, own, last.objective)
 
 
-def _is_like(module: Any, other: Any) -> bool:
-    return other is not None and (other.shape, other.bias) == (module.shape, module.bias)
-
-
-def _write(folder: Path, stages: Mapping[str, Stage], sides: Mapping[str, Side], change: Mapping[str, Tensor]) -> None:
+def _write(folder: Path, stages: Mapping[str, Stage], sides: Mapping[str, Side], change: Vectors) -> None:
     """Whole or not at all."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         for name, side in sides.items():
-            own = replace(side, tracked=[module for module in side.tracked if module.name in change])
-            loaded = stages[name].loaded
-            moved_model(own, dict(change)).save_pretrained(part / name)  # type: ignore[operator]
-            loaded.tokenizer.save_pretrained(part / name)
+            moved_model(side, change).save_pretrained(part / name)  # type: ignore[operator]
+            stages[name].loaded.tokenizer.save_pretrained(part / name)
         os.replace(part, folder)
     except OSError as error:
         raise MsifError(f"{folder} cannot be written ({error.strerror or error}): choose another --output.") from error

@@ -139,7 +139,7 @@ def prepare(asked: Asked) -> Job:
         index=index,
         solved=solved,
         gone_over=[batches[stage] for stage in once],
-        tau_by=list(trainings.kinds.values()),
+        tau_by=[one.kind for one in trainings.known],
         settings={**asked.settings, **found},
         output=asked.output,
     ).checked()
@@ -175,7 +175,7 @@ def _fitted(
     if options.method == "source" and stage.checkpoints is not None:
         parts = [_fitted(part, options, trainings, index, later) for part in reversed(stage.segments)]
         return FittedStage(stage.side, segments=parts[::-1])
-    store, tau = stage.store, trainings.taus.get(stage)
+    store, tau = stage.store, trainings.tau_of(stage)
     if later and options.adapter_hop:
         return FittedStage(stage.side, store, tau, stage.training(options.examples), stage.adapter)
     batches = stage.training(options.examples) if _solves(options) or (options.nears and not later) else None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,34 +20,35 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Known:
+    """τ of a stage, and whether files told it ("auto") or the evidence did."""
+
+    stage: Stage
+    tau: Tau
+    kind: str
+
+
+@dataclass(frozen=True)
 class Trainings:
     """What a run takes of its stages' trainings.
 
     Attributes:
         damping: with the α that is taken in the place of none.
-        taus: of the stages whose training is read.
-        kinds: of these, whether files tell it ("auto") or the evidence does.
+        known: of the stages whose training is read.
         warning: why α is 0 where nobody said so.
     """
 
     damping: Damping
-    taus: Mapping[Stage, Tau] = field(default_factory=dict)
-    kinds: Mapping[Stage, str] = field(default_factory=dict)
+    known: tuple[Known, ...] = ()
     warning: str | None = None
 
     def beside(self, *known: Known) -> Trainings:
         """With more of them."""
-        taus, kinds = ({one.stage: getattr(one, name) for one in known} for name in ("tau", "kind"))
-        return replace(self, taus={**self.taus, **taus}, kinds={**self.kinds, **kinds})
+        return replace(self, known=(*self.known, *known))
 
-
-@dataclass(frozen=True)
-class Known:
-    """τ of a stage, and what told it."""
-
-    stage: Stage
-    tau: Tau
-    kind: str
+    def tau_of(self, stage: Stage) -> Tau | None:
+        """None where its training is not read."""
+        return next((one.tau for one in self.known if one.stage is stage), None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.evidence.methods import methods_of_one, methods_of_two, one_stage, two_stages
+from experiments.evidence.methods import one_stage, two_stages
 from experiments.evidence.plots import draw
 from experiments.evidence.scales import scale_table
 from experiments.peers.both import Both, parser_of_both
@@ -21,7 +21,7 @@ from msif.cli.parsing import run
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser_of_both("evidence", __doc__).parse(arguments)
-    both = Both(options, one_stage, two_stages, methods_of_one, methods_of_two)
+    both = Both(options, one_stage, two_stages)
     gain, title = "more than by the optimizer's state", "with τ of the optimizer's state and of the evidence"
     write(both.results, "evidence", family_table(both.parts, ("τ told by",), gain, title), both.configuration)
     write(both.results, "scales", scale_table(both.asked.members), both.configuration)

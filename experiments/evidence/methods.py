@@ -61,19 +61,9 @@ def _family(method: str, name: str, damping: Damping | None, **options: Any) -> 
 
 def _scorer(method: str, damping: Damping | None, by: str, **options: Any) -> Callable[[Member], Scorer]:
     def scorer(m: Member) -> Scorer:
-        first, last = m.pretrained.stage, m.finetuned.stage
+        first, last = m.pretrained.stage, None if method == "single-stage" else m.finetuned.stage
         if by == EVIDENCE:
-            first, last = by_evidence(first), by_evidence(last, first)
-        return build_scorer(method, first, None if method == "single-stage" else last, damping, **options)
+            first, last = by_evidence(first), last and by_evidence(last, first)
+        return build_scorer(method, first, last, damping, **options)
 
     return scorer
-
-
-def methods_of_one(one_objective: bool) -> list[Method]:
-    """As ``Study`` lists methods."""
-    return [told.method for told in one_stage()]
-
-
-def methods_of_two(one_objective: bool) -> list[Method]:
-    """As ``Study`` lists methods."""
-    return [told.method for told in two_stages()]

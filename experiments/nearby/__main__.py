@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.common.search import search_by_words
-from experiments.nearby.methods import REMOVED, methods_of_one, methods_of_two, one_stage, two_stages, with_halves
+from experiments.nearby.methods import REMOVED, one_stage, two_stages, with_halves
 from experiments.nearby.plots import draw
 from experiments.peers.both import Both, parser_of_both
 from experiments.retraining.command import write
@@ -26,7 +26,7 @@ WORDS = "BM25+"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
-    both = Both(options, one_stage, two_stages, methods_of_one, methods_of_two)
+    both = Both(options, one_stage, two_stages)
     gain, title = "more than the models themselves", "with halves that are foretold"
     write(both.results, "nearby", family_table(both.parts, ("halves", "step"), gain, title), both.configuration)
     draw(both.results)

@@ -91,13 +91,3 @@ def _family(
         scorer = refitted(method, damping, REFITTED, **options)
         shown = f"{with_halves(name, REFITTED)}, own factors"
         yield Near(name, REFITTED, Method(shown, scorer=scorer, prior=prior, settings=asdict(REFITTED)), True)
-
-
-def methods_of_one(one_objective: bool) -> list[Method]:
-    """As ``Study`` lists methods."""
-    return [near.method for near in one_stage()]
-
-
-def methods_of_two(one_objective: bool) -> list[Method]:
-    """As ``Study`` lists methods."""
-    return [near.method for near in two_stages()]

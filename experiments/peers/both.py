@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from experiments.common.methods import Method
 from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.peers.study import PeerStudy, parts
 from experiments.retraining.command import NUMBERS, chosen_sizes
 from experiments.retraining.families import Part, Variant
 from experiments.retraining.settings import Sizes
-from experiments.retraining.study import Listed, Study, scores_of_all
+from experiments.retraining.study import Study, scores_of_all
 from msif.cli.parsing import Parser
 
 Variants = Callable[[], Sequence[Variant]]
@@ -27,14 +28,11 @@ class Both:
 
     Attributes:
         one, two: what is asked of the pre-trained models, and of pairs.
-        listed_one, listed_two: the same, as ``Study`` lists methods.
     """
 
     options: argparse.Namespace
     one: Variants
     two: Variants
-    listed_one: Listed
-    listed_two: Listed
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -49,12 +47,12 @@ class Both:
 
     @cached_property
     def asked(self) -> Study:
-        return replace(self.told.study, listed=self.listed_two)
+        return replace(self.told.study, listed=partial(_listed, self.two))
 
     @property
     def parts(self) -> list[Part]:
         told, asked = self.told, self.asked
-        of_told = scores_of_all(replace(asked, listed=self.listed_one), told.asked, parts(asked, told.asked))
+        of_told = scores_of_all(replace(asked, listed=partial(_listed, self.one)), told.asked, parts(asked, told.asked))
         return [
             ("statements, one stage", told.judge, self.one(), of_told),
             ("questions, two stages", asked.judge, self.two(), asked.scores),
@@ -67,6 +65,11 @@ class Both:
     @property
     def configuration(self) -> dict[str, Any]:
         return {"sizes": asdict(self.sizes), "facts": asdict(FactSizes()), "recipe": asdict(RECIPE)}
+
+
+def _listed(variants: Variants, one_objective: bool) -> list[Method]:
+    """As ``Study`` lists methods."""
+    return [variant.method for variant in variants()]
 
 
 def parser_of_both(name: str, text: str | None) -> Parser:

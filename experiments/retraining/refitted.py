@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.retraining.members import LABEL_SAMPLES, Member
 from msif.attribution.damping import Damping
@@ -16,6 +16,7 @@ from msif.attribution.halves import Halves, foretold, moved_model
 from msif.attribution.scorers import EnsembleScorer, Scorer
 from msif.attribution.stages import FittedStage, build_scorer, factors_of
 from msif.curvature.fit import FitSettings, fit
+from msif.curvature.vectors import Vectors
 
 
 def refitted(method: str, damping: Damping, halves: Halves, **options: Any) -> Any:
@@ -41,9 +42,9 @@ def _moved(first: FittedStage, last: FittedStage | None, halves: Halves) -> Iter
         yield _at(first, change), last and _at(last, change)
 
 
-def _at(stage: FittedStage, change: Mapping[str, Tensor]) -> FittedStage:
+def _at(stage: FittedStage, change: Vectors) -> FittedStage:
     """The stage at a model that was moved, with factors of it."""
-    model: nn.Module = moved_model(stage.side, dict(change))
+    model: nn.Module = moved_model(stage.side, change)
     side = replace(stage.side, model=model)
     assert stage.batches is not None
     with tempfile.TemporaryDirectory() as folder:

@@ -64,12 +64,17 @@ def add_module_flags(p: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_machine_flags(p: argparse.ArgumentParser) -> Any:
-    """How a run is carried out."""
-    group = p.add_argument_group("machine")
+def add_device_flags(group: Any) -> None:
+    """Where weights are, and in what."""
     dtypes = ["auto", "float32", "bfloat16", "float16"]
     group.add_argument("--dtype", default="auto", choices=dtypes, help="dtype of the weights; auto: as stored")
     group.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 ...")
+
+
+def add_machine_flags(p: argparse.ArgumentParser) -> Any:
+    """How a run is carried out."""
+    group = p.add_argument_group("machine")
+    add_device_flags(group)
     group.add_argument(
         "--batch-tokens", type=positive_int, default=8192, metavar="N", help="tokens of a padded batch (default 8192)"
     )

@@ -14,12 +14,11 @@ from experiments.evidence.methods import (
     EVIDENCE,
     NOTHING,
     STATE,
-    methods_of_one,
-    methods_of_two,
     one_stage,
     two_stages,
 )
 from experiments.evidence.scales import scale_table
+from experiments.peers import both
 from experiments.retraining.families import family_table
 from msif.attribution.damping import Damping
 from msif.errors import MsifError
@@ -46,7 +45,7 @@ def test_methods_of_a_family_differ_in_what_tells_tau(monkeypatch, listed) -> No
             assert told.by == STATE
             families[told.family] = (damping, options)
         assert families[told.family] == (damping, options)
-    named = {one_stage: methods_of_one, two_stages: methods_of_two}[listed](True)
+    named = both._listed(listed, True)
     assert len({one.key for one in named}) == len(named) == len(listed())
 
 

@@ -14,7 +14,8 @@ from experiments.demo.demo import ask
 from experiments.demo.world import WorldSize, build_world, write_world
 from experiments.nearby import __main__ as command
 from experiments.nearby import sources
-from experiments.nearby.methods import methods_of_one, methods_of_two, one_stage, two_stages
+from experiments.nearby.methods import one_stage, two_stages
+from experiments.peers import both
 from experiments.retraining import methods as retraining_methods
 from experiments.retraining import refitted
 from experiments.retraining.families import family_table
@@ -50,7 +51,7 @@ def test_each_family_is_asked_without_halves_first_and_all_else_is_alike(monkeyp
             families[near.family] = (damping, options, near.method.prior)
         assert families[near.family] == (damping, options, near.method.prior)
     assert len(families) >= 3
-    methods = {one_stage: methods_of_one, two_stages: methods_of_two}[listed](True)
+    methods = both._listed(listed, True)
     assert len({one.key for one in methods}) == len(methods) == len(listed())
 
 
