@@ -29,8 +29,9 @@ def parser() -> Parser:
     p.add_argument(
         "--halves",
         default="4",
-        metavar="K[:STEP]",
-        help=f"how many, or 1 for one model in their middle (default 4), and the step to them (default {STEP:g})",
+        metavar="K[:STEP[:NOISE]]",
+        help=f"how many, or 1 for one model in their middle (default 4), the step to them (default {STEP:g}), and the "
+        "noise of first weights, in standard deviations of each module's weights (default 0)",
     )
     p.add_argument("--task", default="lm", choices=["lm", "classification"], help="of M1 (default lm)")
     p.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now")

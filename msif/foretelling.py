@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def write_halves(
     stages = {"pretrained": first} | ({} if last is None else {"finetuned": last})
     folders = [output / str(number) for number in range(halves.count)]
     identity = {
-        "halves": asdict(halves),
+        "halves": halves.told(),
         "examples": examples,
         "learning_rate_sum": first.learning_rate_sum,
         "models": {name: [stage.loaded.weights, str(stage.loaded.model.dtype)] for name, stage in stages.items()},

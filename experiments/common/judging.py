@@ -67,6 +67,14 @@ class Judge:
         """The mean over members, each alone, of scores (K, Q, N)."""
         return float(np.mean([self.score(one) for one in scores]))
 
+    def alone(self, scores: np.ndarray) -> Interval:
+        """``single``, with 95 % of drawing halves and queries again."""
+        return _interval(self._alone(scores))
+
+    def alone_difference(self, scores: np.ndarray, others: np.ndarray) -> Interval:
+        """The same of the first's score less the second's, on the same draws."""
+        return _interval(self._alone(scores) - self._alone(others))
+
     def together(self, scores: np.ndarray, size: int | None = None) -> float:
         """The mean over disjoint groups of ``size`` members (all by default), whose scores are averaged."""
         size = size or len(scores)
@@ -80,6 +88,9 @@ class Judge:
     def difference(self, scores: np.ndarray, others: np.ndarray) -> Interval:
         """The same of the first's score less the second's, on the same draws."""
         return _interval(self._drawn(scores, self.measured) - self._drawn(others, self.measured))
+
+    def _alone(self, scores: np.ndarray) -> np.ndarray:
+        return np.mean([self._drawn(one, self.measured) for one in scores], axis=0)
 
     def _own(self, scores: np.ndarray) -> np.ndarray:
         seeds = self.losses.shape[1]

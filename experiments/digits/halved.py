@@ -22,11 +22,11 @@ def scaled_apart(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
     result = np.empty_like(scores)
     for own, mask, scaled in zip(scores, seen, result, strict=True):
         for part in (mask, ~mask):
-            scaled[:, part] = _scaled(own[:, part])
+            scaled[:, part] = in_deviations(own[:, part])
     return result
 
 
-def _scaled(scores: np.ndarray) -> np.ndarray:
+def in_deviations(scores: np.ndarray) -> np.ndarray:
     """In standard deviations over documents, the last axis."""
     return scores / scores.std(-1, keepdims=True)
 
@@ -41,7 +41,7 @@ def halved_table(study: Study) -> Table:
         apart, whole = scaled_apart(scores, study.seen), study.scored[name]
         both = None
         if len(whole) == count:
-            both = judge.score(_scaled(apart.mean(0)) + _scaled(_scaled(whole).mean(0)))
+            both = judge.score(in_deviations(apart.mean(0)) + in_deviations(in_deviations(whole).mean(0)))
         alone = [judge.together(apart, size) for size in sizes]
         interval = f"{judge.interval(apart.mean(0)):.3f}"
         rows.append([method.family, method.damping, method.alpha, *alone, interval, judge.together(scores), both])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.common.methods import Method
@@ -17,6 +17,8 @@ ONE, TWO = "single-stage", "multi-stage"
 USUAL = Halves()
 REFITTED = Halves(4, 1.0)
 """Where each half's model has factors of its own; a whole step is then the best of .3, 1, 2."""
+REFITS = (REFITTED, Halves(4, 0.0, noise=1.0), Halves(4, 1.0, noise=1.0), Halves(8, 1.0, noise=1.0))
+"""Of the defaults: also moved by noise of first weights, alone and beside the step."""
 SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
 """Of the defaults: numbers at the usual step, then other steps."""
 
@@ -45,17 +47,18 @@ class Near:
 
     @property
     def cells(self) -> list[Any]:
-        """Number and step."""
+        """Number and step, with what stands beside it."""
         if self.halves is None:
             return [None, None]
-        return [self.halves.count, f"{self.halves.step:g}" + ", own factors" * self.own_factors]
+        noise = f", noise {self.halves.noise:g}" if self.halves.noise else ""
+        return [self.halves.count, f"{self.halves.step:g}{noise}" + ", own factors" * self.own_factors]
 
 
 def one_stage() -> list[Near]:
     """Of the pre-trained model."""
     return [
-        *_family(ONE, "EK-FAC, damping 0.1 mean", Damping(), SWEEP, refits=True),
-        *_family(ONE, "EK-FAC, unit documents", Damping(), refits=True, normalize="unit"),
+        *_family(ONE, "EK-FAC, damping 0.1 mean", Damping(), SWEEP, refits=REFITS),
+        *_family(ONE, "EK-FAC, unit documents", Damping(), refits=(REFITTED,), normalize="unit"),
         *_family(ONE, "EK-FAC, damping 1/τ", Damping("auto")),
     ]
 
@@ -64,11 +67,13 @@ def two_stages() -> list[Near]:
     """Of both."""
     usual, pulled = Damping(alpha="auto"), Damping(damping_scale=1.0, alpha="auto:10")
     return [
-        *_family(TWO, REFERENCE, usual, SWEEP, refits=True),
+        *_family(TWO, REFERENCE, usual, SWEEP, refits=REFITS),
         *_family(TWO, UNIT, usual, normalize="unit"),
         *_family(TWO, "multi-stage EK-FAC, λ = 1 mean, α = 10/τ", pulled),
         *_family(TWO, "multi-stage EK-FAC, prior bm25:0.5", usual, prior=0.5),
-        *_family(TWO, "multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, refits=True, normalize="unit"),
+        *_family(
+            TWO, "multi-stage EK-FAC, unit norm, prior bm25:0.5", usual, prior=0.5, refits=(REFITTED,), normalize="unit"
+        ),
     ]
 
 
@@ -78,16 +83,16 @@ def _family(
     damping: Damping,
     sweep: tuple[Halves, ...] = (USUAL,),
     prior: float | None = None,
-    refits: bool = False,
+    refits: tuple[Halves, ...] = (),
     **options: Any,
 ) -> Iterator[Near]:
     for halves in (None, *sweep):
         near = {} if halves is None else {"halves": halves}
         scorer = staged(method, damping, **near, **options)
         shown = name if halves is None else with_halves(name, halves)
-        settings = {} if halves is None else asdict(halves)
+        settings = {} if halves is None else halves.told()
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=settings))
-    if refits:
-        scorer = refitted(method, damping, REFITTED, **options)
-        shown = f"{with_halves(name, REFITTED)}, own factors"
-        yield Near(name, REFITTED, Method(shown, scorer=scorer, prior=prior, settings=asdict(REFITTED)), True)
+    for halves in refits:
+        scorer = refitted(method, damping, halves, **options)
+        shown = f"{with_halves(name, halves)}, own factors"
+        yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=halves.told()), True)

@@ -4,10 +4,12 @@ A linear datamodel's weight of a document is what it changes on average over tra
 (docs/method.md). Where nobody trains on halves, such a training is foretold: without the sequences outside S the
 parameters are about
 
-    θ_S = θ + δ_S,    δ_S = step · (H + 1/τ)⁻¹ (1/N) Σ_{z ∉ S} ∇L(z; θ)
+    θ_S = θ + δ_S,    δ_S = (H + 1/τ)⁻¹ (step · (1/N) Σ_{z ∉ S} ∇L(z; θ) + (1/τ) ξ)
 
 with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
-usual step (docs/nearby.md). Fine-tuning is taken to keep the displacement, so its model is moved by the same δ_S.
+usual step (docs/nearby.md). ξ is noise of other first weights: a training damps it by 1/(1 + τσ) in a direction of
+curvature σ, and so leaves it where nothing was learnt. Fine-tuning is taken to keep the displacement, so its model is
+moved by the same δ_S.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -29,9 +31,12 @@ from msif.attribution.composite import CompositeScorer, PartVectors
 from msif.attribution.cost import Cost
 from msif.attribution.damping import Damping, Tau
 from msif.attribution.gradients import Side
+from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer
+from msif.curvature.factors import Factors
+from msif.curvature.filters import times_blocks
 from msif.curvature.mean_gradient import mean_gradients
-from msif.curvature.preconditioners import EKFAC, Factors, consume
+from msif.curvature.preconditioners import consume
 from msif.curvature.vectors import Vectors, dot
 from msif.draws import generator
 from msif.errors import MsifError
@@ -40,7 +45,7 @@ from msif.models.sharding import held_bytes
 
 log = logging.getLogger(__name__)
 
-HALVES_STREAM = 9
+HALVES_STREAM, NOISE_STREAM = 9, 10
 FARTHEST = 0.6
 """Of the weights' norm. The models of docs/nearby.md are moved by less than half of it, and the demo's by a third."""
 
@@ -53,15 +58,17 @@ class Halves:
         count: of halves, every two of which share out all sequences; 1 is one model in the middle of all halves, moved
             by the mean of what moves these, half of the step of all sequences.
         step: of the way that the damped curvature foretells.
-        seed: of the halves.
+        seed: of the halves, and of noise.
+        noise: of first weights, in standard deviations of each module's weights; with a step of 0 nothing else moves.
 
     Raises:
-        MsifError: no even count nor 1, a step that is not above 0, or a seed below 0.
+        MsifError: no even count nor 1, a step or noise below 0 or none of both, or a seed below 0.
     """
 
     count: int = 4
     step: float = 0.3
     seed: int = 0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (self.count, self.seed))
@@ -69,12 +76,19 @@ class Halves:
             raise MsifError(f"halves are {self.count!r} of seed {self.seed!r}: give integers, and a seed of 0 or more.")
         if self.count != 1 and (self.count < 2 or self.count % 2):
             raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4 ... (or 1, their middle).")
-        if not 0 < self.step < math.inf:
-            raise MsifError(f"the step towards halves is {self.step}: give a number above 0, such as 0.3.")
+        if not (0 <= self.step < math.inf and 0 <= self.noise < math.inf and self.step + self.noise > 0):
+            raise MsifError(
+                f"the step towards halves is {self.step}, and noise {self.noise}: give a step above 0, such as 0.3, or "
+                "noise alone, such as 0:1."
+            )
 
     def __str__(self) -> str:
         """As ``as_halves`` reads it."""
-        return f"{self.count}:{self.step:g}"
+        return f"{self.count}:{self.step:g}" + (f":{self.noise:g}" if self.noise else "")
+
+    def told(self) -> dict[str, float]:
+        """As records have it; those without noise are as they were before there was any."""
+        return {key: value for key, value in asdict(self).items() if key != "noise" or value}
 
     def left_out(self, indices: Tensor) -> Tensor:
         """Whether each of B sequences is outside each half, bool (K, B), by its row number alone; all are of one."""
@@ -88,36 +102,63 @@ class Halves:
 def as_halves(given: Halves | int | str) -> Halves:
     """
     Args:
-        given: halves, their count K, or "K" or "K:STEP".
+        given: halves, their count K, or "K", "K:STEP" or "K:STEP:NOISE".
 
     Raises:
         MsifError: it is something else; see ``Halves``.
     """
     if isinstance(given, Halves):
         return given
-    count, colon, step = str(given).partition(":")
+    count, *numbers = str(given).split(":")
+    usual = [Halves.step, Halves.noise]
     try:
-        return Halves(int(count), float(step) if colon else Halves.step)
+        step, noise = [*map(float, numbers), *usual[len(numbers) :]]
+        return Halves(int(count), step, noise=noise)
     except ValueError:
         raise MsifError(
-            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them."
+            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them, or 4:0.5:1 with "
+            "noise of first weights."
         ) from None
 
 
-def foretold(side: Side, factors: Factors, tau: Tau, batches: Iterable[Any], halves: Halves) -> Vectors:
+def foretold(
+    side: Side, factors: Factors, tau: Tau, batches: Iterable[Any], halves: Halves, ihvp: IHVP | None = None
+) -> Vectors:
     """δ_S of each half: module name -> (K, d_out, d).
 
     Args:
         side: of the first stage, as are factors, τ and data.
+        ihvp: how (H + 1/τ)⁻¹ is applied; EK-FAC by default.
 
     Raises:
-        MsifError: see ``mean_gradients``.
+        MsifError: see ``mean_gradients``, and ``IHVP.build``.
     """
-    gradients = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
-    inverse = EKFAC(factors, Damping("auto").first(tau))
-    step = halves.step / (2 if halves.count == 1 else 1)
-    found = {name: step * V for name, V in consume(inverse, gradients).items()}
+    pulls = _of_noise(side, tau, halves)
+    if halves.step:
+        gradients = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
+        step = halves.step / (2 if halves.count == 1 else 1)
+        for name, pull in pulls.items():
+            pull.add_(gradients.pop(name), alpha=step)
+    inverse = (ihvp or IHVP()).build(side, factors, Damping("auto").first(tau), batches)
+    found = consume(inverse, pulls)
     _tell(side, halves, found)
+    return found
+
+
+def _of_noise(side: Side, tau: Tau, halves: Halves) -> Vectors:
+    """ξ/τ of each half: module name -> (K, d_out, d)."""
+    draws = [generator(halves.seed, NOISE_STREAM, number=number) for number in range(halves.count)]
+    pulls = {name: 1 / own for name, own in tau.items()}
+    found = {}
+    for module in side.tracked:
+        weights = matrix_of(side.model, module)
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        found[module.name] = weights.new_zeros(halves.count, *module.shape, dtype=dtype)
+        if halves.noise:
+            spread = halves.noise * weights.to(dtype).std(correction=0)
+            xi = np.stack([draw.standard_normal(module.shape, np.float32) for draw in draws])
+            of_weights = spread * torch.from_numpy(xi).to(weights.device, dtype)
+            found[module.name] = times_blocks(of_weights, pulls, module.name, len(module.blocks))
     return found
 
 
@@ -129,35 +170,21 @@ def moved_model(side: Side, change: Vectors) -> nn.Module:
 
 
 class HalvesScorer(CompositeScorer):
-    """I(z → q) = (1/K) Σ_S ∇m(q; θ_K + δ_S)ᵀ P_K ⋯ P_1 ∇L(z; θ_1 + δ_S), with the inverses of the models themselves.
+    """I(z → q) = (1/K) Σ_S ∇m(q; θ_K + δ_S)ᵀ P_K ⋯ P_1 ∇L(z; θ_1 + δ_S), with EK-FAC of the models themselves; a solver
+    solves at the moved models.
 
     Costs a pass over the stage's data, and K times the passes over candidates of one model; K copies of the weights of
     the modules that count are in memory.
 
     Args:
-        scorer: at the models themselves.
-        factors, tau: of the first stage.
-        batches: of the first stage's data.
-
-    Raises:
-        MsifError: see ``mean_gradients``, when the models are moved.
+        parts: of each half, on models of its own (``apart``).
+        displacements: gives δ_S of each half, module name -> (K, d_out, d), when models are moved; see ``foretold``.
     """
 
-    def __init__(
-        self,
-        scorer: InfluenceScorer,
-        factors: Factors,
-        tau: Tau,
-        batches: Iterable[Any],
-        halves: Halves,
-    ) -> None:
-        self.scorer, self.factors, self.tau, self.batches, self.halves = scorer, factors, tau, batches, halves
+    def __init__(self, parts: Sequence[InfluenceScorer], displacements: Callable[[], Vectors]) -> None:
+        self.displacements = displacements
         self.moved = False
-        super().__init__([_apart(scorer) for _ in range(halves.count)], 1 / halves.count)
-
-    def displacements(self) -> Vectors:
-        """δ_S of each half: module name -> (K, d_out, d)."""
-        return foretold(self.scorer.candidate_side, self.factors, self.tau, self.batches, self.halves)
+        super().__init__(parts, 1 / len(parts))
 
     def move(self, displacements: Vectors) -> None:
         """Each part's models by its own."""
@@ -179,9 +206,9 @@ class HalvesScorer(CompositeScorer):
         return torch.stack([part.self_influence(batches) for part in self.parts]).mean(0)
 
     def cost(self) -> Cost:
-        sides = {id(side.model): side for side in (self.scorer.query_side, self.scorer.candidate_side)}.values()
+        sides = {id(side.model): side for side in (self.query_side, self.candidate_side)}.values()
         moved = [p for side in sides for module in side.tracked for p in stored(side.model, module) if p is not None]
-        return replace(super().cost(), copied=self.halves.count * sum(map(held_bytes, moved)))
+        return replace(super().cost(), copied=len(self.parts) * sum(map(held_bytes, moved)))
 
     def _moved(self) -> None:
         if not self.moved:
@@ -193,22 +220,18 @@ def _tell(side: Side, halves: Halves, displacements: Vectors) -> None:
     share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
     log.info("halves %s: weights are moved by %.2g of their norm", halves, share)
     dtype = next(side.model.parameters()).dtype
-    if share > FARTHEST:
-        smaller = f"{halves.count}:{halves.step / 10:.1g}"
+    if share > math.hypot(FARTHEST, halves.noise):  # what is foretold of noise is at most as long as noise is
+        smaller = replace(halves, step=float(f"{halves.step / 10:.1g}"))
         log.warning("that is further than one step foretells: give a smaller one, such as %s", smaller)
     if share < torch.finfo(dtype).eps:
         wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
         log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
 
 
-def _apart(scorer: InfluenceScorer) -> InfluenceScorer:
-    """The same scorer of models of its own, which have all tensors in common with these until they are moved."""
-    own = copy.copy(scorer)
-    query, candidate = scorer.query_side, scorer.candidate_side
-    models = {id(model): _sharing(model) for model in (query.model, candidate.model)}
-    own.query_side = replace(query, model=models[id(query.model)])
-    own.candidate_side = replace(candidate, model=models[id(candidate.model)])
-    return own
+def apart(*sides: Side) -> list[Side]:
+    """Sides of models of their own, which have all tensors in common with these until they are moved."""
+    models = {id(side.model): _sharing(side.model) for side in sides}
+    return [replace(side, model=models[id(side.model)]) for side in sides]
 
 
 def _sharing(model: nn.Module) -> nn.Module:

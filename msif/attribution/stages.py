@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor
 from msif.attribution.cka import CKAScorer
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import Halves, HalvesScorer, as_halves
+from msif.attribution.halves import Halves, HalvesScorer, apart, as_halves, foretold
 from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
-from msif.attribution.methods import DAMPED, INDEXED, METHODS, PROJECTED
+from msif.attribution.methods import DAMPED, INDEXED, METHODS, PROJECTED, SOLVERS
 from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer
@@ -108,35 +109,62 @@ def build_scorer(
         return RandomScorer(last.side, first.side, **options)
     if method in PROJECTED:
         return _projected(method, last.side, first, damping, options)
-    stages: list[Preconditioner] = []
-    if method == "multi-stage":
-        if pretrained is None or finetuned is None:
-            raise MsifError(
-                "multi-stage influence needs both --pretrained and --finetuned; single-stage needs one model."
-            )
-        shared, _ = match_modules(list(last.side.tracked), list(first.side.tracked))
-        factors = factors_of(first, "pretrained")
-        stages.append(ihvp.build(first.side.restricted(shared), factors, damping.first(first.tau), first.batches))
-        stages.append(later_stage(last, shared, damping, ihvp))
-    elif method == "single-stage":
-        last = first
-        factors = factors_of(first, "pretrained" if pretrained else "finetuned")
-        stages = [ihvp.build(first.side, factors, damping.first(first.tau), first.batches)]
-    elif method == "source":
+    if method == "source":
         return _source(first, last, options)
-    elif method == "cosine":
+    if method == "cosine":
         options = {**options, "normalize": "both"}
+    if method not in DAMPED:
+        return InfluenceScorer(last.side, first.side, **options)
+    if method == "multi-stage" and (pretrained is None or finetuned is None):
+        raise MsifError("multi-stage influence needs both --pretrained and --finetuned; single-stage needs one model.")
+    factors_of(first, "finetuned" if pretrained is None else "pretrained")
+    stages = [first, last] if method == "multi-stage" else [first]
     halves, options = options.get("halves"), {name: value for name, value in options.items() if name != "halves"}
-    scorer = InfluenceScorer(last.side, first.side, stages, **options)
-    return scorer if halves is None else _near(scorer, first, as_halves(halves))
+    if halves is None:
+        return InfluenceScorer(stages[-1].side, first.side, _inverses(stages, damping, ihvp), **options)
+    return _near(stages, damping, ihvp, as_halves(halves), options)
 
 
-def _near(scorer: InfluenceScorer, first: FittedStage, halves: Halves) -> HalvesScorer:
+def _inverses(stages: Sequence[FittedStage], damping: Damping, ihvp: IHVP) -> list[Preconditioner]:
+    """Of one stage, or of two over the modules that they share."""
+    first, *later = stages
+    shared = [module.name for module in first.side.tracked]
+    if later:
+        shared, _ = match_modules(list(later[0].side.tracked), list(first.side.tracked))
+    inverse = ihvp.build(
+        first.side.restricted(shared), factors_of(first, "pretrained"), damping.first(first.tau), first.batches
+    )
+    return [inverse, *(later_stage(stage, shared, damping, ihvp) for stage in later)]
+
+
+def _near(
+    stages: Sequence[FittedStage], damping: Damping, ihvp: IHVP, halves: Halves, options: Mapping[str, Any]
+) -> HalvesScorer:
+    first = stages[0]
     if first.tau is None or first.batches is None:
         raise MsifError(
             "halves are foretold from τ of the first stage's training and its data: give it tau= and batches=."
         )
-    return HalvesScorer(scorer, factors_of(first, "pretrained"), first.tau, first.batches, halves)
+    solved = ihvp.kind in SOLVERS
+    if solved:  # all solvers hold the same factors
+        stages = [replace(stage, factors=_in_memory(stage)) for stage in stages]
+    inverses = [] if solved else _inverses(stages, damping, ihvp)
+    parts = []
+    for _ in range(halves.count):
+        moved = [
+            replace(stage, side=side) for stage, side in zip(stages, apart(*(s.side for s in stages)), strict=True)
+        ]
+        own = _inverses(moved, damping, ihvp) if solved else inverses
+        parts.append(InfluenceScorer(moved[-1].side, moved[0].side, own, **options))
+    names = [module.name for module in parts[0].candidate_side.tracked]
+    asked = partial(
+        foretold, first.side.restricted(names), factors_of(first, "pretrained"), first.tau, first.batches, halves
+    )
+    return HalvesScorer(parts, partial(asked, ihvp=ihvp if solved else None))
+
+
+def _in_memory(stage: FittedStage) -> Factors | None:
+    return stage.factors.load_all() if isinstance(stage.factors, FactorStore) else stage.factors
 
 
 def later_stage(stage: FittedStage, names: Iterable[str], damping: Damping, ihvp: IHVP) -> Preconditioner:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msif.curvature.filters import Scale, per_block
+from msif.curvature.filters import Scale, times_blocks
 from msif.curvature.ggn import Operator
 from msif.curvature.preconditioners import Identity, Preconditioner
 from msif.curvature.vectors import Part, Vectors, add, check_right_hand_sides, dot, zeros
@@ -51,11 +51,9 @@ class Damped:
     def matvec(self, vectors: Vectors) -> Vectors:
         """(H + D) v."""
         products = self.operator.matvec(vectors)
-        return {name: products[name] + self._shift(name, V) for name, V in vectors.items()}
-
-    def _shift(self, name: str, V: Tensor) -> Tensor:
-        split = V.unflatten(1, (self.blocks[name], -1))
-        return (split * per_block(self.damping, name, split)).flatten(1, 2)
+        return {
+            name: products[name] + times_blocks(V, self.damping, name, self.blocks[name]) for name, V in vectors.items()
+        }
 
 
 def relative_residual(operator: Operator, x: Vectors, b: Vectors) -> Tensor:

@@ -27,6 +27,12 @@ def per_block(value: Scale, name: str, Lambda: Tensor) -> Tensor:
     return torch.as_tensor(value, device=Lambda.device, dtype=Lambda.dtype)
 
 
+def times_blocks(V: Tensor, value: Scale, name: str, blocks: int) -> Tensor:
+    """Vectors (Q, d_out, d) of a module of so many blocks of rows, each block times its own number."""
+    split = V.unflatten(1, (blocks, -1))
+    return (split * per_block(value, name, split)).flatten(1, 2)
+
+
 class Filter(ABC):
     """f: (Λ of a module (nb, r, d), the module's name) -> f(Λ), same shape."""
 

@@ -6,8 +6,8 @@ from architectures import ARCHITECTURES, tiny_model
 from helpers import documents, spread
 
 from msif.attribution.gradients import Side, query_gradients
-from msif.attribution.halves import Halves, HalvesScorer
-from msif.attribution.scorers import InfluenceScorer
+from msif.attribution.halves import Halves
+from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature.vectors import dot
 from msif.data.documents import collate
 from msif.models.objectives import CausalLM
@@ -28,7 +28,8 @@ def loss(model):
 def test_moves_there_and_back_change_the_loss_as_its_gradient_says(name):
     model = spread(tiny_model(name))
     side = Side(model, track_modules(model, "everything"), CausalLM())
-    scorer = HalvesScorer(InfluenceScorer(side, side), {}, None, [collate(documents([6]))], Halves(2))
+    stage = FittedStage(side, {}, {}, [collate(documents([6]))])
+    scorer = build_scorer("single-stage", stage, None, halves=Halves(2))
     gradient = query_gradients(side, [collate(QUERY)])
     norm = float(dot(gradient, gradient).sqrt())
     there = {key: V * STEP / norm for key, V in gradient.items()}
