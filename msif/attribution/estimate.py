@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from msif.attribution.chunks import NUMBER, capacities
+from msif.attribution.cost import Cost
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import Explainer, PairScorer
 from msif.curvature.estimate import DISK, Machines, human_bytes, human_seconds
@@ -72,7 +73,7 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     index = 0.0
     if plan.index is not None:
         index = speed.passes(plan.index, "index") + speed.over(plan.index, cost.index_batch) + speed.of(cost.solve)
-    queries = _queries(speed, plan, side.tracked, cost.query) + disk / DISK
+    queries = _queries(speed, plan, side.tracked, cost) + disk / DISK
     explaining = _explaining(speed, plan, side.tracked) if isinstance(scorer, Explainer) else 0.0
     most = "at most " if plan.stages else ""
     lines = [
@@ -98,14 +99,19 @@ def describe_scoring(scorer: PairScorer, plan: ScoringPlan, factors: Sequence[st
     return "\n".join(lines)
 
 
-def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], each: Work) -> float:
+def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], cost: Cost) -> float:
     """Answers, gradients, and the inverses of the stages applied to them."""
     answers = Plan({(1, max(1, round(plan.tokens))): 1}, plan.queries, plan.queries, 0.0, ())
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     gradient = Work(plan.tokens * multiplied(tracked)) + temporaries(3, parameters, 0)
-    seconds = plan.steps * speed.step + speed.passes(answers, "candidates") + plan.queries * speed.of(gradient + each)
+    seconds = (
+        plan.steps * speed.step + speed.passes(answers, "candidates") + plan.queries * speed.of(gradient + cost.query)
+    )
     seconds += sum(speed.passes(data, "candidates") + data.reading for data in plan.once)
-    return seconds + sum(_solver(speed, stage, tracked, plan) for stage in plan.stages)
+    parts, stages = 1 + len(cost.models), plan.stages
+    seconds += parts * sum(_solver(speed, stage, tracked, plan.ihvp, plan.queries) for stage in stages)
+    # halves are foretold by the first stage's inverse
+    return seconds + sum(_solver(speed, stage, tracked, plan.ihvp, parts) for stage in stages[:1] if plan.once)
 
 
 # a product with the curvature, without its maps, beside a forward and a backward pass: tangents go forward as well, and
@@ -113,9 +119,8 @@ def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], 
 PRODUCT = 2.4
 
 
-def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], plan: ScoringPlan) -> float:
+def _solver(speed: Speed, stage: Plan, tracked: Sequence[TrackedModule], ihvp: IHVP, queries: int) -> float:
     """One stage's inverse at the limit of its iterations."""
-    ihvp, queries = plan.ihvp, plan.queries
     parameters = sum(module.d_out * module.shape[1] for module in tracked)
     # V x and g xᵀ at every position, the latter added to the sum once a batch
     maps = speed.over(stage, lambda B, T: Work(2 * B * T * multiplied(tracked), 2 * parameters))

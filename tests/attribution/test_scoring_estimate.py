@@ -156,3 +156,25 @@ def test_a_solver_takes_its_products(stages, monkeypatch, kind):
     products = {"cg": 20, "ekfac-cg": 21, "arnoldi": 20 / 3}.get(kind, 20 / 100)  # of three queries
     assert single - none >= 3 * products * 2 * 0.02 * one.candidates.tokens
     assert longer > 1.3 * double
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_a_solver_solves_at_every_half_and_for_what_moves_them(stages, monkeypatch, kind):
+    fixed = probe.Line(0.0, 1e-2)
+    speed = probe.Speed({}, 11.0, 1e-3, fixed, fixed, {"candidates": fixed}, 1e-12, 1e-12, 1e-12, 0.0, 1e-9, 200.0)
+    monkeypatch.setattr("msif.attribution.estimate.measure", lambda *_: speed)
+    given = [replace(stage, factors={}, tau={}) for stage in stages]
+    plain, near = (build_scorer("multi-stage", *given, Damping(0.05), **o) for o in ({}, {"halves": 4}))
+    one = asked(documents([20] * 50))
+    solved = replace(one, stages=[one.candidates] * 2, ihvp=IHVP(kind, 40))
+    moving = replace(one, queries=4, stages=[one.candidates], ihvp=IHVP(kind, 40))  # as if they were questions
+    cost = {
+        name: seconds(describe_scoring(scorer, plan, []), "for the vectors")
+        - seconds(describe_scoring(scorer, replace(plan, stages=[]), []), "for the vectors")
+        for name, scorer, plan in (
+            ("once", plain, solved),
+            ("near", near, replace(solved, once=[one.candidates])),
+            ("moving", plain, moving),
+        )
+    }
+    assert cost["near"] == pytest.approx(4 * cost["once"] + cost["moving"], rel=0.05)
