@@ -13,10 +13,11 @@ from experiments.common.cache import Cache
 from experiments.common.judging import Judge
 from experiments.common.parallel import spread
 from experiments.digits import __main__ as command
-from experiments.digits import methods
+from experiments.digits import methods, nearby
 from experiments.digits.engine import stacked, train
-from experiments.digits.exact import ExactCurvature
+from experiments.digits.exact import Exact, ExactCurvature
 from experiments.digits.halved import scaled_apart
+from experiments.digits.heads import WholeNetworkScorer
 from experiments.digits.images import load_parts
 from experiments.digits.members import Members, on_everything, on_halves, segment_middles
 from experiments.digits.methods import _mean_of_roots, _mean_of_steps, all_methods, in_segments
@@ -24,7 +25,10 @@ from experiments.digits.network import new_networks
 from experiments.digits.report import told_by_retraining
 from experiments.digits.settings import SMALL, Schedule, Settings
 from experiments.digits.truth import losses_on_halves
+from msif.attribution.damping import Damping
+from msif.attribution.halves import Halves
 from msif.attribution.scorers import EnsembleScorer
+from msif.attribution.stages import build_scorer
 from msif.curvature.filters import DampedInverse
 from msif.errors import MsifError
 from msif.evaluation.datamodelling import linear_datamodelling_score
@@ -227,3 +231,48 @@ def test_adams_moments_are_read_by_the_library(run):
 
 def test_work_is_spread_over_processes_in_its_order():
     assert spread(math.sqrt, [9, 4, 1], 2, "roots") == spread(math.sqrt, [9, 4, 1], 1, "roots") == [3, 2, 1]
+
+
+def test_networks_nearby_are_asked_with_their_own_curvature(run, monkeypatch):
+    monkeypatch.setattr(nearby, "PAIRS", 1)
+    command_line = ["--small", "--networks", "2", "--output", str(run)]
+    nearby.main(command_line)
+    found = rows(run, "nearby")
+    assert [(row["step"], row["noise"]) for row in found] == [
+        (None, None), (3.0, 0.5), (None, None), (3.0, None), (None, 0.5), (3.0, 0.5)
+    ]  # fmt: skip
+    parts, cache = load_parts(SMALL), cache_of(run)
+    member = Members(SMALL, parts, cache, on_everything(SMALL))[0]
+    judge = Judge(*losses_on_halves(SMALL, parts, cache))
+    # at the networks themselves both are methods of the main experiment
+    for row, family in ((found[0], f"multi-stage {methods.CG}"), (found[2], "multi-stage exact, heads counted")):
+        method = next(m for m in all_methods() if (m.family, m.damping) == (family, "1/ηK"))
+        scores = method.build(member).score([parts.queries], [parts.pretraining]).values
+        assert row["not scaled"] == pytest.approx(judge.score(scores), abs=1e-3)
+    # the library's own mean over networks, and what it is of
+    both = Halves(2, 3.0, noise=0.5)
+    each = np.stack(list(nearby.by_solver(member, parts, both)))
+    asked = build_scorer("multi-stage", member.pretrained.stage, member.finetuned.stage, Damping("auto"), nearby.SOLVER,
+                         halves=both)  # fmt: skip
+    np.testing.assert_allclose(each.mean(0), asked.score([parts.queries], [parts.pretraining]).values, rtol=1e-4,
+                               atol=1e-9)  # fmt: skip
+    assert found[1]["not scaled"] == pytest.approx(judge.score(each.mean(0)), abs=1e-4)
+    scaled = (each / each.std(-1, keepdims=True)).mean(0)
+    assert found[1]["2 networks, 95 %"].startswith(f"{judge.score(scaled):.3f} [")
+    # the exact matrices are of the moved networks: of both stages' bodies, and of the head of the first alone
+    exact = list(nearby.by_exact(member, parts, both))
+    for (first, last), scores in zip(nearby._moved(member, both), exact, strict=True):
+        before, after = ([*side.model.linear()] for side in (member.pretrained.side, first))
+        tuned, moved = ([*side.model.linear()] for side in (member.finetuned.side, last))
+        for place in range(2):
+            change = after[place].weight - before[place].weight
+            assert change.norm() > 0.05 * before[place].weight.norm()
+            torch.testing.assert_close(moved[place].weight, tuned[place].weight + change)
+        assert torch.equal(moved[2].weight, tuned[2].weight) and not torch.equal(after[2].weight, before[2].weight)
+        curvatures = ExactCurvature(first, parts.pretraining), ExactCurvature(last, parts.finetuning)
+        stages = [Exact(*pair) for pair in zip(curvatures, methods.natural_filters(member), strict=True)]
+        one = WholeNetworkScorer(last, first, *stages).score([parts.queries], [parts.pretraining]).values
+        np.testing.assert_allclose(scores, one, rtol=1e-4, atol=1e-8)
+    kept = {path: path.stat().st_mtime_ns for path in run.rglob("nearby/*.npz")}
+    nearby.main(command_line)
+    assert len(kept) == 6 and kept == {path: path.stat().st_mtime_ns for path in run.rglob("nearby/*.npz")}
