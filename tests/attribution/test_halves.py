@@ -354,5 +354,5 @@ def test_a_move_that_is_too_long_is_told(stages, caplog, step, told):
 @pytest.mark.parametrize(("step", "told"), [(0.0, False), (0.1, False), (1e6, True)])
 def test_noise_is_no_step(stages, caplog, step, told):
     first, _ = stages
-    build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, step, noise=1.0)).displacements()
-    assert ("further than one step foretells: give a smaller one, such as 2:100000:1" in caplog.text) == told
+    build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, step, noise=3.0)).displacements()
+    assert ("further than one step foretells: give a smaller one, such as 2:100000:3" in caplog.text) == told
