@@ -27,7 +27,11 @@ def with_halves(name: str, halves: Halves = USUAL) -> str:
     return f"{name}, halves {halves}"
 
 
-REMOVED = (REFERENCE, with_halves(REFERENCE), with_halves(UNIT))
+def with_factors(name: str, halves: Halves = REFITTED) -> str:
+    return f"{with_halves(name, halves)}, own factors"
+
+
+REMOVED = (REFERENCE, with_halves(REFERENCE), with_halves(UNIT), with_factors(REFERENCE, REFITS[-1]))
 """Methods whose top documents are left out."""
 
 
@@ -94,5 +98,5 @@ def _family(
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=settings))
     for halves in refits:
         scorer = refitted(method, damping, halves, **options)
-        shown = f"{with_halves(name, halves)}, own factors"
+        shown = with_factors(name, halves)
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=halves.told()), True)

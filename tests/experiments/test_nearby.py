@@ -36,7 +36,7 @@ def test_each_family_is_asked_without_halves_first_and_all_else_is_alike(monkeyp
     families: dict[str, tuple] = {}
     monkeypatch.setattr(refitted, "build_scorer", record)
     monkeypatch.setattr(refitted, "EnsembleScorer", len)
-    monkeypatch.setattr(refitted, "_moved", lambda first, last, halves: [(halves, last)] * halves.count)
+    monkeypatch.setattr(refitted, "refitted_stages", lambda first, last, halves, _: [(halves, last)] * halves.count)
     for near in listed():
         near.method.build(SimpleNamespace(pretrained=stage, finetuned=stage))
         if near.own_factors:  # as of the family, once for each half
@@ -68,7 +68,8 @@ def test_the_table_sets_each_against_its_family_without_halves() -> None:
         if near.halves is None:
             assert row[2:4] == [None, None] and row[5] is None and float(row[4].split()[0]) < 0.95
         else:
-            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}" + ", own factors" * near.own_factors]
+            noise = f", noise {near.halves.noise:g}" * bool(near.halves.noise)
+            assert row[2:4] == [near.halves.count, f"{near.halves.step:g}{noise}" + ", own factors" * near.own_factors]
             assert row[4].startswith("1.000") and row[5].startswith("+0.") and row[7] == pytest.approx(1)
         assert row[6] < 1  # without opponents
 
