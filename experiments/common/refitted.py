@@ -1,4 +1,4 @@
-"""Models as `python -m msif.foretell` moves them, with factors of their own."""
+"""Stages at models as `python -m msif.foretell` moves them, and with factors of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from msif.attribution.halves import Halves, foretold, moved_model
 from msif.attribution.stages import FittedStage, factors_of
@@ -14,21 +13,25 @@ from msif.curvature.fit import FitSettings, fit
 from msif.curvature.vectors import Vectors
 
 
-def refitted_stages(
-    first: FittedStage, last: FittedStage | None, halves: Halves, settings: FitSettings
-) -> Iterator[tuple[FittedStage, Any]]:
-    """The stages at the models of each half, the last moved like the first."""
+def moved_stages(
+    first: FittedStage, last: FittedStage | None, halves: Halves
+) -> Iterator[tuple[FittedStage, FittedStage | None]]:
+    """At the models of each half, the last moved like the first; factors are those of the models themselves."""
     assert first.tau is not None and first.batches is not None
     changes = foretold(first.side, factors_of(first, "pretrained"), first.tau, first.batches, halves)
     for number in range(halves.count):
         change = {name: V[number] for name, V in changes.items()}
-        yield _at(first, change, settings), last and _at(last, change, settings)
+        yield _at(first, change), last and _at(last, change)
 
 
-def _at(stage: FittedStage, change: Vectors, settings: FitSettings) -> FittedStage:
-    """The stage at a model that was moved, with factors of it."""
-    side = replace(stage.side, model=moved_model(stage.side, change))
+def refitted(stage: FittedStage, settings: FitSettings) -> FittedStage:
+    """With factors of its own model."""
+    side = stage.side
     assert stage.batches is not None
     with tempfile.TemporaryDirectory() as folder:
         store = fit(side.model, side.tracked, side.objective, stage.batches, Path(folder) / "factors", settings)
-        return replace(stage, side=side, factors=store.load_all())
+        return replace(stage, factors=store.load_all())
+
+
+def _at(stage: FittedStage, change: Vectors) -> FittedStage:
+    return replace(stage, side=replace(stage.side, model=moved_model(stage.side, change)))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from experiments.common.evidence import by_evidence
 from experiments.common.methods import Method
+from experiments.common.refitted import moved_stages, refitted
 from experiments.common.search import embedding_scores, search_by_words
 from experiments.fact_tracing.models import Models, Tracking, Which
 from experiments.fact_tracing.options import Options
@@ -19,8 +20,9 @@ from msif.attribution import logra, trak
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 from msif.attribution.inverses import IHVP
-from msif.attribution.scorers import InfluenceScorer, Scorer
+from msif.attribution.scorers import EnsembleScorer, InfluenceScorer, Scorer
 from msif.attribution.stages import build_scorer
+from msif.curvature.fit import FitSettings
 from msif.curvature.preconditioners import EKFAC
 from msif.errors import MsifError
 from msif.models.training import training_is_known
@@ -33,6 +35,8 @@ WHICH: tuple[Which, Which] = ("pretrained", "finetuned")
 WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
 MIDDLE = Halves(1)
+NOISE = Halves(4, 0.0, noise=1.0)
+"""Models as of other first weights."""
 
 
 def methods_named(names: Sequence[str], options: Options) -> list[Method]:
@@ -226,6 +230,31 @@ def _halves(options: Options) -> Iterator[Method]:
         yield _multi_stage(options, damping, family, tracking="unembedding", alpha="auto", halves=MIDDLE)
 
 
+def _noise(options: Options) -> Iterator[Method]:
+    """At models as of other first weights: by the factors of the models themselves, by their own, and without any."""
+    near, shown = {"halves": NOISE}, f"halves {NOISE}"
+
+    def stages(models: Models) -> Iterator[Any]:
+        return moved_stages(*(models.fitted(which, "unembedding", tau=True) for which in WHICH), NOISE)
+
+    def dot_products(models: Models) -> Scorer:
+        return EnsembleScorer([build_scorer("gdp", *both) for both in stages(models)])
+
+    for damping in options.other_dampings:
+        yield _multi_stage(
+            options, damping, f"{WITH_UNEMBEDDING}, {shown}", tracking="unembedding", alpha="auto", **near
+        )
+
+        def own(models: Models, damping: str = damping) -> Scorer:
+            fit = FitSettings(label_samples=options.fit.label_samples, seed=options.fit.seed)
+            both = [[refitted(stage, fit) for stage in moved] for moved in stages(models)]
+            asked = replace(damping_of(damping), alpha="auto")
+            return EnsembleScorer([build_scorer("multi-stage", *moved, asked) for moved in both])
+
+        yield _damped(options, f"{WITH_UNEMBEDDING}, {shown}, own factors", damping, own, True, {"halves": str(NOISE)})
+    yield Method(f"{GDP}, with unembedding, {shown}", scorer=dot_products, tau=True, settings={"halves": str(NOISE)})
+
+
 def _unfitted(method: str, family: str, damping: str = "", tracking: Tracking = "heads", **options: Any) -> Method:
     """By a method of the library that needs no factors."""
 
@@ -272,6 +301,7 @@ REGISTRY: dict[str, Callable[[Options], Iterator[Method]]] = {
     "whole-heads": _whole_heads,
     "unembedding": _unembedding,
     "halves": _halves,
+    "noise": _noise,
     "evidence": _evidence,
     "representation": _representations,
     "bm25": lambda options: iter([Method("BM25+", search=search_by_words)]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.common.methods import Method
 from experiments.retraining.methods import UNIT, staged
-from experiments.retraining.refitted import refitted
+from experiments.retraining.refitted import with_own_factors
 from experiments.retraining.study import REFERENCE
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
@@ -97,6 +97,6 @@ def _family(
         settings = {} if halves is None else halves.told()
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=settings))
     for halves in refits:
-        scorer = refitted(method, damping, halves, **options)
+        scorer = with_own_factors(method, damping, halves, **options)
         shown = with_factors(name, halves)
         yield Near(name, halves, Method(shown, scorer=scorer, prior=prior, settings=halves.told()), True)

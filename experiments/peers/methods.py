@@ -11,7 +11,7 @@ from experiments.common.search import search_by_words
 from experiments.peers.toolkits import LAYERS, MAPS
 from experiments.retraining.members import Member
 from experiments.retraining.methods import TRAK_PROJECTION
-from experiments.retraining.refitted import refitted
+from experiments.retraining.refitted import with_own_factors
 from experiments.retraining.trackstar import TrackStarScorer
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
@@ -66,7 +66,11 @@ def _own_methods() -> list[Own]:
         *(ekfac(MAPS, damping, normalize="unit") for damping in DAMPINGS),
         ekfac(MAPS, "damping 0.1 mean", halves=Halves()),
         ekfac(MAPS, "damping 0.1 mean", normalize="unit", halves=Halves()),
-        Own(Method("EK-FAC", f"{NEARBY}, own factors", scorer=refitted("single-stage", Damping(), Halves(step=1.0)))),
+        Own(
+            Method(
+                "EK-FAC", f"{NEARBY}, own factors", scorer=with_own_factors("single-stage", Damping(), Halves(step=1.0))
+            )
+        ),
         _staged("SOURCE", "source"),
         _staged("SOURCE", "source", f"{MAPS}, 4 segments"),
         *(_staged("gradient dot product", "gdp", maps) for maps in (MAPS, LAYERS)),

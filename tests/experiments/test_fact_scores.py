@@ -19,8 +19,9 @@ from experiments.fact_tracing.running import compute, facts_of, part_name, score
 from experiments.fact_tracing.stacked import kind_of, packed
 from experiments.facts.reading import read_pair
 from msif.attribution.damping import Damping
-from msif.attribution.halves import Halves
+from msif.attribution.halves import Halves, foretold, moved_model
 from msif.attribution.stages import build_scorer
+from msif.curvature.fit import FitSettings, fit
 from msif.errors import MsifError
 
 SMALL = Sizes(trials=2, facts=3, bm25=3, same_target=2, random=4, few=1)
@@ -113,6 +114,7 @@ def test_every_method_runs_and_orders_what_it_should(models, ranking, tmp_path):
         "whole-heads",
         "unembedding",
         "halves",
+        "noise",
     ]
     names += ["representation", "trak", "logra", "random"]
     methods = methods_named(names, options)
@@ -156,6 +158,35 @@ def test_halves_equal_their_own_scorer_however_few_queries_fit(models, ranking, 
     ((modules, unit, found),) = readings(done[method.key])
     scale = np.abs(expected).max()
     assert (modules, unit) == ("all", False) and found / scale == pytest.approx(expected / scale, abs=2e-5)
+
+
+def test_noise_is_asked_with_factors_of_either_models_and_without(models, ranking, tmp_path):
+    methods = methods_named(["noise"], Options())
+    done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking))
+    first, last = (models.fitted(which, "unembedding", tau=True) for which in ("pretrained", "finetuned"))
+    changes = foretold(first.side, first.factors, first.tau, first.batches, Halves(4, 0.0, noise=1.0))
+    expected = dict.fromkeys(("theirs", "own", "none"), 0.0)
+    settings = FitSettings(label_samples=Options().fit.label_samples, seed=Options().fit.seed)
+    for number in range(4):
+        change = {name: V[number] for name, V in changes.items()}
+        moved = [replace(s, side=replace(s.side, model=moved_model(s.side, change))) for s in (first, last)]
+        fitted = [
+            replace(s, factors=fit(s.side.model, s.side.tracked, s.side.objective, s.batches,
+                                   tmp_path / f"{number}-{place}", settings).load_all())
+            for place, s in enumerate(moved)
+        ]  # fmt: skip
+        for key, stages, method in (
+            ("theirs", moved, "multi-stage"),
+            ("own", fitted, "multi-stage"),
+            ("none", moved, "gdp"),
+        ):
+            scorer = build_scorer(method, *stages, Damping(alpha="auto"))
+            values = scorer.score(models.queries(ranking.asked), models.sentences(ranking.rows)).values
+            expected[key] = expected[key] + ranking.own(values, range(len(ranking.asked))) / 4
+    for method, key in zip(methods, expected, strict=True):
+        ((modules, unit, found),) = readings(done[method.key])
+        scale = np.abs(expected[key]).max()
+        assert (modules, unit) == ("all", False) and found / scale == pytest.approx(expected[key] / scale, abs=2e-5)
 
 
 def test_a_finished_method_is_not_computed_again(models, ranking, tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ def test_each_family_is_asked_without_halves_first_and_all_else_is_alike(monkeyp
     families: dict[str, tuple] = {}
     monkeypatch.setattr(refitted, "build_scorer", record)
     monkeypatch.setattr(refitted, "EnsembleScorer", len)
-    monkeypatch.setattr(refitted, "refitted_stages", lambda first, last, halves, _: [(halves, last)] * halves.count)
+    monkeypatch.setattr(refitted, "moved_stages", lambda first, last, halves: [(halves, last)] * halves.count)
+    monkeypatch.setattr(refitted, "refitted", lambda stage, settings: stage)
     for near in listed():
         near.method.build(SimpleNamespace(pretrained=stage, finetuned=stage))
         if near.own_factors:  # as of the family, once for each half
