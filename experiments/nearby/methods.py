@@ -17,10 +17,11 @@ ONE, TWO = "single-stage", "multi-stage"
 USUAL = Halves()
 REFITTED = Halves(4, 1.0)
 """Where each half's model has factors of its own; a whole step is then the best of .3, 1, 2."""
-REFITS = (REFITTED, Halves(4, 0.0, noise=1.0), Halves(4, 1.0, noise=1.0), Halves(8, 1.0, noise=1.0))
+NOISE = Halves(4, 0.0, noise=1.0)
+SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0), NOISE)
+"""Of the defaults: numbers at the usual step, then other steps, and noise of first weights alone."""
+REFITS = (REFITTED, NOISE, Halves(4, 1.0, noise=1.0), Halves(8, 1.0, noise=1.0))
 """Of the defaults: also moved by noise of first weights, alone and beside the step."""
-SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0))
-"""Of the defaults: numbers at the usual step, then other steps."""
 
 
 def with_halves(name: str, halves: Halves = USUAL) -> str:
