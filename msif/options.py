@@ -89,8 +89,13 @@ class Options:
 
     @property
     def nears(self) -> bool:
-        """Whether scores are means over models nearby, for which the first stage's data are gone over."""
+        """Whether scores are means over models nearby."""
         return "halves" in self.scorer
+
+    @property
+    def steps_nearby(self) -> bool:
+        """Whether the first stage's data are gone over for these, which noise alone does not take."""
+        return self.nears and as_halves(self.scorer["halves"]).step > 0
 
     @property
     def _preselects(self) -> bool:

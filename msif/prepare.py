@@ -121,7 +121,7 @@ def prepare(asked: Asked) -> Job:
         log.info("left out: %s (%s)", name, reason)
     batches = {stage: one.batches for stage, one in fitted.items() if isinstance(one.batches, TokenBatches)}
     solved = list(batches.values()) if _solves(options) else []
-    once = [stage for stage, goes in ((first, options.nears), (last, options.adapter_hop)) if goes]
+    once = [stage for stage, goes in ((first, options.steps_nearby), (last, options.adapter_hop)) if goes]
     if asked.reads_rows and any(_holds(one, corpus, format.columns) for one in solved[:1]):
         log.info("%s", OF_THE_CANDIDATES)
     found = {"alpha": options.damping.alpha, "max_length": length, "measurement": options.measurement}
@@ -178,7 +178,7 @@ def _fitted(
     store, tau = stage.store, trainings.tau_of(stage)
     if later and options.adapter_hop:
         return FittedStage(stage.side, store, tau, stage.training(options.examples), stage.adapter)
-    batches = stage.training(options.examples) if _solves(options) or (options.nears and not later) else None
+    batches = stage.training(options.examples) if _solves(options) or (options.steps_nearby and not later) else None
     return FittedStage(stage.side, store, tau, batches)
 
 

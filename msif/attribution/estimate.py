@@ -111,7 +111,7 @@ def _queries(speed: Speed, plan: ScoringPlan, tracked: Sequence[TrackedModule], 
     parts, stages = 1 + len(cost.models), plan.stages
     seconds += parts * sum(_solver(speed, stage, tracked, plan.ihvp, plan.queries) for stage in stages)
     # halves are foretold by the first stage's inverse
-    return seconds + sum(_solver(speed, stage, tracked, plan.ihvp, parts) for stage in stages[:1] if plan.once)
+    return seconds + sum(_solver(speed, stage, tracked, plan.ihvp, parts) for stage in stages[:1] if parts > 1)
 
 
 # a product with the curvature, without its maps, beside a forward and a backward pass: tangents go forward as well, and

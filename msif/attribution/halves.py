@@ -18,7 +18,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -133,33 +133,30 @@ def foretold(
     Raises:
         MsifError: see ``mean_gradients``, and ``IHVP.build``.
     """
-    pulls = _of_noise(side, tau, halves)
+    pulls: Vectors = {}
     if halves.step:
-        gradients = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
-        step = halves.step / (2 if halves.count == 1 else 1)
-        for name, pull in pulls.items():
-            pull.add_(gradients.pop(name), alpha=step)
+        pulls = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
+        for pull in pulls.values():
+            pull *= halves.step / (2 if halves.count == 1 else 1)
+    if halves.noise:
+        for name, pull in _of_noise(side, tau, halves):
+            pulls[name] = pulls[name].add_(pull) if halves.step else pull
     inverse = (ihvp or IHVP()).build(side, factors, Damping("auto").first(tau), batches)
     found = consume(inverse, pulls)
     _tell(side, halves, found)
     return found
 
 
-def _of_noise(side: Side, tau: Tau, halves: Halves) -> Vectors:
-    """ξ/τ of each half: module name -> (K, d_out, d)."""
+def _of_noise(side: Side, tau: Tau, halves: Halves) -> Iterator[tuple[str, Tensor]]:
+    """ξ/τ of each half, a module's (K, d_out, d) at a time."""
     draws = [generator(halves.seed, NOISE_STREAM, number=number) for number in range(halves.count)]
     pulls = {name: 1 / own for name, own in tau.items()}
-    found = {}
     for module in side.tracked:
         weights = matrix_of(side.model, module)
-        dtype = torch.promote_types(weights.dtype, torch.float32)
-        found[module.name] = weights.new_zeros(halves.count, *module.shape, dtype=dtype)
-        if halves.noise:
-            spread = halves.noise * weights.to(dtype).std(correction=0)
-            xi = np.stack([draw.standard_normal(module.shape, np.float32) for draw in draws])
-            of_weights = spread * torch.from_numpy(xi).to(weights.device, dtype)
-            found[module.name] = times_blocks(of_weights, pulls, module.name, len(module.blocks))
-    return found
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        xi = np.stack([draw.standard_normal(module.shape, np.float32) for draw in draws])
+        of_weights = halves.noise * weights.std(correction=0) * torch.from_numpy(xi).to(weights)
+        yield module.name, times_blocks(of_weights, pulls, module.name, len(module.blocks))
 
 
 def moved_model(side: Side, change: Vectors) -> nn.Module:
@@ -173,8 +170,8 @@ class HalvesScorer(CompositeScorer):
     """I(z → q) = (1/K) Σ_S ∇m(q; θ_K + δ_S)ᵀ P_K ⋯ P_1 ∇L(z; θ_1 + δ_S), with EK-FAC of the models themselves; a solver
     solves at the moved models.
 
-    Costs a pass over the stage's data, and K times the passes over candidates of one model; K copies of the weights of
-    the modules that count are in memory.
+    Costs a pass over the stage's data, but for noise alone, and K times the passes over candidates of one model; K
+    copies of the weights of the modules that count are in memory.
 
     Args:
         parts: of each half, on models of its own (``apart``).

@@ -141,7 +141,7 @@ def _near(
     stages: Sequence[FittedStage], damping: Damping, ihvp: IHVP, halves: Halves, options: Mapping[str, Any]
 ) -> HalvesScorer:
     first = stages[0]
-    if first.tau is None or first.batches is None:
+    if first.tau is None or (first.batches is None and halves.step):
         raise MsifError(
             "halves are foretold from τ of the first stage's training and its data: give it tau= and batches=."
         )
@@ -157,9 +157,8 @@ def _near(
         own = _inverses(moved, damping, ihvp) if solved else inverses
         parts.append(InfluenceScorer(moved[-1].side, moved[0].side, own, **options))
     names = [module.name for module in parts[0].candidate_side.tracked]
-    asked = partial(
-        foretold, first.side.restricted(names), factors_of(first, "pretrained"), first.tau, first.batches, halves
-    )
+    batches = [] if first.batches is None else first.batches
+    asked = partial(foretold, first.side.restricted(names), factors_of(first, "pretrained"), first.tau, batches, halves)
     return HalvesScorer(parts, partial(asked, ihvp=ihvp if solved else None))
 
 

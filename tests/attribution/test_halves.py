@@ -244,7 +244,8 @@ def test_noise_stays_where_nothing_was_learnt(stages):
 def test_noise_alone_needs_no_pass_over_data(stages):
     first, _ = stages
     blind = replace(first, batches=[None])  # would fail
-    scorer = build_scorer("single-stage", blind, None, Damping(0.02), halves=Halves(2, 0, noise=0.5))
+    without = replace(first, batches=None)
+    scorer = build_scorer("single-stage", without, None, Damping(0.02), halves=Halves(2, 0, noise=0.5))
     assert scorer.displacements().keys() == {module.name for module in first.side.tracked}
     with pytest.raises(AttributeError):
         build_scorer("single-stage", blind, None, Damping(0.02), halves=Halves(2, 0.1, noise=0.5)).displacements()

@@ -60,6 +60,15 @@ def test_a_single_stage_and_solvers_take_them(world, trained, tmp_path):
     assert by_candidate(tmp_path / "few") != by_candidate(tmp_path / "all")
 
 
+def test_noise_alone_takes_no_data(world, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(msif.Stage, "training", None)
+    given = flags(world, trained)
+    assert influence(*given, "--halves", "2:0:1", "--output", tmp_path / "noise") == 0
+    assert influence(*given, "--halves", "2:0:0.5", "--output", tmp_path / "less") == 0
+    assert by_candidate(tmp_path / "noise") != pytest.approx(by_candidate(tmp_path / "less"), rel=1e-3)
+    assert_sums(shown(tmp_path / "noise"))
+
+
 def json_rows(world):
     return [json.loads(line) for line in (world.folder / "corpus.jsonl").read_text().splitlines()]
 
@@ -73,7 +82,10 @@ def test_an_estimate_counts_models_and_data(world, trained, capfd, monkeypatch):
     assert influence(*given, "--halves", 4) == 0
     near = capfd.readouterr().out
     assert weights_of(near) > 2.5 * weights_of(plain)
-    assert [len(plan.once) for plan in plans] == [0, 1] and not any(plan.stages for plan in plans)
+    assert influence(*given, "--halves", "4:0:1") == 0
+    assert weights_of(capfd.readouterr().out) == weights_of(near)
+    # noise alone takes no data
+    assert [len(plan.once) for plan in plans] == [0, 1, 0] and not any(plan.stages for plan in plans)
     assert plans[1].once[0].documents == len(FACTS)
     assert plans[1].room < plans[0].room
 
