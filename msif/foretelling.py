@@ -58,7 +58,8 @@ def write_halves(
     missing = [number for number, folder in enumerate(folders) if not folder.is_dir()]
     if missing:
         (known,) = Reader(Options(method="single-stage", scorer={"halves": halves}), first, first).read().known
-        changes = foretold(first.side, first.store, known.tau, first.training(examples), halves)
+        batches = first.training(examples) if halves.step else []
+        changes = foretold(first.side, first.store, known.tau, batches, halves)
         sides = {"pretrained": first.side} | ({} if last is None else {"finetuned": _like(first, last)})
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / MANIFEST, identity)

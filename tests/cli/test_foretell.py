@@ -74,6 +74,20 @@ def test_a_whole_step_and_four_halves_are_the_default(given, world, tmp_path):
     assert [path.name for path in (tmp_path / "one" / "0").iterdir()] == ["pretrained"]
 
 
+def test_noise_alone_takes_no_data(given, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(msif.Stage, "training", None)
+    assert foretell(*given, "--halves", "2:0:0.5", "--output", tmp_path / "out") == 0
+    told = json.loads((tmp_path / "out" / "halves.json").read_text())["halves"]
+    assert told == {"count": 2, "step": 0.0, "seed": 0, "noise": 0.5}
+    stage = msif.Stage(world.base, factors=world.base_factors, learning_rate_sum=TAU)
+    changes = foretold(stage.side, stage.store, stage.tau, [], Halves(2, 0.0, noise=0.5))
+    name = "layers.0.mlp.dense_h_to_4h"
+    for number in range(2):
+        new, old = (weights(folder)[f"gpt_neox.{name}.weight"] for folder in
+                    (tmp_path / "out" / str(number) / "finetuned", world.tuned))  # fmt: skip
+        torch.testing.assert_close(new, old + changes[name][number][:, :-1], rtol=1e-5, atol=1e-7)
+
+
 def test_what_is_there_is_kept_and_what_is_missing_made_again(given, halves, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "halves"
     shutil.copytree(halves, folder)
