@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write_halves(
     missing = [number for number, folder in enumerate(folders) if not folder.is_dir()]
     if missing:
         (known,) = Reader(Options(method="single-stage", scorer={"halves": halves}), first, first).read().known
-        batches = first.training(examples) if halves.step else []
+        batches: Iterable[Any] = first.training(examples) if halves.step else []
         changes = foretold(first.side, first.store, known.tau, batches, halves)
         sides = {"pretrained": first.side} | ({} if last is None else {"finetuned": _like(first, last)})
         output.mkdir(parents=True, exist_ok=True)
