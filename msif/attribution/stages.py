@@ -85,7 +85,7 @@ def build_scorer(
         ihvp: how each stage's inverse is applied; EK-FAC by default.
         options: passed on to the scorer: ``InfluenceScorer``, ``CKAScorer``, ``LoGraScorer``, ``RandomScorer``, or for
             trak ``TRAKOptions`` and a ``projection``. Of multi-stage and single-stage also ``halves``, see
-            ``HalvesScorer``, for which the first stage needs its ``tau`` and ``batches``.
+            ``HalvesScorer``, for which the first stage needs its ``tau`` and, but for noise alone, ``batches``.
 
     Raises:
         MsifError: an unknown method, or one that needs a model or factors that are not given.
