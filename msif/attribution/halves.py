@@ -35,12 +35,15 @@ from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.factors import Factors
 from msif.curvature.filters import times_blocks
+from msif.curvature.inputs import device_and_dtype
 from msif.curvature.mean_gradient import mean_gradients
 from msif.curvature.preconditioners import consume
 from msif.curvature.vectors import Vectors, dot
 from msif.draws import generator
 from msif.errors import MsifError
 from msif.models.blocks import matrix_of, moved_parameters, stored
+from msif.models.capture import frozen
+from msif.models.objectives.categorical import Categorical
 from msif.models.sharding import held_bytes
 
 log = logging.getLogger(__name__)
@@ -176,10 +179,11 @@ class HalvesScorer(CompositeScorer):
     Args:
         parts: of each half, on models of its own (``apart``).
         displacements: gives δ_S of each half, module name -> (K, d_out, d), when models are moved; see ``foretold``.
+        last: the last model as it is.
     """
 
-    def __init__(self, parts: Sequence[InfluenceScorer], displacements: Callable[[], Vectors]) -> None:
-        self.displacements = displacements
+    def __init__(self, parts: Sequence[InfluenceScorer], displacements: Callable[[], Vectors], last: Side) -> None:
+        self.displacements, self.last = displacements, last
         self.moved = False
         super().__init__(parts, 1 / len(parts))
 
@@ -194,7 +198,9 @@ class HalvesScorer(CompositeScorer):
 
     def query_vectors(self, queries: Iterable[Any]) -> PartVectors:
         self._moved()
-        return super().query_vectors(queries)
+        batches = list(queries)
+        _tell_lost([part.query_side for part in self.parts], self.last, batches)
+        return super().query_vectors(batches)
 
     def self_influence(self, documents: Iterable[Any]) -> Tensor:
         """The mean over halves, see ``SelfScorer``."""
@@ -223,6 +229,33 @@ def _tell(side: Side, halves: Halves, displacements: Vectors) -> None:
     if share < torch.finfo(dtype).eps:
         wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
         log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
+
+
+def _tell_lost(moved: Sequence[Side], last: Side, queries: Sequence[Any]) -> None:
+    """Whether models were moved so far that they know less of the answers than who guesses."""
+    if not isinstance(last.objective, Categorical):
+        return
+    own, chance = _loss(last, queries)
+    worst = max(_loss(side, queries)[0] for side in moved)
+    if worst > max(chance, 2 * own):
+        log.warning(
+            "answers are less likely than by chance at the moved models: %.3g nats a token, %.3g by chance and %.3g at "
+            "the model itself; give --halves a smaller step or less noise",
+            *(worst, chance, own),
+        )
+
+
+def _loss(side: Side, batches: Sequence[Any]) -> tuple[float, float]:
+    """(mean loss of a supervised prediction, that of a uniform guess)."""
+    device, _ = device_and_dtype(side.model)
+    total, count, classes = 0.0, 0, 1
+    with frozen(side.model), torch.no_grad():
+        for batch in (one.to(device) for one in batches):
+            outputs = side.objective.outputs(side.model, batch)
+            total += float(side.objective.losses(outputs, batch).sum())
+            count += int(side.objective.supervised_counts(batch).sum())
+            classes = outputs.shape[-1]
+    return total / max(1, count), math.log(classes)
 
 
 def apart(*sides: Side) -> list[Side]:

@@ -145,7 +145,7 @@ def _near(
         raise MsifError(
             "halves are foretold from τ of the first stage's training and its data: give it tau= and batches=."
         )
-    solved = ihvp.kind in SOLVERS
+    solved, last = ihvp.kind in SOLVERS, stages[-1].side
     if solved:  # all solvers hold the same factors
         stages = [replace(stage, factors=_in_memory(stage)) for stage in stages]
     inverses = [] if solved else _inverses(stages, damping, ihvp)
@@ -159,7 +159,7 @@ def _near(
     names = [module.name for module in parts[0].candidate_side.tracked]
     batches = [] if first.batches is None else first.batches
     asked = partial(foretold, first.side.restricted(names), factors_of(first, "pretrained"), first.tau, batches, halves)
-    return HalvesScorer(parts, partial(asked, ihvp=ihvp if solved else None))
+    return HalvesScorer(parts, partial(asked, ihvp=ihvp if solved else None), last)
 
 
 def _in_memory(stage: FittedStage) -> Factors | None:

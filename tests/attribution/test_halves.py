@@ -357,3 +357,19 @@ def test_noise_is_no_step(stages, caplog, step, told):
     first, _ = stages
     build_scorer("single-stage", first, None, Damping(0.02), halves=Halves(2, step, noise=3.0)).displacements()
     assert ("further than one step foretells: give a smaller one, such as 2:100000:3" in caplog.text) == told
+
+
+@pytest.mark.parametrize(("noise", "told"), [(0.1, False), (1000.0, True)])
+def test_models_that_know_nothing_any_more_are_told(caplog, noise, told):
+    first, last = (stage_of(tiny_lm(seed), "maps") for seed in (0, 1))
+    for method, given in (("single-stage", (first, None)), ("multi-stage", (first, last))):
+        caplog.clear()
+        build_scorer(method, *given, Damping(0.02), halves=Halves(2, 0, noise=noise)).query_vectors([collate(QUERIES)])
+        assert ("answers are less likely than by chance at the moved models" in caplog.text) == told
+    side, texts = last.side, alone(QUERIES)
+    side.model.eval()
+    with torch.no_grad():
+        loss = sum(side.objective.losses(side.objective.outputs(side.model, text), text).sum() for text in texts)
+    tokens = sum(int(side.objective.supervised_counts(text).sum()) for text in texts)
+    own, chance = float(loss) / tokens, np.log(side.model.config.vocab_size)
+    assert not told or f"{chance:.3g} by chance and {own:.3g} at the model itself" in caplog.text
