@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from msif import MsifError
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import Halves, HalvesScorer, as_halves, moved_model
+from msif.attribution.halves import Halves, HalvesScorer, _loss, _tell_lost, as_halves, moved_model
 from msif.attribution.inverses import IHVP
 from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature.cg import Damped
@@ -23,7 +24,7 @@ from msif.curvature.residency import weight_bytes
 from msif.data.documents import collate
 from msif.draws import generator
 from msif.models.blocks import moved_parameters
-from msif.models.objectives import CausalLM
+from msif.models.objectives import CausalLM, Regression
 from msif.models.select import track_modules
 
 TEXTS = documents([6, 4, 9], seed=4)
@@ -373,3 +374,27 @@ def test_models_that_know_nothing_any_more_are_told(caplog, noise, told):
     tokens = sum(int(side.objective.supervised_counts(text).sum()) for text in texts)
     own, chance = float(loss) / tokens, np.log(side.model.config.vocab_size)
     assert not told or f"{chance:.3g} by chance and {own:.3g} at the model itself" in caplog.text
+
+
+def test_only_a_loss_over_classes_has_a_guess_to_be_held_against():
+    _tell_lost([], SimpleNamespace(objective=Regression(0, 1)), None)
+
+
+@pytest.mark.parametrize(
+    ("moved", "own", "told"),
+    [((2.0,), 0.5, False), ((1.0, 9.0), 0.5, True), ((9.0,), 5.0, False), ((11.0,), 5.0, True)],
+)
+def test_the_worst_of_the_models_is_held_against_chance_and_twice_the_models_own_loss(
+    monkeypatch, caplog, moved, own, told
+):
+    monkeypatch.setattr("msif.attribution.halves._loss", lambda loss, _: (loss.at, 2.4))
+    sides = [SimpleNamespace(at=loss) for loss in moved]
+    _tell_lost(sides, SimpleNamespace(objective=CausalLM(), at=own), [])
+    assert ("less likely than by chance" in caplog.text) == told
+
+
+def test_a_loss_is_of_a_model_that_does_not_drop_out(stages):
+    side = stages[1].side
+    side.model.train()
+    losses = [_loss(side, [collate(QUERIES)]) for _ in range(2)]
+    assert losses[0] == losses[1] and side.model.training
