@@ -8,13 +8,12 @@ right. What an earlier run has made is used again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from experiments.common.running import experiment_parser, quiet
-from experiments.digits.settings import SMALL, Settings
+from experiments.common.running import quiet
+from experiments.digits.command import digits_parser, settings_of
+from experiments.digits.settings import Settings
 from msif.cli.parsing import Parser, run
-from msif.errors import MsifError
 
 SIZES = {
     "halves": "random halves that are trained on",
@@ -28,9 +27,7 @@ SIZES = {
 
 
 def parser() -> Parser:
-    flags = experiment_parser("digits", __doc__)
-    flags.add_argument("--small", action="store_true", help="a check in seconds: few images, retrainings and members")
-    flags.add_argument("--processes", type=int, default=1, help="parts of the work at once (default: %(default)s)")
+    flags = digits_parser("digits", __doc__)
     for name, text in SIZES.items():
         value = getattr(Settings(), name)
         flags.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"{text} (default: {value})")
@@ -39,12 +36,8 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse(arguments)
-    if options.device != "cpu":
-        raise MsifError("these networks are too small to gain from a GPU: leave --device at cpu.")
     given = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
-    if any(value < 1 for value in (*given.values(), options.processes)):
-        raise MsifError("every number must be 1 or more: give larger numbers.")
-    settings = replace(SMALL if options.small else Settings(), seed=options.seed, **given)
+    settings = settings_of(options, **given)
     quiet(options.threads)
     from experiments.digits.counterfactual import changes, removals
     from experiments.digits.methods import adam_methods, all_methods

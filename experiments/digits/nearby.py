@@ -18,7 +18,8 @@ import numpy as np
 from experiments.common.cache import Cache, hashed
 from experiments.common.judging import SIZES, Judge
 from experiments.common.parallel import spread
-from experiments.common.running import experiment_parser, quiet
+from experiments.common.running import quiet
+from experiments.digits.command import digits_parser, settings_of
 from experiments.digits.exact import Exact, ExactCurvature
 from experiments.digits.halved import in_deviations
 from experiments.digits.heads import WholeNetworkScorer
@@ -26,7 +27,7 @@ from experiments.digits.images import Parts, load_parts
 from experiments.digits.members import Checkpoint, Member, Members, on_everything
 from experiments.digits.methods import CG, CG_PRODUCTS, natural_filters
 from experiments.digits.network import BODY
-from experiments.digits.settings import SMALL, Settings
+from experiments.digits.settings import Settings
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
@@ -50,12 +51,12 @@ class Near:
     Attributes:
         family: of methods that differ by where they ask alone.
         halves: None asks the networks themselves.
-        scorers: from a pair to the scores (Q, N) of each network that is asked.
+        ask: from a pair to the scores (Q, N) of each network that is asked.
     """
 
     family: str
     halves: Halves | None
-    scorers: Callable[[Member, Parts, Halves | None], Iterator[np.ndarray]]
+    ask: Callable[[Member, Parts, Halves | None], Iterator[np.ndarray]]
 
 
 def methods(count: int) -> list[Near]:
@@ -108,7 +109,7 @@ def scores_of(settings: Settings, parts: Parts, cache: Cache, halves: int, numbe
     member = Members(settings, parts, cache, on_everything(settings))[number]
     found = {}
     for place, near in enumerate(methods(halves)):
-        compute = lambda near=near: {"scores": np.stack(list(near.scorers(member, parts, near.halves)))}  # noqa: E731
+        compute = lambda near=near: {"scores": np.stack(list(near.ask(member, parts, near.halves)))}  # noqa: E731
         identity = [near.family, near.halves and near.halves.told(), CG_PRODUCTS]
         found[str(place)] = cache.arrays(f"nearby/{number:02d}-{hashed(identity)[:8]}", compute)["scores"]
     return found
@@ -142,7 +143,7 @@ def nearby_table(judge: Judge, asked: Sequence[Near], scores: Sequence[np.ndarra
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse(arguments)
-    settings = replace(SMALL if options.small else Settings(), seed=options.seed)
+    settings, asked = settings_of(options, options.networks), methods(options.networks)
     quiet(options.threads)
     cache = Cache(Path(options.output) / "descent", asdict(settings), options.overwrite)
     parts = load_parts(settings)
@@ -150,7 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Members(settings, parts, cache, on_everything(settings))  # trained before processes share them
     one = partial(scores_of, settings, parts, cache, options.networks)
     each = spread(one, range(min(PAIRS, settings.members)), options.processes, "asking networks nearby")
-    asked = methods(options.networks)
     table = nearby_table(judge, asked, [np.stack([own[str(place)] for own in each]) for place in range(len(asked))])
     results = Path(options.results or Path(options.output) / "report")
     write_results(results, "nearby", table, asdict(settings) | {"networks": options.networks})
@@ -158,9 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> Parser:
-    parser = experiment_parser("digits.nearby", __doc__, output="results/digits")
-    parser.add_argument("--small", action="store_true", help="a check in seconds: few images and retrainings")
-    parser.add_argument("--processes", type=int, default=1, help="parts of the work at once (default: %(default)s)")
+    parser = digits_parser("digits.nearby", __doc__, output="results/digits")
     parser.add_argument("--networks", type=int, default=16, help="that each pair is moved to (default: %(default)s)")
     return parser
 

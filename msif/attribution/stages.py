@@ -117,7 +117,7 @@ def build_scorer(
         return InfluenceScorer(last.side, first.side, **options)
     if method == "multi-stage" and (pretrained is None or finetuned is None):
         raise MsifError("multi-stage influence needs both --pretrained and --finetuned; single-stage needs one model.")
-    factors_of(first, "finetuned" if pretrained is None else "pretrained")
+    factors_of(first, "finetuned" if pretrained is None else "pretrained")  # what lacks is named as it was given
     stages = [first, last] if method == "multi-stage" else [first]
     halves, options = options.get("halves"), {name: value for name, value in options.items() if name != "halves"}
     if halves is None:

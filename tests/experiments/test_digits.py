@@ -124,6 +124,15 @@ def test_bad_numbers_are_refused_in_a_sentence(flags, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    "flags", [["--networks", "0"], ["--networks", "3"], ["--processes", "0"], ["--device", "cuda"]]
+)
+def test_bad_numbers_of_networks_are_refused_before_any_work(flags, tmp_path):
+    with pytest.raises(MsifError):
+        nearby.main(["--small", "--output", str(tmp_path / "none"), *flags])
+    assert not (tmp_path / "none").exists()
+
+
 def test_averages_are_the_librarys_ensembles(run):
     parts = load_parts(SMALL)
     cache = cache_of(run)
