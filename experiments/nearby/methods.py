@@ -17,10 +17,14 @@ ONE, TWO = "single-stage", "multi-stage"
 USUAL = Halves()
 REFITTED = Halves(4, 1.0)
 """Where each half's model has factors of its own; a whole step is then the best of .3, 1, 2."""
-NOISE = Halves(4, 0.0, noise=1.0)
-SWEEP = (*map(Halves, (1, 2, 4, 8, 16)), Halves(4, 0.1), Halves(4, 0.5), Halves(4, 1.0), NOISE)
-"""Of the defaults: numbers at the usual step, then other steps, and noise of first weights alone."""
-REFITS = (REFITTED, NOISE, Halves(4, 1.0, noise=1.0), Halves(8, 1.0, noise=1.0))
+NOISE, BOTH = Halves(4, 0.0, noise=1.0), Halves(4, noise=1.0)
+SWEEP = (
+    *map(Halves, (1, 2, 4, 8, 16)),
+    *(Halves(4, step) for step in (0.1, 0.5, 1.0)),
+    *(NOISE, Halves(4, noise=0.5), BOTH, Halves(1, 0.0, noise=1.0), Halves(1, noise=1.0)),
+)
+"""Of the defaults: numbers at the usual step, then other steps, and noise of first weights, alone and beside a step."""
+REFITS = (REFITTED, NOISE, BOTH, Halves(4, 1.0, noise=1.0), Halves(8, 1.0, noise=1.0))
 """Of the defaults: also moved by noise of first weights, alone and beside the step."""
 
 
@@ -32,7 +36,10 @@ def with_factors(name: str, halves: Halves = REFITTED) -> str:
     return f"{with_halves(name, halves)}, own factors"
 
 
-REMOVED = (REFERENCE, with_halves(REFERENCE), with_halves(UNIT), with_factors(REFERENCE, REFITS[-1]))
+REMOVED = (
+    *(REFERENCE, with_halves(REFERENCE), with_halves(REFERENCE, BOTH), with_halves(UNIT)),
+    *(with_factors(REFERENCE, halves) for halves in (BOTH, REFITS[-1])),
+)
 """Methods whose top documents are left out."""
 
 

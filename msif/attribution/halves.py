@@ -7,9 +7,8 @@ parameters are about
     θ_S = θ + δ_S,    δ_S = (H + 1/τ)⁻¹ (step · (1/N) Σ_{z ∉ S} ∇L(z; θ) + (1/τ) ξ)
 
 with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
-usual step (docs/nearby.md). ξ is noise of other first weights: a training damps it by 1/(1 + τσ) in a direction of
-curvature σ, and so leaves it where nothing was learnt. Fine-tuning is taken to keep the displacement, so its model is
-moved by the same δ_S.
+usual step (docs/nearby.md). ξ is noise of other first weights (``msif.attribution.first_weights``). Fine-tuning is
+taken to keep the displacement, so its model is moved by the same δ_S.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -29,12 +28,12 @@ from torch import Tensor, nn
 
 from msif.attribution.composite import CompositeScorer, PartVectors
 from msif.attribution.cost import Cost
-from msif.attribution.damping import Damping, Tau
+from msif.attribution.damping import AUTO, Damping, Tau
+from msif.attribution.first_weights import bearable_noise, pulls_of_noise
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
 from msif.attribution.scorers import InfluenceScorer
 from msif.curvature.factors import Factors
-from msif.curvature.filters import times_blocks
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.mean_gradient import mean_gradients
 from msif.curvature.preconditioners import consume
@@ -48,7 +47,7 @@ from msif.models.sharding import held_bytes
 
 log = logging.getLogger(__name__)
 
-HALVES_STREAM, NOISE_STREAM = 9, 10
+HALVES_STREAM = 9
 FARTHEST = 0.6
 """Of the weights' norm. The models of docs/nearby.md are moved by less than half of it, and the demo's by a third."""
 
@@ -63,6 +62,7 @@ class Halves:
         step: of the way that the damped curvature foretells.
         seed: of the halves, and of noise.
         noise: of first weights, in standard deviations of each module's weights; with a step of 0 nothing else moves.
+            "auto" is 1, or less where a deep model would not bear it; see ``bearable_noise``.
 
     Raises:
         MsifError: no even count nor 1, a step or noise below 0 or none of both, or a seed below 0.
@@ -71,7 +71,7 @@ class Halves:
     count: int = 4
     step: float = 0.3
     seed: int = 0
-    noise: float = 0.0
+    noise: float | str = 0.0
 
     def __post_init__(self) -> None:
         whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (self.count, self.seed))
@@ -79,7 +79,8 @@ class Halves:
             raise MsifError(f"halves are {self.count!r} of seed {self.seed!r}: give integers, and a seed of 0 or more.")
         if self.count != 1 and (self.count < 2 or self.count % 2):
             raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4 ... (or 1, their middle).")
-        if not (0 <= self.step < math.inf and 0 <= self.noise < math.inf and self.step + self.noise > 0):
+        moved = [self.step, 1.0 if self.noise == AUTO else self.noise]
+        if any(isinstance(by, str) or not 0 <= by < math.inf for by in moved) or not any(moved):
             raise MsifError(
                 f"the step towards halves is {self.step}, and noise {self.noise}: give a step above 0, such as 0.3, or "
                 "noise alone, such as 0:1."
@@ -87,9 +88,10 @@ class Halves:
 
     def __str__(self) -> str:
         """As ``as_halves`` reads it."""
-        return f"{self.count}:{self.step:g}" + (f":{self.noise:g}" if self.noise else "")
+        noise = self.noise if isinstance(self.noise, str) else f"{self.noise:g}"
+        return f"{self.count}:{self.step:g}" + (f":{noise}" if self.noise else "")
 
-    def told(self) -> dict[str, float]:
+    def told(self) -> dict[str, float | str]:
         """As records have it; those without noise are as they were before there was any."""
         return {key: value for key, value in asdict(self).items() if key != "noise" or value}
 
@@ -113,14 +115,14 @@ def as_halves(given: Halves | int | str) -> Halves:
     if isinstance(given, Halves):
         return given
     count, *numbers = str(given).split(":")
-    usual = [Halves.step, Halves.noise]
+    usual = [str(Halves.step), str(Halves.noise)]
     try:
-        step, noise = [*map(float, numbers), *usual[len(numbers) :]]
-        return Halves(int(count), step, noise=noise)
+        step, noise = [*numbers, *usual[len(numbers) :]]
+        return Halves(int(count), float(step), noise=AUTO if noise == AUTO else float(noise))
     except ValueError:
         raise MsifError(
-            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them, or 4:0.5:1 with "
-            "noise of first weights."
+            f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them, or 4:0.5:1 or "
+            "4:0.5:auto with noise of first weights."
         ) from None
 
 
@@ -136,30 +138,19 @@ def foretold(
     Raises:
         MsifError: see ``mean_gradients``, and ``IHVP.build``.
     """
+    noise = bearable_noise(side, factors, tau) if isinstance(halves.noise, str) else halves.noise
     pulls: Vectors = {}
     if halves.step:
         pulls = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
         for pull in pulls.values():
             pull *= halves.step / (2 if halves.count == 1 else 1)
-    if halves.noise:
-        for name, pull in _of_noise(side, tau, halves):
+    if noise:
+        for name, pull in pulls_of_noise(side, tau, noise, halves.count, halves.seed):
             pulls[name] = pulls[name].add_(pull) if halves.step else pull
     inverse = (ihvp or IHVP()).build(side, factors, Damping("auto").first(tau), batches)
     found = consume(inverse, pulls)
-    _tell(side, halves, found)
+    _tell(side, halves, noise, found)
     return found
-
-
-def _of_noise(side: Side, tau: Tau, halves: Halves) -> Iterator[tuple[str, Tensor]]:
-    """ξ/τ of each half, a module's (K, d_out, d) at a time."""
-    draws = [generator(halves.seed, NOISE_STREAM, number=number) for number in range(halves.count)]
-    pulls = {name: 1 / own for name, own in tau.items()}
-    for module in side.tracked:
-        weights = matrix_of(side.model, module)
-        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
-        xi = np.stack([draw.standard_normal(module.shape, np.float32) for draw in draws])
-        of_weights = halves.noise * weights.std(correction=0) * torch.from_numpy(xi).to(weights)
-        yield module.name, times_blocks(of_weights, pulls, module.name, len(module.blocks))
 
 
 def moved_model(side: Side, change: Vectors) -> nn.Module:
@@ -218,12 +209,12 @@ class HalvesScorer(CompositeScorer):
             self.move(self.displacements())
 
 
-def _tell(side: Side, halves: Halves, displacements: Vectors) -> None:
+def _tell(side: Side, halves: Halves, noise: float, displacements: Vectors) -> None:
     weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
     share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
     log.info("halves %s: weights are moved by %.2g of their norm", halves, share)
     dtype = next(side.model.parameters()).dtype
-    if share > math.hypot(FARTHEST, halves.noise):  # what is foretold of noise is at most as long as noise is
+    if share > math.hypot(FARTHEST, noise):  # what is foretold of noise is at most as long as noise is
         smaller = replace(halves, step=float(f"{halves.step / 10:.1g}"))
         log.warning("that is further than one step foretells: give a smaller one, such as %s", smaller)
     if share < torch.finfo(dtype).eps:
