@@ -12,7 +12,8 @@ from typing import Any
 
 from msif.atomic import write_json
 from msif.attribution.gradients import Side
-from msif.attribution.halves import Halves, foretold, moved_model
+from msif.attribution.halves import Halves, foretold
+from msif.attribution.moves import moved_model, of_half
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.select import track_modules
@@ -64,8 +65,7 @@ def write_halves(
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / MANIFEST, identity)
         for number in missing:
-            change = {name: V[number] for name, V in changes.items()}
-            _write(folders[number], stages, sides, change)
+            _write(folders[number], stages, sides, of_half(changes, number))
             log.info("%s", folders[number])
     return folders
 

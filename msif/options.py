@@ -95,7 +95,7 @@ class Options:
     @property
     def steps_nearby(self) -> bool:
         """Whether the first stage's data are gone over for these, which noise alone does not take."""
-        return self.nears and as_halves(self.scorer["halves"]).step > 0
+        return self.nears and as_halves(self.scorer["halves"]).step != 0
 
     @property
     def _preselects(self) -> bool:

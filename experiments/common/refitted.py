@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from msif.attribution.halves import Halves, foretold, moved_model
+from msif.attribution.halves import Halves, foretold
+from msif.attribution.moves import moved_model, of_half
 from msif.attribution.stages import FittedStage, factors_of
 from msif.curvature.fit import FitSettings, fit
 from msif.curvature.vectors import Vectors
@@ -20,7 +21,7 @@ def moved_stages(
     assert first.tau is not None and first.batches is not None
     changes = foretold(first.side, factors_of(first, "pretrained"), first.tau, first.batches, halves)
     for number in range(halves.count):
-        change = {name: V[number] for name, V in changes.items()}
+        change = of_half(changes, number)
         yield _at(first, change), last and _at(last, change)
 
 

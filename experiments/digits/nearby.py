@@ -31,8 +31,9 @@ from experiments.digits.settings import Settings
 from experiments.digits.truth import losses_on_halves
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import Halves, HalvesScorer, foretold, moved_model
+from msif.attribution.halves import Halves, HalvesScorer, foretold
 from msif.attribution.inverses import IHVP
+from msif.attribution.moves import moved_model, of_half
 from msif.attribution.scorers import Scorer
 from msif.attribution.stages import build_scorer
 from msif.cli.parsing import Parser, run
@@ -96,7 +97,7 @@ def _moved(m: Member, halves: Halves) -> Iterator[tuple[Side, Side]]:
     first: Checkpoint = m.pretrained
     changes = foretold(first.side, first.store, first.tau, [first.images], halves, SOLVER)
     for number in range(halves.count):
-        change = {name: V[number] for name, V in changes.items()}
+        change = of_half(changes, number)
         yield _at(first.side, change), _at(m.finetuned.side, {name: change[name] for name in BODY})
 
 

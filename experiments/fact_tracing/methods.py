@@ -34,7 +34,7 @@ SOURCE, CG = f"{MULTI_STAGE}, SOURCE filters", "multi-stage, EK-FAC-precondition
 WHICH: tuple[Which, Which] = ("pretrained", "finetuned")
 WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
-MIDDLE = Halves(1)
+MIDDLE = Halves(1, 0.3)
 NOISE = Halves(4, 0.0, noise=1.0)
 """Models as of other first weights."""
 

@@ -14,14 +14,15 @@ from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
 
 ONE, TWO = "single-stage", "multi-stage"
-USUAL = Halves()
+STEP = 0.3
+USUAL = Halves(4, STEP)
 REFITTED = Halves(4, 1.0)
 """Where each half's model has factors of its own; a whole step is then the best of .3, 1, 2."""
-NOISE, BOTH = Halves(4, 0.0, noise=1.0), Halves(4, noise=1.0)
+NOISE, BOTH = Halves(4, 0.0, noise=1.0), Halves(4, STEP, noise=1.0)
 SWEEP = (
-    *map(Halves, (1, 2, 4, 8, 16)),
+    *(Halves(count, STEP) for count in (1, 2, 4, 8, 16)),
     *(Halves(4, step) for step in (0.1, 0.5, 1.0)),
-    *(NOISE, Halves(4, noise=0.5), BOTH, Halves(1, 0.0, noise=1.0), Halves(1, noise=1.0)),
+    *(NOISE, Halves(4, STEP, noise=0.5), BOTH, Halves(1, 0.0, noise=1.0), Halves(1, STEP, noise=1.0)),
 )
 """Of the defaults: numbers at the usual step, then other steps, and noise of first weights, alone and beside a step."""
 REFITS = (REFITTED, NOISE, BOTH, Halves(4, 1.0, noise=1.0), Halves(8, 1.0, noise=1.0))

@@ -26,7 +26,10 @@ FAMILIES = {
     "multi-stage, `--normalize unit`": ["--normalize", "unit"],
     "multi-stage, `--alpha 0`": ["--alpha", "0"],
 }
-HALVES = {"multi-stage": ("1", "2", "4", "4:0.1")}
+HALVES = {
+    "multi-stage": ("1", "2", "4", "4:0.1", "4:0:1", "4:0.3:1"),
+    "multi-stage, `--normalize unit`": ("4", "4:0:1"),
+}
 """Of each family; 4 of the others."""
 METHODS = {
     f"{number}-{halves.replace(':', '-')}": (title, ([*flags, "--halves", halves] if halves else flags), halves)

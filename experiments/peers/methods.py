@@ -31,7 +31,8 @@ class Own:
     stage: str = ""
 
 
-NEARBY = f"{MAPS}, damping 0.1 mean, {Halves().count} halves foretold"
+FORETOLD = Halves(4, 0.3)
+NEARBY = f"{MAPS}, damping 0.1 mean, {FORETOLD.count} halves foretold"
 """The setting of one more that others are compared with."""
 STAGES = {MAPS: "stage", LAYERS: "layers", f"{MAPS}, 4 segments": "in_segments"}
 DAMPINGS = {"damping 0.1 mean": Damping(), "damping 1/τ": Damping("auto")}
@@ -64,8 +65,8 @@ def _own_methods() -> list[Own]:
     return [
         *(ekfac(maps, damping) for maps in (MAPS, LAYERS) for damping in DAMPINGS),
         *(ekfac(MAPS, damping, normalize="unit") for damping in DAMPINGS),
-        ekfac(MAPS, "damping 0.1 mean", halves=Halves()),
-        ekfac(MAPS, "damping 0.1 mean", normalize="unit", halves=Halves()),
+        ekfac(MAPS, "damping 0.1 mean", halves=FORETOLD),
+        ekfac(MAPS, "damping 0.1 mean", normalize="unit", halves=FORETOLD),
         Own(
             Method(
                 "EK-FAC", f"{NEARBY}, own factors", scorer=with_own_factors("single-stage", Damping(), Halves(step=1.0))

@@ -6,15 +6,12 @@ parameters are about
 
     θ_S = θ + δ_S,    δ_S = (H + 1/τ)⁻¹ (step · (1/N) Σ_{z ∉ S} ∇L(z; θ) + (1/τ) ξ)
 
-with N the supervised tokens of all. A whole step overshoots, for the loss is no quadratic; three tenths of it are the
-usual step (docs/nearby.md). ξ is noise of other first weights (``msif.attribution.first_weights``). Fine-tuning is
-taken to keep the displacement, so its model is moved by the same δ_S.
+with N the supervised tokens of all. ξ is noise of other first weights (``msif.attribution.first_weights``). Fine-tuning
+is taken to keep the displacement, so its model is moved by the same δ_S.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msif.attribution.composite import CompositeScorer, PartVectors
 from msif.attribution.cost import Cost
@@ -32,24 +29,23 @@ from msif.attribution.damping import AUTO, Damping, Tau
 from msif.attribution.first_weights import bearable_noise, pulls_of_noise
 from msif.attribution.gradients import Side
 from msif.attribution.inverses import IHVP
+from msif.attribution.moves import move, of_half
 from msif.attribution.scorers import InfluenceScorer
+from msif.attribution.trust import shorten, tell_far, tell_lost
 from msif.curvature.factors import Factors
-from msif.curvature.inputs import device_and_dtype
 from msif.curvature.mean_gradient import mean_gradients
 from msif.curvature.preconditioners import consume
-from msif.curvature.vectors import Vectors, dot
+from msif.curvature.vectors import Vectors
 from msif.draws import generator
 from msif.errors import MsifError
-from msif.models.blocks import matrix_of, moved_parameters, stored
-from msif.models.capture import frozen
-from msif.models.objectives.categorical import Categorical
+from msif.models.blocks import stored
 from msif.models.sharding import held_bytes
 
 log = logging.getLogger(__name__)
 
 HALVES_STREAM = 9
-FARTHEST = 0.6
-"""Of the weights' norm. The models of docs/nearby.md are moved by less than half of it, and the demo's by a third."""
+STEP = 0.3
+"""Of the damped one; a whole one overshoots, for the loss is no quadratic (docs/nearby.md)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,8 @@ class Halves:
     Attributes:
         count: of halves, every two of which share out all sequences; 1 is one model in the middle of all halves, moved
             by the mean of what moves these, half of the step of all sequences.
-        step: of the way that the damped curvature foretells.
+        step: of the way that the damped curvature foretells. "auto" is ``STEP``, or less where the loss of the moved
+            models shows that they do not bear it (``shorten``), as where the data are few of a training's.
         seed: of the halves, and of noise.
         noise: of first weights, in standard deviations of each module's weights; with a step of 0 nothing else moves.
             "auto" is 1, or less where a deep model would not bear it; see ``bearable_noise``.
@@ -69,7 +66,7 @@ class Halves:
     """
 
     count: int = 4
-    step: float = 0.3
+    step: float | str = AUTO
     seed: int = 0
     noise: float | str = 0.0
 
@@ -79,7 +76,7 @@ class Halves:
             raise MsifError(f"halves are {self.count!r} of seed {self.seed!r}: give integers, and a seed of 0 or more.")
         if self.count != 1 and (self.count < 2 or self.count % 2):
             raise MsifError(f"there are {self.count} halves: they come in twos, so give 2, 4 ... (or 1, their middle).")
-        moved = [self.step, 1.0 if self.noise == AUTO else self.noise]
+        moved = [1.0 if by == AUTO else by for by in (self.step, self.noise)]
         if any(isinstance(by, str) or not 0 <= by < math.inf for by in moved) or not any(moved):
             raise MsifError(
                 f"the step towards halves is {self.step}, and noise {self.noise}: give a step above 0, such as 0.3, or "
@@ -88,8 +85,8 @@ class Halves:
 
     def __str__(self) -> str:
         """As ``as_halves`` reads it."""
-        noise = self.noise if isinstance(self.noise, str) else f"{self.noise:g}"
-        return f"{self.count}:{self.step:g}" + (f":{noise}" if self.noise else "")
+        numbers = [self.step, self.noise] if self.noise else [self.step]
+        return ":".join([str(self.count), *(by if isinstance(by, str) else f"{by:g}" for by in numbers)])
 
     def told(self) -> dict[str, float | str]:
         """As records have it; those without noise are as they were before there was any."""
@@ -107,7 +104,7 @@ class Halves:
 def as_halves(given: Halves | int | str) -> Halves:
     """
     Args:
-        given: halves, their count K, or "K", "K:STEP" or "K:STEP:NOISE".
+        given: halves, their count K, or "K", "K:STEP" or "K:STEP:NOISE", of which STEP and NOISE may be "auto".
 
     Raises:
         MsifError: it is something else; see ``Halves``.
@@ -117,8 +114,8 @@ def as_halves(given: Halves | int | str) -> Halves:
     count, *numbers = str(given).split(":")
     usual = [str(Halves.step), str(Halves.noise)]
     try:
-        step, noise = [*numbers, *usual[len(numbers) :]]
-        return Halves(int(count), float(step), noise=AUTO if noise == AUTO else float(noise))
+        step, noise = [by if by == AUTO else float(by) for by in [*numbers, *usual[len(numbers) :]]]
+        return Halves(int(count), step, noise=noise)
     except ValueError:
         raise MsifError(
             f"halves are '{given}': write how many, such as 4, or 4:0.5 with the step towards them, or 4:0.5:1 or "
@@ -139,25 +136,22 @@ def foretold(
         MsifError: see ``mean_gradients``, and ``IHVP.build``.
     """
     noise = bearable_noise(side, factors, tau) if isinstance(halves.noise, str) else halves.noise
+    step = STEP if isinstance(halves.step, str) else halves.step
     pulls: Vectors = {}
-    if halves.step:
+    if step:
         pulls = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
         for pull in pulls.values():
-            pull *= halves.step / (2 if halves.count == 1 else 1)
+            pull *= step / (2 if halves.count == 1 else 1)
     if noise:
         for name, pull in pulls_of_noise(side, tau, noise, halves.count, halves.seed):
-            pulls[name] = pulls[name].add_(pull) if halves.step else pull
+            pulls[name] = pulls[name].add_(pull) if step else pull
     inverse = (ihvp or IHVP()).build(side, factors, Damping("auto").first(tau), batches)
     found = consume(inverse, pulls)
-    _tell(side, halves, noise, found)
+    if halves.step == AUTO:
+        shorten(side, batches, found)
+    shorter = str(replace(halves, step=float(f"{step / 10:.1g}")))
+    log.info("halves %s: weights are moved by %.2g of their norm", halves, tell_far(side, noise, found, shorter))
     return found
-
-
-def moved_model(side: Side, change: Vectors) -> nn.Module:
-    """A copy of the model with W̄ + change of each module in the place of W̄, which has all else in common with it."""
-    own = _sharing(side.model)
-    _move(replace(side, model=own), change)
-    return own
 
 
 class HalvesScorer(CompositeScorer):
@@ -185,12 +179,12 @@ class HalvesScorer(CompositeScorer):
         for number, part in enumerate(self.parts):
             sides = {id(side.model): side for side in (part.query_side, part.candidate_side)}
             for side in sides.values():
-                _move(side, {name: V[number] for name, V in displacements.items()})
+                move(side, of_half(displacements, number))
 
     def query_vectors(self, queries: Iterable[Any]) -> PartVectors:
         self._moved()
         batches = list(queries)
-        _tell_lost([part.query_side for part in self.parts], self.last, batches)
+        tell_lost([part.query_side for part in self.parts], self.last, batches)
         return super().query_vectors(batches)
 
     def self_influence(self, documents: Iterable[Any]) -> Tensor:
@@ -207,62 +201,3 @@ class HalvesScorer(CompositeScorer):
     def _moved(self) -> None:
         if not self.moved:
             self.move(self.displacements())
-
-
-def _tell(side: Side, halves: Halves, noise: float, displacements: Vectors) -> None:
-    weights = {module.name: matrix_of(side.model, module)[None] for module in side.tracked}
-    share = float((dot(displacements, displacements).mean() / dot(weights, weights)[0]).sqrt())
-    log.info("halves %s: weights are moved by %.2g of their norm", halves, share)
-    dtype = next(side.model.parameters()).dtype
-    if share > math.hypot(FARTHEST, noise):  # what is foretold of noise is at most as long as noise is
-        smaller = replace(halves, step=float(f"{halves.step / 10:.1g}"))
-        log.warning("that is further than one step foretells: give a smaller one, such as %s", smaller)
-    if share < torch.finfo(dtype).eps:
-        wider = "use --dtype float32" if dtype.itemsize < 4 else "is τ of the training right (--learning-rate-sum)?"
-        log.warning("weights of %s hold little of so small a move: %s", dtype, wider)
-
-
-def _tell_lost(moved: Sequence[Side], last: Side, queries: Sequence[Any]) -> None:
-    """Whether models were moved so far that they know less of the answers than who guesses."""
-    if not isinstance(last.objective, Categorical):
-        return
-    own, chance = _loss(last, queries)
-    worst = max(_loss(side, queries)[0] for side in moved)
-    if worst > max(chance, 2 * own):
-        log.warning(
-            "answers are less likely than by chance at the moved models: %.3g nats a token, %.3g by chance and %.3g at "
-            "the model itself; give --halves a smaller step or less noise",
-            *(worst, chance, own),
-        )
-
-
-def _loss(side: Side, batches: Sequence[Any]) -> tuple[float, float]:
-    """(mean loss of a supervised prediction, that of a uniform guess)."""
-    device, _ = device_and_dtype(side.model)
-    total, count, classes = 0.0, 0, 1
-    with frozen(side.model), torch.no_grad():
-        for batch in (one.to(device) for one in batches):
-            outputs = side.objective.outputs(side.model, batch)
-            total += float(side.objective.losses(outputs, batch).sum())
-            count += int(side.objective.supervised_counts(batch).sum())
-            classes = outputs.shape[-1]
-    return total / max(1, count), math.log(classes)
-
-
-def apart(*sides: Side) -> list[Side]:
-    """Sides of models of their own, which have all tensors in common with these until they are moved."""
-    models = {id(side.model): _sharing(side.model) for side in sides}
-    return [replace(side, model=models[id(side.model)]) for side in sides]
-
-
-def _sharing(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model, {id(t): t for t in itertools.chain(model.parameters(), model.buffers())})
-
-
-def _move(side: Side, change: Vectors) -> None:
-    """W̄ + change of each module in the place of W̄, wherever the model has it."""
-    moved = [pair for module in side.tracked for pair in moved_parameters(side.model, module, change[module.name])]
-    new = {id(own): value for own, value in moved}
-    for module in side.model.modules():
-        for key, own in module._parameters.items():
-            module._parameters[key] = new.get(id(own), own)

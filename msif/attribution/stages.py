@@ -13,11 +13,12 @@ from torch import Tensor
 from msif.attribution.cka import CKAScorer
 from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
-from msif.attribution.halves import Halves, HalvesScorer, apart, as_halves, foretold
+from msif.attribution.halves import Halves, HalvesScorer, as_halves, foretold
 from msif.attribution.hops import build_hop
 from msif.attribution.inverses import IHVP
 from msif.attribution.logra import LoGraScorer
 from msif.attribution.methods import DAMPED, INDEXED, METHODS, PROJECTED, SOLVERS
+from msif.attribution.moves import apart
 from msif.attribution.random_order import RandomScorer
 from msif.attribution.representation import RepresentationScorer
 from msif.attribution.scorers import InfluenceScorer, PairScorer

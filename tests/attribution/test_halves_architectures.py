@@ -29,7 +29,7 @@ def test_moves_there_and_back_change_the_loss_as_its_gradient_says(name):
     model = spread(tiny_model(name))
     side = Side(model, track_modules(model, "everything"), CausalLM())
     stage = FittedStage(side, {}, {}, [collate(documents([6]))])
-    scorer = build_scorer("single-stage", stage, None, halves=Halves(2))
+    scorer = build_scorer("single-stage", stage, None, halves=Halves(2, 0.3))
     gradient = query_gradients(side, [collate(QUERY)])
     norm = float(dot(gradient, gradient).sqrt())
     there = {key: V * STEP / norm for key, V in gradient.items()}

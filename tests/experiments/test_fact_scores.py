@@ -19,7 +19,8 @@ from experiments.fact_tracing.running import compute, facts_of, part_name, score
 from experiments.fact_tracing.stacked import kind_of, packed
 from experiments.facts.reading import read_pair
 from msif.attribution.damping import Damping
-from msif.attribution.halves import Halves, foretold, moved_model
+from msif.attribution.halves import Halves, foretold
+from msif.attribution.moves import moved_model, of_half
 from msif.attribution.stages import build_scorer
 from msif.curvature.fit import FitSettings, fit
 from msif.errors import MsifError
@@ -152,7 +153,7 @@ def test_halves_equal_their_own_scorer_however_few_queries_fit(models, ranking, 
     cost = method.build(models).cost()
     done = compute([method], models, ranking, score_cache(tmp_path, models, ranking), 4 * 4.5 * cost.making / 1e9)
     stages = [models.fitted(which, "unembedding", tau=True) for which in ("pretrained", "finetuned")]
-    own = build_scorer("multi-stage", *stages, Damping(alpha="auto"), halves=Halves(1))
+    own = build_scorer("multi-stage", *stages, Damping(alpha="auto"), halves=Halves(1, 0.3))
     values = own.score(models.queries(ranking.asked), models.sentences(ranking.rows)).values
     expected = ranking.own(values, range(len(ranking.asked)))
     ((modules, unit, found),) = readings(done[method.key])
@@ -168,7 +169,7 @@ def test_noise_is_asked_with_factors_of_either_models_and_without(models, rankin
     expected = dict.fromkeys(("theirs", "own", "none"), 0.0)
     settings = FitSettings(label_samples=Options().fit.label_samples, seed=Options().fit.seed)
     for number in range(4):
-        change = {name: V[number] for name, V in changes.items()}
+        change = of_half(changes, number)
         moved = [replace(s, side=replace(s.side, model=moved_model(s.side, change))) for s in (first, last)]
         fitted = [
             replace(s, factors=fit(s.side.model, s.side.tracked, s.side.objective, s.batches,
