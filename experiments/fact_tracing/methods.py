@@ -35,7 +35,7 @@ WHICH: tuple[Which, Which] = ("pretrained", "finetuned")
 WITH_UNEMBEDDING = f"{MULTI_STAGE}, with unembedding, α = 1/τ"
 CG_TOLERANCE = 1e-4
 MIDDLE = Halves(1, 0.3)
-NOISE = Halves(4, 0.0, noise=1.0)
+NOISY = (Halves(4, 0.0, noise=1.0), Halves(4, 0.3, noise=1.0))
 """Models as of other first weights."""
 
 
@@ -231,18 +231,24 @@ def _halves(options: Options) -> Iterator[Method]:
 
 
 def _noise(options: Options) -> Iterator[Method]:
-    """At models as of other first weights: by the factors of the models themselves, by their own, and without any."""
-    near, shown = {"halves": NOISE}, f"halves {NOISE}"
+    """At models as of other first weights, alone and beside the step towards halves."""
+    for halves in NOISY:
+        yield from _nearby(options, halves)
+
+
+def _nearby(options: Options, halves: Halves) -> Iterator[Method]:
+    """By the factors of the models themselves, by those of the moved ones, and without any."""
+    shown, settings = f"halves {halves}", {"halves": str(halves)}
 
     def stages(models: Models) -> Iterator[Any]:
-        return moved_stages(*(models.fitted(which, "unembedding", tau=True) for which in WHICH), NOISE)
+        return moved_stages(*(models.fitted(which, "unembedding", tau=True) for which in WHICH), halves)
 
     def dot_products(models: Models) -> Scorer:
         return EnsembleScorer([build_scorer("gdp", *both) for both in stages(models)])
 
     for damping in options.other_dampings:
         yield _multi_stage(
-            options, damping, f"{WITH_UNEMBEDDING}, {shown}", tracking="unembedding", alpha="auto", **near
+            options, damping, f"{WITH_UNEMBEDDING}, {shown}", tracking="unembedding", alpha="auto", halves=halves
         )
 
         def own(models: Models, damping: str = damping) -> Scorer:
@@ -251,8 +257,8 @@ def _noise(options: Options) -> Iterator[Method]:
             asked = replace(damping_of(damping), alpha="auto")
             return EnsembleScorer([build_scorer("multi-stage", *moved, asked) for moved in both])
 
-        yield _damped(options, f"{WITH_UNEMBEDDING}, {shown}, own factors", damping, own, True, {"halves": str(NOISE)})
-    yield Method(f"{GDP}, with unembedding, {shown}", scorer=dot_products, tau=True, settings={"halves": str(NOISE)})
+        yield _damped(options, f"{WITH_UNEMBEDDING}, {shown}, own factors", damping, own, True, settings)
+    yield Method(f"{GDP}, with unembedding, {shown}", scorer=dot_products, tau=True, settings=settings)
 
 
 def _unfitted(method: str, family: str, damping: str = "", tracking: Tracking = "heads", **options: Any) -> Method:

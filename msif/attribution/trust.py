@@ -25,8 +25,8 @@ FARTHEST = 0.6
 """Of the weights' norm. The models of docs/nearby.md are moved by less than half of it, and the demo's by a third."""
 BORNE = 0.2
 """Of the loss of a guess by chance; the models of docs/nearby.md lose at most half as much by the usual step."""
-SAMPLED, SHORTEST = 4, 2**-12
-"""Batches whose loss is looked at; the shortest move, as a share of the one that is asked for."""
+SAMPLED, HALVINGS = 2, 12
+"""Batches whose loss is looked at; how often a move is halved at most."""
 
 
 def shorten(side: Side, batches: Iterable[Any], displacements: Vectors) -> None:
@@ -36,23 +36,28 @@ def shorten(side: Side, batches: Iterable[Any], displacements: Vectors) -> None:
         return  # no loss is that of a guess
     sample = list(itertools.islice(batches, SAMPLED))
     own, chance = loss_and_chance(side, sample)
+
+    def lost(halvings: int) -> float:
+        change = {name: V * 2**-halvings for name, V in of_half(displacements, 0).items()}
+        return loss_and_chance(replace(side, model=moved_model(side, change)), sample)[0]
+
     most = own + BORNE * chance
-    share, lost = 1.0, _moved_loss(side, sample, displacements)
-    while not lost <= most and share > SHORTEST:  # a loss may be nan
-        share /= 2
-        for V in displacements.values():
-            V /= 2
-        lost = _moved_loss(side, sample, displacements)
-    if share < 1:
-        log.warning(
-            "models bear %.2g of the step towards halves: their loss is %.3g nats a token, and %.3g at the model "
-            "itself; are these all the data of its training?",
-            *(share, lost, own),
-        )
-
-
-def _moved_loss(side: Side, sample: Sequence[Any], displacements: Vectors) -> float:
-    return loss_and_chance(replace(side, model=moved_model(side, of_half(displacements, 0))), sample)[0]
+    if lost(0) <= most:  # not so of nan
+        return
+    too_long, borne = 0, HALVINGS
+    while borne - too_long > 1:
+        middle = (too_long + borne) // 2
+        if lost(middle) <= most:
+            borne = middle
+        else:
+            too_long = middle
+    for V in displacements.values():
+        V *= 2**-borne
+    log.warning(
+        "models bear %.2g of the step towards halves: their loss is %.3g nats a token, and %.3g at the model itself; "
+        "are these all the data of its training?",
+        *(2**-borne, lost(0), own),
+    )
 
 
 def tell_far(side: Side, noise: float, displacements: Vectors, shorter: str) -> float:

@@ -115,13 +115,26 @@ def of_half(displacements, number, share):
     return {name: share * V[number] for name, V in displacements.items()}
 
 
-def test_a_move_to_no_number_is_shortened_and_ends(stages):  # noqa: F811
+def test_a_move_to_no_number_is_shortened_and_told(stages, caplog):  # noqa: F811
     side = stages[0].side
     V = {module.name: torch.full((2, *module.shape), torch.inf, dtype=torch.float64) for module in side.tracked}
-    shorten(side, [collate(TRAINED_ON)], V)  # cannot be told from a step that is too long
+    shorten(side, [collate(TRAINED_ON)], V)
+    assert "their loss is nan" in caplog.text
 
 
 def test_a_regression_has_no_guess_to_be_held_against():
     V = {"a": torch.ones(2, 1, 1)}
     shorten(SimpleNamespace(objective=Regression(0, 1)), None, V)
     assert V["a"].sum() == 2
+
+
+@pytest.mark.parametrize("own", [0.2, 1.0, 9.0])
+def test_a_fifth_of_what_a_guess_loses_may_be_lost(stages, monkeypatch, own):  # noqa: F811
+    """Whatever the model itself loses."""
+    side, tracked = stages[0].side, stages[0].side.tracked[0].name
+    V = {module.name: torch.ones(2, *module.shape) for module in side.tracked}
+    monkeypatch.setattr("msif.attribution.trust.moved_model", lambda side, change: float(change[tracked].mean()))
+    loss = lambda one, _: (own if one is side else own + 40 * one.model, 6.0)  # noqa: E731
+    monkeypatch.setattr("msif.attribution.trust.loss_and_chance", loss)
+    shorten(side, [], V)
+    assert all(bool((one == 2**-6).all()) for one in V.values()) and 40 * 2**-6 <= 0.2 * 6 < 40 * 2**-5

@@ -161,11 +161,12 @@ def test_halves_equal_their_own_scorer_however_few_queries_fit(models, ranking, 
     assert (modules, unit) == ("all", False) and found / scale == pytest.approx(expected / scale, abs=2e-5)
 
 
-def test_noise_is_asked_with_factors_of_either_models_and_without(models, ranking, tmp_path):
-    methods = methods_named(["noise"], Options())
+@pytest.mark.parametrize(("place", "step"), [(0, 0.0), (1, 0.3)])
+def test_noise_is_asked_with_factors_of_either_models_and_without(models, ranking, tmp_path, place, step):
+    methods = methods_named(["noise"], Options())[3 * place :][:3]
     done = compute(methods, models, ranking, score_cache(tmp_path, models, ranking))
     first, last = (models.fitted(which, "unembedding", tau=True) for which in ("pretrained", "finetuned"))
-    changes = foretold(first.side, first.factors, first.tau, first.batches, Halves(4, 0.0, noise=1.0))
+    changes = foretold(first.side, first.factors, first.tau, first.batches, Halves(4, step, noise=1.0))
     expected = dict.fromkeys(("theirs", "own", "none"), 0.0)
     settings = FitSettings(label_samples=Options().fit.label_samples, seed=Options().fit.seed)
     for number in range(4):

@@ -82,7 +82,7 @@ def test_sources_are_counted_of_right_answers_and_set_against_the_same_without_h
     ask(tmp_path / "world", tmp_path / "questions.jsonl", 1)
     asked = [query["id"] for query in json_lines(tmp_path / "questions.jsonl")]
     facts = {f"q{fact.id[1:]}": fact for fact in world.facts}
-    place = {"": 3, "1": 2, "4": 1, "2": 1, "4:0.1": 2}  # of the only source that is ranked
+    place = {"": 3, "1": 2, "4": 1, "2": 1, "4:0.1": 2, "4:0:1": 3, "4:0.3:1": 1}  # of the only source that is ranked
     for name, (_, _, halves) in sources.METHODS.items():
         rows = []
         for query in asked:
