@@ -209,7 +209,7 @@ def _add_method_flags(group: Any) -> None:
         "--halves",
         metavar="K[:STEP[:NOISE]]",
         help="mean over K models moved towards trainings on random halves of M0's data, such as 4, or 1 in their "
-        "middle, and by noise of other first weights (default none)",
+        "middle, and by noise of other first weights; STEP, NOISE: numbers, or auto, what models bear (default none)",
     )
     group.add_argument("--pretrained-data", metavar="D", help="where M0's training data is now; index data")
     group.add_argument("--finetuned-data", metavar="D", help="where M1's training data is now; index data")
