@@ -16,7 +16,7 @@ from experiments.common.running import add_data_flag, experiment_parser, quiet
 from experiments.counterfactual.setting import RECIPE, FactSizes, lama_setting
 from experiments.peers.environments import Environment
 from experiments.peers.plots import draw
-from experiments.peers.report import absent_toolkits, score_table
+from experiments.peers.report import absent_toolkits, ceiling_table, score_table
 from experiments.peers.study import PeerStudy
 from experiments.peers.toolkits import TOOLKITS
 from experiments.retraining.command import NUMBERS, chosen_sizes, write
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     results = Path(options.results or output / "report")
     write(results, "peers", table, configuration)
+    write(results, "ceiling", ceiling_table(study.judge, rows), configuration)
     draw(results)
 
 

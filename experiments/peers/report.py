@@ -11,6 +11,7 @@ from experiments.common.judging import Judge
 from experiments.peers.methods import NEARBY
 from experiments.peers.rows import OWN, Row
 from experiments.peers.toolkits import TOOLKITS, Toolkit
+from experiments.retraining.reach import reach_table
 from msif.reporting.tables import Table
 
 COLUMNS = (
@@ -65,6 +66,15 @@ def _line(judge: Judge, row: Row, references: Sequence[Row]) -> tuple[float, lis
 def _without(*cells: str) -> list[Any]:
     """A line without figures."""
     return [*cells, *[None] * (len(COLUMNS) - len(cells))]
+
+
+def ceiling_table(judge: Judge, rows: Sequence[Row]) -> Table:
+    """What the library's defaults, and what asks otherwise with the same curvature, could reach."""
+    usual = rows[0].setting
+    own = [row for row in rows if row.toolkit == OWN and row.scores is not None and row.setting.startswith(usual)]
+    scores = {f"{row.method}, {row.setting}": row.scores for row in own if row.scores is not None}
+    title = f"What can be reached: {len(judge.masks)} halves, {judge.losses.shape[1]} models"
+    return reach_table(judge, scores, COLUMNS[3], title)
 
 
 def absent_toolkits(rows: Sequence[Row]) -> list[Toolkit]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments.common.judging import SIZES
 from experiments.common.methods import Method
-from experiments.retraining.additive import taught_additive
 from experiments.retraining.methods import DEFAULT_DAMPING, GDP, MULTI_STAGE, UNIT
+from experiments.retraining.reach import reach_table
 from experiments.retraining.removal import Changes
 from experiments.retraining.study import MEAN_OF_HALVES, REFERENCE, Study
 from msif.evaluation.intervals import Interval, bootstrap
@@ -175,21 +175,12 @@ def _next(scores: np.ndarray, pair: int, size: int) -> np.ndarray:
 
 def ceiling_table(study: Study) -> Table:
     """What the truth's noise allows, and what retraining itself could teach an additive score."""
-    judge, scores, sizes = study.judge, study.scores[REFERENCE], study.sizes
-    mean = scores.mean(0)
-    by_pair = [taught_additive(judge.masks, judge.losses[:, pair], own) for pair, own in enumerate(scores)]
-    taught = [float(np.mean(by_pair)), taught_additive(judge.masks, judge.measured, mean)]
-    rows = [
-        [REFERENCE, judge.own(scores).mean, judge.score(mean)],
-        ["the same, corrected by retrainings on nine tenths of the halves", *taught],
-        ["the expected loss itself: noise ceiling", judge.own_ceiling, judge.ceiling],
-    ]
+    sizes = study.sizes
     title = (
         f"What can be reached: {sizes.halves} halves, {sizes.seeds} pairs, {sizes.orders} trainings of each pair on "
         "each half"
     )
-    columns = ["foretold by", "each pair by its own", "mean scores, mean losses"]
-    return Table(columns, rows, title, dict.fromkeys(columns[1:], ".3f"))
+    return reach_table(study.judge, {REFERENCE: study.scores[REFERENCE]}, "each pair by its own", title)
 
 
 SHOWN = 64

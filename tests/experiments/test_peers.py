@@ -20,10 +20,11 @@ from experiments.peers import environments, exchange
 from experiments.peers import rows as peers_rows
 from experiments.peers.environments import Environment
 from experiments.peers.methods import METHODS, NEARBY
-from experiments.peers.report import absent_toolkits, score_table
+from experiments.peers.report import absent_toolkits, ceiling_table, score_table
 from experiments.peers.rows import Row, bagged_rows, exchanged, peer_rows
 from experiments.peers.toolkits import TOOLKITS, Setting, Toolkit
 from experiments.retraining import bags as retraining_bags
+from experiments.retraining.additive import taught_additive
 from experiments.retraining.bags import bags_of
 from experiments.retraining.settings import Sizes
 from msif.errors import MsifError
@@ -176,6 +177,23 @@ def test_the_table(monkeypatch) -> None:
     assert with_halves["x"][near].startswith("+0.000") and with_halves[NEARBY][near] is None
     assert with_halves["defaults"][near].startswith("+0.")
     assert with_halves["x"]["msif at defaults, less this"] == best["msif at defaults, less this"]
+
+
+def test_what_can_be_reached_is_of_the_library_and_its_usual_curvature() -> None:
+    draw = np.random.default_rng(1)
+    masks, true = random_halves(draw, 40, 12), draw.normal(size=(2, 3, 12))
+    judge = Judge(masks, -np.einsum("mn,sqn->msq", masks, true))
+    scores = true + draw.normal(size=true.shape)
+    rows = [
+        *(Row("msif", "EK-FAC", setting, own) for setting, own in (("maps", scores), ("maps, halves", true))),
+        *(Row("msif", "BM25+", "", true), Row("Toy", "A", "maps", true), Row("msif", "EK-FAC", "maps, none")),
+    ]
+    first, taught, halves, _, ceiling = ceiling_table(judge, rows).rows
+    assert (first[0], halves[0]) == ("EK-FAC, maps", "EK-FAC, maps, halves")
+    assert first[1:] == [judge.own(scores).mean, judge.score(scores.mean(0))]
+    by_model = [taught_additive(masks, judge.losses[:, seed], own) for seed, own in enumerate(scores)]
+    assert taught[1:] == [np.mean(by_model), taught_additive(masks, judge.measured, scores.mean(0))]
+    assert taught[1] > first[1] and ceiling[1:] == [None, judge.ceiling]
 
 
 def test_toolkits_without_a_row_are_absent() -> None:
