@@ -136,19 +136,22 @@ def foretold(
         MsifError: see ``mean_gradients``, and ``IHVP.build``.
     """
     noise = bearable_noise(side, factors, tau) if isinstance(halves.noise, str) else halves.noise
-    step = STEP if isinstance(halves.step, str) else halves.step
+    step, shortened = (STEP, True) if isinstance(halves.step, str) else (halves.step, False)
+    drawn = pulls_of_noise(side, tau, noise, halves.count, halves.seed) if noise else ()
     pulls: Vectors = {}
     if step:
         pulls = mean_gradients(side.model, side.tracked, side.objective, batches, halves.left_out, halves.count)
         for pull in pulls.values():
             pull *= step / (2 if halves.count == 1 else 1)
-    if noise:
-        for name, pull in pulls_of_noise(side, tau, noise, halves.count, halves.seed):
+    if not shortened:  # one solve is for both
+        for name, pull in drawn:
             pulls[name] = pulls[name].add_(pull) if step else pull
     inverse = (ihvp or IHVP()).build(side, factors, Damping("auto").first(tau), batches)
     found = consume(inverse, pulls)
-    if halves.step == AUTO:
+    if shortened:
         shorten(side, batches, found)
+        for name, own in consume(inverse, dict(drawn)).items():
+            found[name] += own
     shorter = str(replace(halves, step=float(f"{step / 10:.1g}")))
     log.info("halves %s: weights are moved by %.2g of their norm", halves, tell_far(side, noise, found, shorter))
     return found

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_lm
 from test_halves import STEP, TAU, stage_of, stages  # noqa: F401
 from test_influence import dense_inverse
 
@@ -48,6 +49,19 @@ def test_noise_stays_where_nothing_was_learnt(stages):  # noqa: F811
             torch.testing.assert_close(found[module.name][number], plain[module.name][number] + expected)
             assert 0.1 * xi[module.name].norm() < expected.norm() < xi[module.name].norm()
     assert not torch.equal(alone_[module.name][0], alone_[module.name][1])
+
+
+def test_a_step_that_is_shortened_leaves_noise_as_it_is(caplog):
+    stage = stage_of(tiny_lm(0), "maps")
+    faint = {name: replace(one, Lambda=one.Lambda / 1e3) for name, one in stage.factors.items()}
+    stage = replace(stage, factors=faint)
+    step, noise, both = (
+        build_scorer("single-stage", stage, None, halves=Halves(2, *given)).displacements()
+        for given in (("auto",), (0.0, 0, 0.2), ("auto", 0, 0.2))
+    )
+    assert "models bear 0.5 of the step" in caplog.text
+    for name, own in both.items():
+        torch.testing.assert_close(own, step[name] + noise[name])
 
 
 def test_noise_alone_needs_no_pass_over_data(stages):  # noqa: F811
