@@ -150,6 +150,7 @@ def foretold(
     found = consume(inverse, pulls)
     if shortened:
         shorten(side, batches, found)
+    if shortened and noise:
         for name, own in consume(inverse, dict(drawn)).items():
             found[name] += own
     shorter = str(replace(halves, step=float(f"{step / 10:.1g}")))

@@ -13,6 +13,7 @@ from test_halves import QUERIES, TRAINED_ON, add, stage_of, stages  # noqa: F401
 
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves
+from msif.attribution.inverses import IHVP
 from msif.attribution.stages import build_scorer
 from msif.attribution.trust import BORNE, loss_and_chance, shorten, tell_lost
 from msif.data.documents import collate
@@ -126,6 +127,19 @@ def test_a_regression_has_no_guess_to_be_held_against():
     V = {"a": torch.ones(2, 1, 1)}
     shorten(SimpleNamespace(objective=Regression(0, 1)), None, V)
     assert V["a"].sum() == 2
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_solver_shortens_its_own_step(stages, noise):  # noqa: F811
+    stage = replace(stages[0], batches=[collate(TRAINED_ON[:4]), collate(TRAINED_ON[4:])])
+    solver = IHVP("ekfac-cg", iterations=400, tolerance=1e-10)
+    found, given = (
+        build_scorer("single-stage", stage, None, Damping(0.05), solver, halves=Halves(2, step, 1, noise))
+        for step in ("auto", 0.3)
+    )
+    expected = given.displacements()
+    for name, own in found.displacements().items():  # of models that bear it
+        torch.testing.assert_close(own, expected[name], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("own", [0.2, 1.0, 9.0])
