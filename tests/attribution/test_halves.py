@@ -218,7 +218,7 @@ def test_a_solver_solves_at_the_moved_models(stages, kind):
     """And foretells them by its own inverse."""
     stages = [replace(stage, batches=[collate(TRAINED_ON[:4]), collate(TRAINED_ON[4:])]) for stage in stages]
     first, last = stages
-    ihvp, damping = IHVP(kind, iterations=400, tolerance=1e-10), Damping(0.05, alpha=0.03)
+    ihvp, damping = IHVP(kind, iterations=400, tolerance=1e-8), Damping(0.3, alpha=0.2)
     scorer = build_scorer("multi-stage", first, last, damping, ihvp, halves=Halves(2, 1.0, seed=1))
     found = scorer.score(alone(QUERIES), [collate(TEXTS)]).values
     operator = Damped(GGN(first.side.model, first.side.tracked, CausalLM(), first.batches), first.side.tracked, 1 / TAU)
