@@ -50,7 +50,7 @@ def bearable_noise(side: Side, factors: Factors, tau: Tau) -> float:
     """As much as a training leaves, 1, or what raises the loss by ``BEARABLE`` nats where that is less; it is told."""
     rise = foretold_rise(side, factors, tau)
     noise = min(1.0, math.sqrt(BEARABLE / rise)) if rise else 1.0
-    log.info("noise of %.2g: noise of 1 raises the loss by %.2g nats a token, as curvature foretells", noise, rise)
+    log.info("noise %.2g is taken, for 1 raises the loss by %.2g nats a token as curvature foretells", noise, rise)
     return noise
 
 
