@@ -13,7 +13,7 @@ from typing import Any
 from msif.atomic import write_json
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, foretold
-from msif.attribution.moves import moved_model, of_half
+from msif.attribution.moves import moved_side, of_half
 from msif.curvature.vectors import Vectors
 from msif.errors import MsifError
 from msif.models.select import track_modules
@@ -109,7 +109,7 @@ def _write(folder: Path, stages: Mapping[str, Stage], sides: Mapping[str, Side],
     shutil.rmtree(part, ignore_errors=True)
     try:
         for name, side in sides.items():
-            moved_model(side, change).save_pretrained(part / name)  # type: ignore[operator]
+            moved_side(side, change).model.save_pretrained(part / name)  # type: ignore[operator]
             stages[name].loaded.tokenizer.save_pretrained(part / name)
         os.replace(part, folder)
     except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msif.attribution.halves import Halves, foretold
-from msif.attribution.moves import moved_model, of_half
+from msif.attribution.moves import moved_side, of_half
 from msif.attribution.stages import FittedStage, factors_of
 from msif.curvature.fit import FitSettings, fit
 from msif.curvature.vectors import Vectors
@@ -35,4 +35,4 @@ def refitted(stage: FittedStage, settings: FitSettings) -> FittedStage:
 
 
 def _at(stage: FittedStage, change: Vectors) -> FittedStage:
-    return replace(stage, side=replace(stage.side, model=moved_model(stage.side, change)))
+    return replace(stage, side=moved_side(stage.side, change))

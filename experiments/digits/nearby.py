@@ -33,7 +33,7 @@ from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, HalvesScorer, foretold
 from msif.attribution.inverses import IHVP
-from msif.attribution.moves import moved_model, of_half
+from msif.attribution.moves import moved_side, of_half
 from msif.attribution.scorers import Scorer
 from msif.attribution.stages import build_scorer
 from msif.cli.parsing import Parser, run
@@ -102,7 +102,7 @@ def _moved(m: Member, halves: Halves) -> Iterator[tuple[Side, Side]]:
 
 
 def _at(side: Side, change: Vectors) -> Side:
-    return replace(side, model=moved_model(side.restricted(list(change)), change))
+    return replace(side, model=moved_side(side.restricted(list(change)), change).model)
 
 
 def scores_of(settings: Settings, parts: Parts, cache: Cache, halves: int, number: int) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def _without(*cells: str) -> list[Any]:
 def ceiling_table(judge: Judge, rows: Sequence[Row]) -> Table:
     """What the library's defaults, and what asks otherwise with the same curvature, could reach."""
     usual = rows[0].setting
-    own = [row for row in rows if row.toolkit == OWN and row.scores is not None and row.setting.startswith(usual)]
+    own = [row for row in rows if row.toolkit == OWN and row.setting.startswith(usual)]
     scores = {f"{row.method}, {row.setting}": row.scores for row in own if row.scores is not None}
     title = f"What can be reached: {len(judge.masks)} halves, {judge.losses.shape[1]} models"
     return reach_table(judge, scores, COLUMNS[3], title)

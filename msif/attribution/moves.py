@@ -13,10 +13,10 @@ from msif.curvature.vectors import Vectors
 from msif.models.blocks import moved_parameters
 
 
-def moved_model(side: Side, change: Vectors) -> nn.Module:
-    """A copy of the model with W̄ + change of each module in the place of W̄, which has all else in common with it."""
-    own = _sharing(side.model)
-    move(replace(side, model=own), change)
+def moved_side(side: Side, change: Vectors) -> Side:
+    """A side of a model of its own with W̄ + change of each module in the place of W̄, and all else in common."""
+    (own,) = apart(side)
+    move(own, change)
     return own
 
 

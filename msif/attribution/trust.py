@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from msif.attribution.gradients import Side
-from msif.attribution.moves import moved_model, of_half
+from msif.attribution.moves import moved_side, of_half
 from msif.curvature.inputs import device_and_dtype
 from msif.curvature.vectors import Vectors, dot
 from msif.models.blocks import matrix_of
@@ -40,18 +40,12 @@ def shorten(side: Side, batches: Iterable[Any], displacements: Vectors) -> None:
 
     def lost(halvings: int) -> float:
         change = {name: V * 2**-halvings for name, V in of_half(displacements, 0).items()}
-        return loss_and_chance(replace(side, model=moved_model(side, change)), sample)[0]
+        return loss_and_chance(moved_side(side, change), sample)[0]
 
     most = own + BORNE * chance
     if lost(0) <= most:  # not so of nan
         return
-    too_long, borne = 0, HALVINGS
-    while borne - too_long > 1:
-        middle = (too_long + borne) // 2
-        if lost(middle) <= most:
-            borne = middle
-        else:
-            too_long = middle
+    borne = 1 + bisect_left(range(1, HALVINGS), True, key=lambda halvings: lost(halvings) <= most)
     for V in displacements.values():
         V *= 2**-borne
     log.warning(

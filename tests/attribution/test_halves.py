@@ -16,7 +16,7 @@ from msif.attribution.damping import Damping
 from msif.attribution.gradients import Side
 from msif.attribution.halves import Halves, HalvesScorer, as_halves
 from msif.attribution.inverses import IHVP
-from msif.attribution.moves import moved_model, of_half
+from msif.attribution.moves import moved_side, of_half
 from msif.attribution.stages import FittedStage, build_scorer
 from msif.curvature.cg import Damped
 from msif.curvature.ggn import GGN
@@ -231,7 +231,7 @@ def test_a_solver_solves_at_the_moved_models(stages, kind):
     expected = 0
     for number in range(2):
         change = of_half(changes, number)
-        moved = [replace(s, side=replace(s.side, model=moved_model(s.side, change))) for s in stages]
+        moved = [replace(s, side=moved_side(s.side, change)) for s in stages]
         one = build_scorer("multi-stage", *moved, damping, ihvp).score(alone(QUERIES), [collate(TEXTS)])
         expected = expected + one.values / 2
     np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -101,7 +101,7 @@ def test_a_step_is_as_long_as_models_bear(caplog, longer):
     stage = replace(stage, factors=faint, tau={name: longer * tau for name, tau in stage.tau.items()})
     whole, found = displacements(stage, 0.3), displacements(stage, "auto")
     share, most = 1.0, loss_by_hand(stage) + BORNE * math.log(11)
-    while loss_by_hand(stage, of_half(whole, 0, share)) > most:
+    while loss_by_hand(stage, {name: share * V[0] for name, V in whole.items()}) > most:
         share /= 2
     assert (share == 1) == (longer == 1) and share > 2**-12
     for name, own in found.items():
@@ -110,10 +110,6 @@ def test_a_step_is_as_long_as_models_bear(caplog, longer):
     assert (told in caplog.text) == (share < 1)
     if share < 1:
         assert f"and {loss_by_hand(stage):.3g} at the model itself" in caplog.text
-
-
-def of_half(displacements, number, share):
-    return {name: share * V[number] for name, V in displacements.items()}
 
 
 def test_a_move_to_no_number_is_shortened_and_told(stages, caplog):  # noqa: F811
@@ -147,7 +143,8 @@ def test_three_tenths_of_what_a_guess_loses_may_be_lost(stages, monkeypatch, own
     """Whatever the model itself loses."""
     side, tracked = stages[0].side, stages[0].side.tracked[0].name
     V = {module.name: torch.ones(2, *module.shape) for module in side.tracked}
-    monkeypatch.setattr("msif.attribution.trust.moved_model", lambda side, change: float(change[tracked].mean()))
+    moved = lambda side, change: replace(side, model=float(change[tracked].mean()))  # noqa: E731
+    monkeypatch.setattr("msif.attribution.trust.moved_side", moved)
     loss = lambda one, _: (own if one is side else own + 40 * one.model, 6.0)  # noqa: E731
     monkeypatch.setattr("msif.attribution.trust.loss_and_chance", loss)
     shorten(side, [], V)

@@ -95,7 +95,7 @@ def test_what_is_there_is_kept_and_what_is_missing_made_again(given, halves, tmp
     shutil.rmtree(folder / "2")
     stamp = (folder / "1" / "pretrained" / "model.safetensors").stat().st_mtime_ns
     asked = [*given, "--halves", "4:0.5", "--output", folder]
-    monkeypatch.setattr("msif.foretelling.moved_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("msif.foretelling.moved_side", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([str(part) for part in asked])
     monkeypatch.undo()

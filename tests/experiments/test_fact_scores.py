@@ -20,7 +20,7 @@ from experiments.fact_tracing.stacked import kind_of, packed
 from experiments.facts.reading import read_pair
 from msif.attribution.damping import Damping
 from msif.attribution.halves import Halves, foretold
-from msif.attribution.moves import moved_model, of_half
+from msif.attribution.moves import moved_side, of_half
 from msif.attribution.stages import build_scorer
 from msif.curvature.fit import FitSettings, fit
 from msif.errors import MsifError
@@ -171,7 +171,7 @@ def test_noise_is_asked_with_factors_of_either_models_and_without(models, rankin
     settings = FitSettings(label_samples=Options().fit.label_samples, seed=Options().fit.seed)
     for number in range(4):
         change = of_half(changes, number)
-        moved = [replace(s, side=replace(s.side, model=moved_model(s.side, change))) for s in (first, last)]
+        moved = [replace(s, side=moved_side(s.side, change)) for s in (first, last)]
         fitted = [
             replace(s, factors=fit(s.side.model, s.side.tracked, s.side.objective, s.batches,
                                    tmp_path / f"{number}-{place}", settings).load_all())
